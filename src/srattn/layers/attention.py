@@ -1,0 +1,223 @@
+"""Spatial-Reduction Attention as a module: self- and cross-attention on maps, masks, and a planned path."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srattn.errors import SrattnError
+from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction, as_pair, check_edge
+from srattn.ops import attend
+from srattn.ops.plan import Choice, Shape, cheapest, choose, known
+
+
+class SpatialReductionAttention(nn.Module):
+    """Multi-head attention whose keys and values are shrunk in space first (PVT, arXiv:2102.12122, eq. 1 to 4).
+
+    Tokens are (batch, height, width, channels). The definition is `srattn.ops.reference`; which of the equal paths
+    computes it is planned for the shapes at hand, see `plan_for` and `srattn.force_path`.
+
+    Args:
+        dim: channels of queries and output.
+        num_heads: heads; must divide `dim`.
+        ratio: R, or (R_h, R_w). 1 means no reduction and no norm, as published.
+        linear: pool keys and values to a grid of `pool_size` cells instead (PVT v2's linear SRA); `ratio` stays 1.
+        edge: what happens where the ratio does not divide the grid: "pad" with zeros, so that every token reaches some
+            key; "floor", the trailing strip is lost, as in all published code; "error".
+        key_dim, value_dim: channels of the maps given as key and value; `dim` by default. Where they differ, each is
+            reduced with a W^S of its own width, else with one W^S.
+        qkv_bias: biases on W^Q, W^K, W^V.
+        attn_drop, proj_drop: dropout on the attention weights and on the output; both work on every path.
+        scale: factor of the logits, head_dim ** -0.5 by default.
+        norm_eps: epsilon of the layer norm of the reduction.
+
+    Raises:
+        SrattnError: for widths that heads do not divide, an unknown edge policy, a ratio given beside `linear`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ratio: int | tuple[int, int] = 1,
+        *,
+        linear: bool = False,
+        pool_size: int | tuple[int, int] = 7,
+        edge: str = "pad",
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        scale: float | None = None,
+        norm_eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise SrattnError(f"num_heads must divide dim, got {dim=}, {num_heads=}")
+        factory = {"device": device, "dtype": dtype}
+        self.dim, self.num_heads = dim, num_heads
+        self.key_dim = dim if key_dim is None else key_dim
+        self.value_dim = self.key_dim if value_dim is None else value_dim
+        self.ratio = as_pair(ratio, "ratio")
+        self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
+        self.attn_drop = attn_drop
+        check_edge(edge)
+        if linear and self.ratio != (1, 1):
+            raise SrattnError(
+                f"linear=True pools to {pool_size} cells whatever the ratio: leave ratio at 1, got {ratio}"
+            )
+
+        def reduction(width: int) -> Reduction:
+            if linear:
+                return PooledReduction(width, pool_size, eps=norm_eps, **factory)
+            return (
+                Reduction()
+                if self.ratio == (1, 1)
+                else StridedReduction(width, self.ratio, edge=edge, eps=norm_eps, **factory)
+            )
+
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **factory)
+        self.k = nn.Linear(self.key_dim, dim, bias=qkv_bias, **factory)
+        self.v = nn.Linear(self.value_dim, dim, bias=qkv_bias, **factory)
+        self.reduction = reduction(self.key_dim)
+        self.value_reduction = None if self.key_dim == self.value_dim else reduction(self.value_dim)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(
+        self,
+        x: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attends from every token of x to the reduced tokens of `key`.
+
+        Args:
+            x: queries, (B, H, W, dim), or (B, N, dim) where a key is given.
+            key: (B, H_k, W_k, key_dim); x itself by default.
+            value: (B, H_k, W_k, value_dim); `key` by default, and then the reduction is computed once.
+            key_mask: (B, H_k, W_k) bool, true where a key token is valid. A reduced token counts if any of its sources
+                is valid; invalid sources contribute nothing. An image without any valid key gets the output bias.
+            key_bias: (B, H_k, W_k), finite, added to the logits of each key, averaged over its valid sources.
+
+        Returns:
+            The shape of x.
+        """
+        k, v, bias = self._keys_values(x, key, value, key_mask, key_bias)
+        queries = x.flatten(1, -2)
+        projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
+        dropout = self.attn_drop if self.training else 0.0
+        shape = self._shape(x.shape[0], queries.shape[1], k.shape[1], k, bias)
+        # Symbolic sizes while exporting: the path that is right at every size.
+        path = cheapest(shape) if known(*shape[:3]) else "sdpa"
+        if path == "plain":
+            run = attend.plain
+        elif path == "sdpa":
+            run = attend.sdpa
+        else:
+            streamed = self.num_heads == 1 and not shape.keeps_scores
+            run = attend.absorbed_streamed if streamed else attend.absorbed_grouped
+        out = run(queries, k, v, projections, self.num_heads, self.scale, bias, dropout)
+        return self.proj_drop(out.view(x.shape))
+
+    def attention_map(
+        self,
+        x: Tensor,
+        key: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
+        """The attention weights, (B, num_heads, N, M) over the reduced tokens in raster order, by the plain path."""
+        k, _, bias = self._keys_values(x, key, None, key_mask, key_bias)
+        projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
+        return attend.attention_weights(x.flatten(1, -2), k, projections, self.num_heads, self.scale, bias)
+
+    def reduced_size(self, height: int, width: int) -> tuple[int, int]:
+        """Grid (M_h, M_w) of the keys for a key map of (height, width) tokens."""
+        return self.reduction.size(height, width)
+
+    def plan_for(
+        self,
+        height: int,
+        width: int,
+        batch: int = 1,
+        *,
+        key_size: tuple[int, int] | None = None,
+        training: bool = False,
+    ) -> Choice:
+        """The path that `forward` takes at this size, with its cost and the reason in words."""
+        keys = math.prod(self.reduced_size(*(key_size or (height, width))))
+        weight = self.q.weight
+        keeps_scores = training and self.q.bias is not None
+        return choose(
+            Shape(
+                batch, height * width, keys, self.dim, self.num_heads, weight.itemsize, weight.device.type, keeps_scores
+            )
+        )
+
+    def _shape(self, batch: int, queries: int, keys: int, k: Tensor, bias: Tensor | None) -> Shape:
+        # A fused attention has no gradient for its bias; K' carries one for the query bias.
+        wanted = torch.is_grad_enabled() and (k.requires_grad or (bias is not None and bias.requires_grad))
+        keeps_scores = wanted and (self.q.bias is not None or bias is not None)
+        return Shape(batch, queries, keys, self.dim, self.num_heads, k.itemsize, k.device.type, keeps_scores)
+
+    def _keys_values(
+        self, x: Tensor, key: Tensor | None, value: Tensor | None, key_mask: Tensor | None, key_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Reduced and projected keys and values, (B, M, dim) each, and the score of each key, (B, M) or None."""
+        self._check(x, key, value, key_mask, key_bias)
+        key = x if key is None else key
+        z_key = self.reduction(key, key_mask).flatten(1, 2)
+        if self.value_reduction is None and (value is None or value is key):
+            z_value = z_key
+        else:
+            reduce_value = self.reduction if self.value_reduction is None else self.value_reduction
+            z_value = reduce_value(key if value is None else value, key_mask).flatten(1, 2)
+        k, v = self.k(z_key), self.v(z_value)
+        if key_mask is None and key_bias is None:
+            return k, v, None
+        bias = self.reduction.reduce_scores(key_mask, key_bias).flatten(1).to(k.dtype)
+        if key_mask is not None:
+            # Images without any valid key attend to nothing: every key counts, with a value of zero.
+            lost = torch.isneginf(bias).all(1, keepdim=True)
+            bias, v = bias.masked_fill(lost, 0.0), v.masked_fill(lost.unsqueeze(-1), 0.0)
+        return k, v, bias
+
+    def _check(
+        self, x: Tensor, key: Tensor | None, value: Tensor | None, key_mask: Tensor | None, key_bias: Tensor | None
+    ) -> None:
+        if x.shape[-1] != self.dim or not (x.ndim == 4 or (x.ndim == 3 and key is not None)):
+            raise SrattnError(
+                f"queries are (batch, height, width, {self.dim}), or (batch, tokens, {self.dim}) beside a key; "
+                f"got {tuple(x.shape)}"
+            )
+        if value is not None and key is None:
+            raise SrattnError("a value needs its key: attn(x, key=k, value=v)")
+        source = x if key is None else key
+        for name, given, width in (("key", source, self.key_dim), ("value", value, self.value_dim)):
+            if given is not None and (given.ndim != 4 or given.shape[-1] != width or given.shape[0] != x.shape[0]):
+                raise SrattnError(f"{name} is (batch {x.shape[0]}, height, width, {width}), got {tuple(given.shape)}")
+        if value is None and self.value_dim != self.key_dim:
+            raise SrattnError(f"key_dim {self.key_dim} and value_dim {self.value_dim} differ: give the value as well")
+        if value is not None and value.shape[1:3] != source.shape[1:3]:
+            raise SrattnError(
+                f"key and value lie on one grid, got {tuple(source.shape[1:3])} and {tuple(value.shape[1:3])}"
+            )
+        for name, given in (("key_mask", key_mask), ("key_bias", key_bias)):
+            if given is not None and given.shape != source.shape[:3]:
+                raise SrattnError(
+                    f"{name} has the shape of the key map, {tuple(source.shape[:3])}, got {tuple(given.shape)}"
+                )
+        if key_mask is not None and key_mask.dtype != torch.bool:
+            raise SrattnError(f"key_mask is boolean, true where a key token is valid, got {key_mask.dtype}")
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_heads={self.num_heads}"

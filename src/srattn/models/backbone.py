@@ -1,0 +1,280 @@
+"""What every backbone answers: features, intermediates, head, and the settings that conversions need.
+
+A family composes stages and implements `run_stage` (and `pool`, where it does not end in a mean over the map).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from srattn.errors import SrattnError
+from srattn.layers.attention import SpatialReductionAttention
+from srattn.layers.patch_embed import OverlapPatchEmbed, PatchEmbed
+from srattn.layers.reduction import StridedReduction, check_edge
+from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
+
+
+class Stage(nn.Module):
+    """Patch embedding, optional positions, blocks, optional norm. Tokens inside are (B, H, W, C)."""
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed | OverlapPatchEmbed,
+        blocks: Sequence[nn.Module],
+        norm: nn.Module | None = None,
+        position: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.position = nn.Identity() if position is None else position
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.Identity() if norm is None else norm
+        self.grad_checkpointing = False
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to tokens (B, H', W', C) with their positions."""
+        return self.position(self.patch_embed(x))
+
+    def run(self, tokens: Tensor) -> Tensor:
+        """The blocks and the norm on (B, H, W, C)."""
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return self.norm(tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to a map (B, C, H', W'), a view of channels-last tokens."""
+        return self.run(self.embed(x)).permute(0, 3, 1, 2)
+
+
+class Backbone(nn.Module):
+    """Base of all families. Images are (batch, in_chans, height, width) in any memory format.
+
+    Attributes:
+        config: a JSON-able dict; `srattn.create_model(**model.config)` builds the same architecture.
+        feature_info: channels and reduction of each stage's map.
+        num_features: channels of the last stage.
+        min_size: smallest height or width in pixels, the stride of the last stage.
+    """
+
+    stages: nn.ModuleList
+    norm: nn.Module
+    config: dict[str, Any]
+    img_size: int | tuple[int, int]
+    features_defaults: ClassVar[dict[str, Any]] = {}
+    """Arguments that a feature pyramid of this family takes by default."""
+
+    def _finish_init(
+        self,
+        embed_dims: Sequence[int],
+        strides: Sequence[int],
+        *,
+        in_chans: int,
+        num_classes: int,
+        drop_rate: float,
+        edge: str,
+    ) -> None:
+        """Head, feature info and initialisation, once the stages stand."""
+        reductions = [math.prod(strides[: i + 1]) for i in range(len(strides))]
+        self.feature_info = FeatureInfos(
+            FeatureInfo(dim, r, f"stages.{i}") for i, (dim, r) in enumerate(zip(embed_dims, reductions, strict=True))
+        )
+        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, embed_dims[-1]
+        self.min_size = reductions[-1]
+        self.edge = check_edge(edge)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.apply(_init_weights)
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def run_stage(self, index: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """One stage on (B, C_in, H, W): its map (B, C, H', W'), and the class token (B, C) where it carries one."""
+        return self.stages[index](x), None
+
+    def tokens_of(self, index: int, grid: tuple[int, int]) -> tuple[int, int]:
+        """Grid that the attention of a stage sees, for a map of `grid` tokens."""
+        return grid
+
+    def final(self, x: Tensor, class_token: Tensor | None) -> Tensor:
+        """What `forward_features` returns, from the last stage's map and class token."""
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What the head reads, (B, C), from what `forward_features` returns."""
+        return x.mean((2, 3))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the final features, (B, C, H / min_size, W / min_size) unless the family says otherwise."""
+        self.check_images(x)
+        token = None
+        for index in range(len(self.stages)):
+            x, token = self.run_stage(index, x)
+        return self.final(x, token)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Final features to logits (B, num_classes), or to the pooled features (B, C) with `pre_logits`."""
+        x = self.head_drop(self.pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to logits (B, num_classes); pooled features where num_classes is 0."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The final features and a list of feature maps.
+
+        Args:
+            x: images (B, in_chans, H, W).
+            indices: stages to return; None is all, an int n the last n, negative ones count from the end.
+            norm: apply the family's final norm, where it has one, to the last stage's map (norms that belong to a
+                stage are always applied).
+            stop_early: do not run stages after the last one asked for; only with `intermediates_only`.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: return the list alone.
+
+        Returns:
+            (final features, [maps (B, C, H, W)]), or the list alone.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise SrattnError(f"output_fmt is 'NCHW' or 'NHWC', got {output_fmt!r}")
+        if stop_early and not intermediates_only:
+            raise SrattnError("stop_early leaves no final features: set intermediates_only=True as well")
+        self.check_images(x)
+        wanted, last = resolve_indices(indices, len(self.stages)), len(self.stages) - 1
+        maps: dict[int, Tensor] = {}
+        token = None
+        for index in range(max(wanted) + 1 if intermediates_only else last + 1):
+            x, token = self.run_stage(index, x)
+            if index in wanted:
+                out = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if norm and index == last else x
+                maps[index] = out if output_fmt == "NCHW" else out.permute(0, 2, 3, 1)
+        ordered = [maps[i] for i in wanted]
+        return ordered if intermediates_only else (self.final(x, token), ordered)
+
+    def check_images(self, x: Tensor) -> None:
+        """Refuses what is no batch of images of this model's channels and of at least `min_size` pixels."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise SrattnError(f"images are (batch, {self.in_chans}, height, width), got {tuple(x.shape)}")
+        if torch.compiler.is_exporting():
+            return  # sizes may be symbols
+        if x.shape[2] < self.min_size or x.shape[3] < self.min_size:
+            raise SrattnError(
+                f"image {x.shape[2]}x{x.shape[3]} is below the minimum of {self.min_size}x{self.min_size}: "
+                f"enlarge it, or build the model with a smaller stem_stride"
+            )
+
+    # -- what users of timm expect ----------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head for `num_classes`; 0 removes it."""
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        self.head.apply(_init_weights)
+        self.config = {**self.config, "num_classes": num_classes}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone (beside biases and norms)."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise learning rates: by stage if coarse, else by block."""
+        return {
+            "stem": r"^stages\.0\.(patch_embed|position)|^class_",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.(?:patch_embed|position)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99998,)),
+                (r"^norm", (99999,)),
+            ],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in backward instead of keeping its activations."""
+        for stage in self.iter_stages():
+            stage.grad_checkpointing = enable
+
+    def prune_stages(self, count: int) -> None:
+        """Keeps the first `count` stages and no head: the feature extractor behind `features_only`."""
+        self.stages = self.stages[:count]
+        self.norm, self.head, self.num_classes = nn.Identity(), nn.Identity(), 0
+        self.config = {**self.config, "num_classes": 0}
+
+    # -- settings of a checkpoint's origin ---------------------------------------------------------------------------
+
+    @property
+    def norm_eps(self) -> dict[str, float]:
+        """Epsilons of the layer norms: of blocks and stages, after reductions, after patch embeddings."""
+        found: dict[str, float] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                found.setdefault(_norm_kind(name), module.eps)
+        return {"block": 1e-6, "reduction": 1e-5, "patch": 1e-5} | found
+
+    def set_norm_eps(self, block: float = 1e-6, reduction: float = 1e-5, patch: float = 1e-5) -> None:
+        """Sets the epsilons, which differ by a checkpoint's origin; the defaults are those of the official code."""
+        eps = {"block": block, "reduction": reduction, "patch": patch}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = eps[_norm_kind(name)]
+
+    def set_edge(self, edge: str) -> None:
+        """Sets the edge policy of every reduction (and of patches that do not overlap): "pad", "floor" or "error"."""
+        self.edge = check_edge(edge)
+        for module in self.modules():
+            if isinstance(module, StridedReduction | PatchEmbed):
+                module.edge = edge
+        self.config = {**self.config, "edge": edge}
+
+    def iter_stages(self) -> list[Stage]:
+        """The stages as what they are (a ModuleList forgets)."""
+        return [stage for stage in self.stages if isinstance(stage, Stage)]
+
+    def attentions(self) -> list[tuple[str, SpatialReductionAttention]]:
+        """Every Spatial-Reduction Attention with its name, in order of execution."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, SpatialReductionAttention)]
+
+
+def _norm_kind(name: str) -> str:
+    if name.endswith("reduction.norm"):
+        return "reduction"
+    return "patch" if name.endswith("patch_embed.norm") else "block"
+
+
+def _init_weights(module: nn.Module) -> None:
+    """As published: linear maps truncated normal 0.02, convolutions (the reduction is one) normal by fan-out."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    else:
+        if isinstance(module, StridedReduction):
+            nn.init.normal_(module.proj.weight, 0.0, math.sqrt(2.0 / module.proj.in_features))
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,119 @@
+"""The plan of a model: which path each stage takes at a size, why, and what it costs."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from srattn.layers.attention import SpatialReductionAttention
+from srattn.layers.reduction import as_pair
+from srattn.models.backbone import Backbone
+from srattn.models.features import PyramidFeatures
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """The attention of one stage: its blocks, its grids, the path and its counted cost for one block."""
+
+    stage: str
+    blocks: int
+    tokens: tuple[int, int]
+    keys: tuple[int, int]
+    heads: int
+    dim: int
+    path: str
+    macs: int
+    """Multiply-adds of one block's attention, the reduction and all four projections included."""
+    bytes: int
+    """Bytes that one block's attention moves through memory, from the query's input to the output."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A row for each stage (and for each kind of attention in it); prints as a table."""
+
+    model: str
+    size: tuple[int, int]
+    batch: int
+    training: bool
+    rows: tuple[PlanRow, ...]
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """As JSON-able records."""
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        head = ["stage", "blocks", "tokens", "keys", "heads", "path", "MMACs", "MB", "reason"]
+        body = [
+            [
+                row.stage,
+                str(row.blocks),
+                f"{row.tokens[0]}x{row.tokens[1]}",
+                f"{row.keys[0]}x{row.keys[1]}",
+                str(row.heads),
+                row.path,
+                f"{row.macs / 1e6:.1f}",
+                f"{row.bytes / 1e6:.2f}",
+                row.reason,
+            ]
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in [head, *body]
+        ]
+        mode = "training" if self.training else "inference"
+        size = f"{self.size[0]}x{self.size[1]}"
+        title = f"{self.model} at {size}, batch {self.batch}, {mode}: figures of one block's attention"
+        return "\n".join([title, *lines])
+
+
+def plan(
+    model: Backbone | PyramidFeatures,
+    size: int | tuple[int, int] | None = None,
+    *,
+    batch: int = 1,
+    training: bool = False,
+) -> Plan:
+    """What `forward` does in every stage for images of `size`, an int or (height, width); img_size by default.
+
+    Nothing is computed: the choice is the one that the attention itself makes for these shapes, on the device and in
+    the type of the model's parameters.
+    """
+    backbone = model.model if isinstance(model, PyramidFeatures) else model
+    size = as_pair(backbone.img_size if size is None else size, "size")
+    probe = torch.empty(batch, backbone.in_chans, *size, device="meta")
+    backbone.check_images(probe)
+    grid, rows = size, []
+    for index, stage in enumerate(backbone.iter_stages()):
+        grid = stage.patch_embed.size(*grid)
+        attentions = [m for m in stage.modules() if isinstance(m, SpatialReductionAttention)]
+        row = _row(f"{index + 1}", attentions[0], backbone.tokens_of(index, grid), batch, len(attentions), training)
+        rows.append(row)
+    return Plan(backbone.config["name"], size, batch, training, tuple(rows))
+
+
+def _row(
+    stage: str, attn: SpatialReductionAttention, grid: tuple[int, int], batch: int, blocks: int, training: bool
+) -> PlanRow:
+    choice = attn.plan_for(*grid, batch, training=training)
+    keys = attn.reduced_size(*grid)
+    shared = batch * (attn.reduction.macs(*grid) + 2 * keys[0] * keys[1] * attn.dim**2)
+    return PlanRow(
+        stage,
+        blocks,
+        grid,
+        keys,
+        attn.num_heads,
+        attn.dim,
+        choice.path,
+        choice.cost.macs + shared,
+        choice.cost.bytes,
+        choice.reason,
+    )

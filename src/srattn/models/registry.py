@@ -1,0 +1,127 @@
+"""Models by name: a variant is a name and its numbers."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from srattn.errors import SrattnError, nearest
+from srattn.models.backbone import Backbone
+from srattn.models.features import PyramidFeatures
+
+FAMILIES = ("pvt", "pvt_v2")
+
+
+class Variant(NamedTuple):
+    """A family's class and the numbers of one of its sizes."""
+
+    family: Callable[..., Backbone]
+    numbers: dict[str, Any]
+
+
+_variants: dict[str, Variant] = {}
+_loaded = False
+
+
+def register_model(name: str, family: Callable[..., Backbone], **numbers: Any) -> None:
+    """Adds a model to the registry: `family(**numbers, **what the user overrides)` builds it.
+
+    Another package adds its own through the entry-point group `srattn.models`: modules that call this.
+    """
+    if name in _variants:
+        raise SrattnError(f"model {name!r} is registered already; choose another name")
+    _variants[name] = Variant(family, numbers)
+
+
+def _all() -> dict[str, Variant]:
+    global _loaded
+    if not _loaded:
+        _loaded = True
+        for family in FAMILIES:
+            import_module(f"srattn.models.{family}")
+        for entry in entry_points(group="srattn.models"):
+            entry.load()
+    return _variants
+
+
+def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
+    """Registered names that match a shell-style pattern (or any of several), in natural order."""
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    return [name for name in _all() if any(fnmatch.fnmatch(name, p) for p in patterns)]
+
+
+def variant(name: str) -> Variant:
+    """The variant of this name; an unknown one is refused with the nearest."""
+    variants = _all()
+    if name not in variants:
+        raise SrattnError(f"no model {name!r}{nearest(name, variants)}; srattn.list_models() names all")
+    return variants[name]
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Every option of a model by name, with this variant's default."""
+    family, numbers = variant(name)
+    parameters = inspect.signature(family).parameters.values()
+    return {p.name: numbers.get(p.name, p.default) for p in parameters}
+
+
+def build_model(
+    name: str,
+    *,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Backbone | PyramidFeatures:
+    """A model with fresh weights; `srattn.create_model` is this with published ones.
+
+    Args:
+        name: one of `list_models()`.
+        features_only: return a model whose forward gives the pyramid of feature maps.
+        out_indices: the stages whose maps are returned, with `features_only`.
+        device, dtype: where and in which floating type the parameters lie.
+        options: num_classes, in_chans, img_size, drop_rate, drop_path_rate and the overrides of the family.
+
+    Raises:
+        SrattnError: an unknown name or option (with the nearest match), or numbers that do not fit together.
+    """
+    family, _ = variant(name)
+    resolved = model_options(name)
+    if features_only:
+        resolved |= getattr(family, "features_defaults", {})
+    elif out_indices is not None:
+        raise SrattnError("out_indices choose the maps of a pyramid: set features_only=True as well")
+    for option, value in options.items():
+        if option not in resolved:
+            raise SrattnError(
+                f"{name} has no option {option!r}{nearest(option, resolved)}; options are {', '.join(resolved)}"
+            )
+        if value is not None:
+            resolved[option] = value
+    with torch.device(device) if device is not None else _nowhere():
+        model = family(**resolved)
+    model.config = {"name": name} | {key: _plain(value) for key, value in resolved.items()}
+    if dtype is not None:
+        model.to(dtype)
+    return PyramidFeatures(model, out_indices) if features_only else model
+
+
+class _nowhere:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a config equals itself after JSON or YAML."""
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameter values."""
+    return sum(p.numel() for p in model.parameters())

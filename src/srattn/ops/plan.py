@@ -1,0 +1,130 @@
+"""Which path computes the attention for the shapes at hand, and why, in words.
+
+Each path is counted in multiply-adds and in bytes moved through memory, and the planner takes the smallest
+
+    cost = multiply-adds + MACS_PER_BYTE[device] * bytes
+
+with one machine constant per kind of device: how many multiply-adds of a GEMM pass in the time that one byte is
+copied. Counting stops at what differs between the paths: the reduction and W^K, W^V are the same in all.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+
+from srattn.errors import SrattnError, nearest
+
+Path = Literal["plain", "sdpa", "absorbed"]
+PATHS: tuple[Path, ...] = ("plain", "sdpa", "absorbed")
+
+# CPU: 150 G multiply-adds/s of fp32 GEMM against 14 GB/s of copy. GPU (H200): 395 T in bf16 against 4.3 TB/s.
+MACS_PER_BYTE = {"cpu": 10, "cuda": 90}
+
+_forced: Path | None = None
+
+
+class Shape(NamedTuple):
+    """What the choice depends on."""
+
+    batch: int
+    queries: int
+    keys: int
+    dim: int
+    heads: int
+    itemsize: int = 4
+    device: str = "cpu"
+    keeps_scores: bool = False
+    """True where a streamed attention is not to be had: a logit bias that wants a gradient."""
+
+
+class Cost(NamedTuple):
+    """Multiply-adds and bytes moved of one attention, from x to the output of W^O."""
+
+    macs: int
+    bytes: int
+
+    def total(self, device: str) -> int:
+        return self.macs + MACS_PER_BYTE.get(device, MACS_PER_BYTE["cuda"]) * self.bytes
+
+
+class Choice(NamedTuple):
+    """A path, whether its scores are streamed (never kept), its cost, and the reason."""
+
+    path: Path
+    streamed: bool
+    cost: Cost
+    reason: str
+
+
+def cost_of(path: Path, s: Shape) -> Cost:
+    """Counted work of a path: inputs are read once and results written once by each kernel."""
+    n, m, c, h = s.queries, s.keys, s.dim, s.heads
+    build = 2 * m * c * c  # K' and V'
+    if path == "absorbed":
+        macs = 2 * n * h * m * c + build
+        values = 2 * n * c + 4 * h * m * c  # x, output; K' and V' written and read
+        if not streams(path, s):
+            values += 4 * n * h * m  # scores: written, read and written by the softmax, read
+    else:
+        macs = 2 * n * c * c + 2 * n * m * c
+        values = 6 * n * c + 2 * m * c  # x, q twice, heads twice, output; k, v
+        if path == "plain":
+            values += 6 * n * h * m  # as above, and once more for the scaling
+    return Cost(s.batch * macs, s.batch * values * s.itemsize)
+
+
+def streams(path: Path, s: Shape) -> bool:
+    """Whether the path leaves no N x M scores in memory."""
+    return path == "sdpa" or (path == "absorbed" and s.heads == 1 and not s.keeps_scores)
+
+
+def cheapest(s: Shape) -> Path:
+    """The path of smallest counted cost, without the words (this is what runs in `forward`)."""
+    if _forced is not None:
+        return _forced
+    absorbed, sdpa = cost_of("absorbed", s), cost_of("sdpa", s)
+    return "absorbed" if absorbed.total(s.device) < sdpa.total(s.device) else "sdpa"
+
+
+def choose(s: Shape) -> Choice:
+    """The path that `forward` takes for these shapes, with its cost and the reason."""
+    path = cheapest(s)
+    cost = cost_of(path, s)
+    return Choice(path, streams(path, s), cost, _reason(path, s))
+
+
+def _reason(path: Path, s: Shape) -> str:
+    if _forced is not None:
+        return "forced by force_path"
+    absorbed, sdpa = cost_of("absorbed", s), cost_of("sdpa", s)
+    work, moved = absorbed.macs / max(sdpa.macs, 1), absorbed.bytes / max(sdpa.bytes, 1)
+    counts = f"absorbed needs {work:.2f}x the multiply-adds and {moved:.2f}x the bytes of sdpa"
+    if path == "absorbed" and s.heads == 1:
+        return f"one head, x itself is the query: {counts}"
+    if path == "absorbed":
+        return f"few keys ({s.heads} heads x {s.keys} keys): {counts}"
+    return f"{s.heads} heads x {s.keys} keys are too many to absorb at {s.dim} channels: {counts}"
+
+
+@contextmanager
+def force_path(path: Path) -> Iterator[None]:
+    """Forces one path ("plain", "sdpa", "absorbed") on every attention of the process while the context is open.
+
+    Raises:
+        SrattnError: for a name that is no path.
+    """
+    global _forced
+    if path not in PATHS:
+        raise SrattnError(f"no path {path!r}{nearest(str(path), PATHS)}; paths are {', '.join(PATHS)}")
+    before, _forced = _forced, path
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def known(*sizes: int) -> bool:
+    """False while exporting with symbolic sizes: a choice by size would pin them to one example."""
+    return not any(isinstance(size, torch.SymInt) for size in sizes)

@@ -1,0 +1,105 @@
+"""The spatial reductions on (batch, height, width, channels) maps, and the edge policy.
+
+The plain forms are in `reference`. Here the strided reduction is a convolution whose kernel equals its stride,
+over a channels-last view of the tokens: the same sum as Reshape followed by W^S, without the copy of Reshape.
+Pooling to a fixed grid is two small matrix products, P_h X P_w^T: deterministic in backward, exportable at any size.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srattn.errors import SrattnError
+
+Edge = Literal["pad", "floor", "error"]
+EDGES: tuple[Edge, ...] = ("pad", "floor", "error")
+
+
+def reduced_size(height: int, width: int, ratio: tuple[int, int], edge: str) -> tuple[int, int]:
+    """Grid of the reduced tokens: ceil under `pad`, floor under `floor`; `error` wants a multiple.
+
+    Raises:
+        SrattnError: under `error`, when the ratio does not divide the grid; under `floor`, when nothing would be left.
+    """
+    rh, rw = ratio
+    if edge == "pad":
+        return (height + rh - 1) // rh, (width + rw - 1) // rw
+    if edge == "error" and (height % rh or width % rw):
+        raise SrattnError(
+            f"ratio {rh}x{rw} does not divide the grid {height}x{width}: resize or pad the input, or use edge='pad'"
+        )
+    if height and width and not (height // rh and width // rw):
+        raise SrattnError(
+            f"grid {height}x{width} is smaller than the ratio {rh}x{rw}, edge='floor' leaves no keys: use edge='pad'"
+        )
+    return height // rh, width // rw
+
+
+def fit(x: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
+    """Pads with zeros or crops (B, H, W, ...) so that the ratio divides it, as `edge` says."""
+    height, width = x.shape[1:3]
+    mh, mw = reduced_size(height, width, ratio, edge)
+    extra_h, extra_w = mh * ratio[0] - height, mw * ratio[1] - width
+    if edge == "pad":
+        # While exporting, sizes are symbols and the branch would pin them.
+        if torch.compiler.is_exporting() or extra_h or extra_w:
+            return F.pad(x, (0, 0) * (x.ndim - 3) + (0, extra_w, 0, extra_h))
+        return x
+    return x[:, : height + extra_h, : width + extra_w]
+
+
+def strided(
+    x: Tensor, weight: Tensor, bias: Tensor | None, ratio: tuple[int, int], edge: str, mask: Tensor | None = None
+) -> Tensor:
+    """Reshape(x, R) W^S of PVT (arXiv:2102.12122, eq. 3), before the norm.
+
+    x (B, H, W, C), weight (C_out, R_h R_w C), mask (B, H, W) true where valid. Returns (B, H/R_h, W/R_w, C_out).
+    """
+    if mask is not None:
+        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    channels = x.shape[-1]
+    if not torch.compiler.is_exporting() and 0 in x.shape[1:3]:  # a convolution refuses an empty map
+        mh, mw = reduced_size(x.shape[1], x.shape[2], ratio, edge)
+        return x.new_zeros(x.shape[0], mh, mw, weight.shape[0])
+    kernel = weight.view(-1, *ratio, channels).permute(0, 3, 1, 2)  # (C_out, C, R_h, R_w), channels last in memory
+    return F.conv2d(fit(x, ratio, edge).permute(0, 3, 1, 2), kernel, bias, stride=ratio).permute(0, 2, 3, 1)
+
+
+def block_sum(x: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
+    """Sums each R x R block of (B, H, W) to (B, H/R, W/R)."""
+    x = fit(x, ratio, edge)
+    (rh, rw), (batch, height, width) = ratio, x.shape
+    return x.view(batch, height // rh, rh, width // rw, rw).sum((2, 4))
+
+
+def window_matrix(size: int, cells: int, like: Tensor) -> Tensor:
+    """(cells, size) of ones where adaptive pooling looks: cell i from floor(i size / cells) to ceil((i+1) size / cells)."""
+    cell = torch.arange(cells, device=like.device).unsqueeze(1)
+    source = torch.arange(size, device=like.device)
+    inside = (source >= cell * size // cells) & (source < ((cell + 1) * size + cells - 1) // cells)
+    return inside.to(like.dtype)
+
+
+def _apply_windows(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """P_h X P_w^T for X (B, H, W, C), P_h (cells_h, H), P_w (cells_w, W); columns first keeps C times cells static."""
+    batch, height, _, channels = x.shape
+    x = (columns @ x).reshape(batch, height, columns.shape[0] * channels)
+    return (rows @ x).view(batch, rows.shape[0], columns.shape[0], channels)
+
+
+def window_sum(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Sums (B, H, W, C) over the windows of adaptive pooling, to (B, cells_h, cells_w, C)."""
+    return _apply_windows(x, window_matrix(x.shape[1], cells[0], x), window_matrix(x.shape[2], cells[1], x))
+
+
+def pooled(x: Tensor, cells: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+    """Adaptive average pooling of (B, H, W, C) to (B, cells_h, cells_w, C), the mean taken over valid tokens alone."""
+    if mask is not None:
+        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        count = window_sum(mask.unsqueeze(-1).to(x.dtype), cells).clamp(min=1)
+        return window_sum(x, cells) / count
+    p_h, p_w = window_matrix(x.shape[1], cells[0], x), window_matrix(x.shape[2], cells[1], x)
+    # Means, not sums, go through the products: a half-precision sum over a large window would overflow.
+    return _apply_windows(x, p_h / p_h.sum(1, keepdim=True), p_w / p_w.sum(1, keepdim=True))

@@ -1,0 +1,43 @@
+"""What every test may rely on: the same seed, two threads, a headless plot, and the data beside the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# No test depends on the time that it takes, nor on what an earlier run happened to find.
+settings.register_profile("srattn", deadline=None, derandomize=True)
+settings.load_profile("srattn")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the repository; a test that asks for it is skipped where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "goldens").is_dir():
+        pytest.skip(f"needs the reference data in {folder}, which is not there")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

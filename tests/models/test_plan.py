@@ -1,0 +1,101 @@
+"""The plan: what is chosen, why, and that `forward` does it."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+import srattn
+from srattn import SpatialReductionAttention, SrattnError
+from srattn.models import build_model
+from srattn.ops import attend
+from srattn.ops.plan import PATHS, Shape, choose, cost_of
+
+FUNCTIONS = ("plain", "sdpa", "absorbed_grouped", "absorbed_streamed")
+
+
+def ran(attn: SpatialReductionAttention, x: torch.Tensor) -> str:
+    """Which function computes attn(x)."""
+    called: list[str] = []
+
+    def spy(name: str):
+        original = getattr(attend, name)
+        return lambda *args: (called.append(name), original(*args))[1]
+
+    with mock.patch.multiple(attend, **{name: spy(name) for name in FUNCTIONS}):
+        attn(x)
+    assert len(called) == 1
+    return called[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "dim", "ratio"),
+    [(56, 1, 64, 8), (28, 2, 128, 4), (14, 5, 160, 2), (7, 8, 64, 1), (64, 2, 32, 4), (40, 1, 32, 2)],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_takes_the_planned_path(size: int, heads: int, dim: int, ratio: int, training: bool) -> None:
+    attn = SpatialReductionAttention(dim, heads, ratio)
+    choice = attn.plan_for(size, size, 2, training=training)
+    with torch.set_grad_enabled(training):
+        function = ran(attn, torch.randn(2, size, size, dim))
+    assert function.split("_")[0] == choice.path
+    if choice.path == "absorbed":
+        assert function == ("absorbed_streamed" if choice.streamed else "absorbed_grouped")
+
+
+def test_forced_paths_run_and_are_undone() -> None:
+    attn, x = SpatialReductionAttention(8, 2, 2), torch.randn(1, 4, 4, 8)
+    free = ran(attn, x)
+    for path in PATHS:
+        with srattn.force_path(path):
+            assert ran(attn, x).startswith(path)
+            assert attn.plan_for(4, 4).reason == "forced by force_path"
+    with pytest.raises(RuntimeError), srattn.force_path("plain"):
+        raise RuntimeError
+    assert ran(attn, x) == free
+    with (
+        pytest.raises(SrattnError, match=r"no path 'flash'.*paths are plain, sdpa, absorbed"),
+        srattn.force_path("flash"),
+    ):
+        pass
+
+
+def test_multiply_adds_by_hand() -> None:
+    # 2 C^2 + 2 M C for each query before, 2 h M C after (and 2 M C^2 once for K' and V').
+    shape = Shape(batch=3, queries=100, keys=10, dim=16, heads=4)
+    assert cost_of("sdpa", shape).macs == 3 * (100 * (2 * 16 * 16 + 2 * 10 * 16))
+    assert cost_of("absorbed", shape).macs == 3 * (100 * 2 * 4 * 10 * 16 + 2 * 10 * 16 * 16)
+
+
+def test_one_head_is_always_absorbed_and_many_keys_never_with_several() -> None:
+    one = choose(Shape(1, 4096, 256, 64, 1))
+    assert one.path == "absorbed" and one.streamed and one.reason.startswith("one head")
+    many = choose(Shape(1, 4096, 256, 128, 2))
+    assert many.path == "sdpa" and "2 heads x 256 keys are too many" in many.reason
+
+
+def test_a_trained_logit_bias_keeps_the_scores() -> None:
+    attn = SpatialReductionAttention(64, 1, 8)
+    assert ran(attn, torch.randn(1, 56, 56, 64)) == "absorbed_grouped"
+    with torch.no_grad():
+        assert ran(attn, torch.randn(1, 56, 56, 64)) == "absorbed_streamed"
+
+
+def test_the_plan_of_a_model() -> None:
+    plan = srattn.plan(build_model("pvt_v2_b0"), 512)
+    assert [(row.tokens, row.keys) for row in plan] == [((s, s), (16, 16)) for s in (128, 64, 32, 16)]
+    text = str(plan)
+    assert text.count("\n") == 5 and "pvt_v2_b0 at 512x512" in text
+    for row in plan:
+        assert row.path in text and row.reason in text and row.macs > 0 and row.bytes > 0
+    assert plan.to_rows()[0]["path"] == "absorbed"
+
+
+def test_the_plan_knows_pyramids_class_tokens_and_default_sizes() -> None:
+    assert [row.tokens for row in srattn.plan(build_model("pvt_tiny"))][-1] == (1, 50)
+    pyramid = build_model("pvt_tiny", features_only=True, out_indices=(0, 1))
+    assert [row.tokens for row in srattn.plan(pyramid, (64, 96))] == [(16, 24), (8, 12)]
+    with pytest.raises(SrattnError, match=r"below the minimum"):
+        srattn.plan(pyramid, 16)

@@ -1,0 +1,86 @@
+"""Models by name: parameter counts, options, and errors with the nearest match."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import srattn
+from srattn import SrattnError
+from srattn.models import build_model, list_models, register_model
+from srattn.models.registry import _variants, count_parameters
+from tests.models.small import SMALL
+
+# As published, to the last one.
+PARAMETERS = {
+    "pvt_tiny": 13_229_288,
+    "pvt_small": 24_485_864,
+    "pvt_medium": 44_208_104,
+    "pvt_large": 61_369_320,
+    "pvt_v2_b0": 3_666_760,
+    "pvt_v2_b1": 14_009_000,
+    "pvt_v2_b2": 25_362_856,
+    "pvt_v2_b2_li": 22_553_512,
+    "pvt_v2_b3": 45_238_696,
+    "pvt_v2_b4": 62_556_072,
+    "pvt_v2_b5": 81_956_008,
+}
+
+
+@pytest.mark.parametrize("name", list_models("pvt*"))
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    assert count_parameters(build_model(name, device="meta")) == PARAMETERS[name]
+
+
+def test_every_published_size_is_registered() -> None:
+    assert set(PARAMETERS) <= set(list_models())
+    assert list_models("pvt_v2_b2*") == ["pvt_v2_b2", "pvt_v2_b2_li"]
+    assert list_models(["*tiny", "*b5"]) == ["pvt_tiny", "pvt_v2_b5"]
+    assert list_models("resnet*") == []
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize("name", list_models("pvt*"))
+def test_a_config_survives_json_and_rebuilds_the_model(name: str, features_only: bool) -> None:
+    model = build_model(name, **SMALL, features_only=features_only)
+    config = json.loads(json.dumps(model.config))
+    again = srattn.create_model(**config)
+    assert [(n, p.shape) for n, p in again.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
+    assert again.config == config
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("pvt_v2_b9", {}, "no model 'pvt_v2_b9'; did you mean 'pvt_v2_b"),
+        ("pvt_v2_b0", {"sr_ratio": (1, 1, 1, 1)}, "no option 'sr_ratio'; did you mean 'sr_ratios'"),
+        ("pvt_v2_b0", {"embed_dims": (8, 16, 32)}, "differ in length: embed_dims has 3"),
+        ("pvt_v2_b0", {"embed_dims": (9, 15, 20, 32)}, "num_heads must divide dim"),
+        ("pvt_v2_b0", {"edge": "crop"}, "no edge policy 'crop'"),
+        ("pvt_v2_b0", {"out_indices": (1, 2)}, "set features_only=True"),
+        ("pvt_v2_b0", {"features_only": True, "out_indices": (1, 4)}, "indices are -4 to 3"),
+        ("pvt_tiny", {"sr_ratios": (8, 4, 2, 2)}, "class_token=False"),
+        ("pvt_tiny", {"linear": True}, "no option 'linear'"),
+    ],
+)
+def test_what_cannot_be_built_says_why(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(SrattnError, match=message):
+        build_model(name, device="meta", **options)
+
+
+def test_another_package_can_register_its_own() -> None:
+    family, numbers = _variants["pvt_v2_b0"]
+    register_model("my_pvt", family, **numbers, mlp_ratios=(2, 2, 2, 2))
+    try:
+        assert "my_pvt" in list_models() and count_parameters(build_model("my_pvt")) < PARAMETERS["pvt_v2_b0"]
+        with pytest.raises(SrattnError, match=r"registered already"):
+            register_model("my_pvt", family)
+    finally:
+        del _variants["my_pvt"]
+
+
+def test_device_and_dtype() -> None:
+    model = build_model("pvt_v2_b0", **SMALL, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}

@@ -1,0 +1,53 @@
+"""The fast reductions against their plain forms, and against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from srattn.ops import reduce, reference
+
+
+@pytest.mark.parametrize("ratio", [(1, 1), (2, 2), (4, 3)])
+@pytest.mark.parametrize("edge", ["pad", "floor"])
+def test_strided_is_reshape_times_w(ratio: tuple[int, int], edge: str) -> None:
+    x = torch.randn(2, 9, 11, 5, dtype=torch.float64)
+    weight, bias = torch.randn(7, ratio[0] * ratio[1] * 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    expected = reference.reshape(x, ratio, edge) @ weight.T + bias
+    assert torch.allclose(reduce.strided(x, weight, bias, ratio, edge), expected, atol=1e-12)
+
+
+def test_strided_is_the_published_convolution() -> None:
+    conv = torch.nn.Conv2d(6, 6, 4, 4).double()
+    x = torch.randn(2, 8, 12, 6, dtype=torch.float64)
+    weight = conv.weight.permute(0, 2, 3, 1).reshape(6, -1)
+    published = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert torch.allclose(reduce.strided(x, weight, conv.bias, (4, 4), "pad"), published, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (13, 29), (7, 7), (5, 4), (1, 1)])
+def test_pooling_is_adaptive_average_pooling(size: tuple[int, int]) -> None:
+    x = torch.randn(2, *size, 3, dtype=torch.float64, requires_grad=True)
+    expected = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
+    found = reduce.pooled(x, (7, 7))
+    assert torch.allclose(found, expected, atol=1e-14)
+    weights = torch.randn_like(expected)
+    (a,) = torch.autograd.grad((found * weights).sum(), x)
+    (b,) = torch.autograd.grad((expected * weights).sum(), x)
+    assert torch.allclose(a, b, atol=1e-14)
+
+
+def test_pooling_of_a_large_half_precision_map_does_not_overflow() -> None:
+    x = torch.full((1, 448, 448, 2), 100.0, dtype=torch.float16)
+    assert torch.equal(reduce.pooled(x, (7, 7)), torch.full((1, 7, 7, 2), 100.0, dtype=torch.float16))
+
+
+def test_masked_pooling_averages_valid_tokens_alone() -> None:
+    x = torch.randn(2, 9, 8, 3, dtype=torch.float64)
+    mask = torch.rand(2, 9, 8) < 0.5
+    x[~mask] = float("nan")
+    pooled = reduce.pooled(x, (3, 2), mask)
+    window = (slice(3, 6), slice(4, 8))
+    expected = torch.stack([x[b][window][mask[b][window]].mean(0) for b in range(2)])
+    assert torch.allclose(pooled[:, 1, 1], expected)
