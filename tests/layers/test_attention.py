@@ -7,6 +7,7 @@ import torch
 
 import srattn
 from srattn import SpatialReductionAttention, SrattnError, TokenAttention
+from srattn.layers.reduction import StridedReduction
 from tests.truth import DOUBLE, definition, error, spread_out
 
 
@@ -160,6 +161,54 @@ class TestAttentionMap:
         values = attn.v(attn.reduction(x)).flatten(1, 2).unflatten(-1, (2, 4)).transpose(1, 2)
         out = attn.proj((weights @ values).transpose(1, 2).flatten(2)).view(x.shape)
         assert error(out, attn(x)) < 1e-12
+
+
+class TestOwnParts:
+    """A reduction, a width of queries and keys, and a position bias of one's own."""
+
+    def test_a_reduction_of_ones_own(self) -> None:
+        own = StridedReduction(8, 2)
+        attn = build(8, 2, reduction=own)
+        x = rand(2, 5, 6, 8)
+        assert attn.reduction is own and error(attn(x), definition(attn, x)) < 1e-12
+        with pytest.raises(SrattnError, match="stands for ratio and linear"):
+            build(8, 2, 4, reduction=own)
+
+    @pytest.mark.parametrize("path", ["plain", "sdpa", "absorbed"])
+    def test_narrow_queries_and_keys(self, path: str) -> None:
+        attn, x = build(8, 2, 2, qk_dim=4), rand(2, 5, 6, 8)
+        assert attn.q.out_features == attn.k.out_features == 4 and attn.scale == 2**-0.5
+        with srattn.force_path(path):
+            out = attn(x)
+        q, z = attn.q(x).flatten(1, 2), attn.reduction(x).flatten(1, 2)
+        heads = zip(q.chunk(2, -1), attn.k(z).chunk(2, -1), attn.v(z).chunk(2, -1), strict=True)
+        by_hand = torch.cat([(q @ k.transpose(1, 2) * 2**-0.5).softmax(-1) @ v for q, k, v in heads], -1)
+        assert error(out, attn.proj(by_hand).view(x.shape)) < 1e-12
+        with pytest.raises(SrattnError, match="num_heads must divide qk_dim"):
+            build(8, 2, qk_dim=3)
+
+    @pytest.mark.parametrize("path", ["plain", "sdpa", "absorbed"])
+    @pytest.mark.parametrize("heads", [1, 2])
+    def test_a_position_bias(self, path: str, heads: int) -> None:
+        class Bias(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = torch.nn.Parameter(rand(heads, 30, 9))
+
+            def forward(self, grid: tuple[int, int], keys: tuple[int, int]) -> torch.Tensor:
+                assert tuple(grid) == (5, 6) and tuple(keys) == (3, 3)
+                return self.table
+
+        attn, x = build(8, heads, 2, position_bias=Bias()), rand(2, 5, 6, 8)
+        with srattn.force_path(path):
+            out = attn(x)
+        weights = attn.attention_map(x)
+        values = attn.v(attn.reduction(x)).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+        assert error(out, attn.proj((weights @ values).transpose(1, 2).flatten(2)).view(x.shape)) < 1e-12
+        logits = attn.q(x).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+        keys = attn.k(attn.reduction(x)).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+        logits = logits @ keys.transpose(2, 3) * attn.scale + attn.position_bias.table
+        assert error(weights, logits.softmax(-1)) < 1e-12
 
 
 class TestCallForms:

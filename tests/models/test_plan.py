@@ -64,15 +64,15 @@ def test_forced_paths_run_and_are_undone() -> None:
 
 def test_multiply_adds_by_hand() -> None:
     # 2 C^2 + 2 M C for each query before, 2 h M C after (and 2 M C^2 once for K' and V').
-    shape = Shape(batch=3, queries=100, keys=10, dim=16, heads=4)
+    shape = Shape(batch=3, queries=100, keys=10, dim=16, heads=4, width=16)
     assert cost_of("sdpa", shape).macs == 3 * (100 * (2 * 16 * 16 + 2 * 10 * 16))
     assert cost_of("absorbed", shape).macs == 3 * (100 * 2 * 4 * 10 * 16 + 2 * 10 * 16 * 16)
 
 
 def test_one_head_is_always_absorbed_and_many_keys_never_with_several() -> None:
-    one = choose(Shape(1, 4096, 256, 64, 1))
+    one = choose(Shape(1, 4096, 256, 64, 1, 64))
     assert one.path == "absorbed" and one.streamed and one.reason.startswith("one head")
-    many = choose(Shape(1, 4096, 256, 128, 2))
+    many = choose(Shape(1, 4096, 256, 128, 2, 128))
     assert many.path == "sdpa" and "2 heads x 256 keys are too many" in many.reason
 
 

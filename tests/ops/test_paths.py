@@ -193,10 +193,29 @@ def test_streamed_and_grouped_absorption_agree() -> None:
     attn = build("one head")
     x, z = torch.randn(2, 20, 8, dtype=DOUBLE), torch.randn(2, 5, 8, dtype=DOUBLE)
     w = attend.Projections(attn.q.weight, attn.q.bias, attn.proj.weight, attn.proj.bias)
-    bias = torch.randn(2, 5, dtype=DOUBLE)
+    bias = torch.randn(2, 1, 1, 5, dtype=DOUBLE)
     streamed = attend.absorbed_streamed(x, attn.k(z), attn.v(z), w, 1, attn.scale, bias, 0.0)
     grouped = attend.absorbed_grouped(x, attn.k(z), attn.v(z), w, 1, attn.scale, bias, 0.0)
     assert error(streamed, grouped) < 1e-12
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 5), (1, "h", 20, 5), (2, "h", 20, 5), (1, "h", 1, 5)])
+def test_a_bias_of_any_broadcast_shape_is_the_same_on_every_path(heads: int, shape: tuple[int | str, ...]) -> None:
+    attn = spread_out(SpatialReductionAttention(6, heads)).to(DOUBLE)
+    x, z = torch.randn(2, 20, 6, dtype=DOUBLE), torch.randn(2, 5, 6, dtype=DOUBLE)
+    bias = torch.randn([heads if s == "h" else int(s) for s in shape], dtype=DOUBLE, requires_grad=True)
+    w = attend.Projections(attn.q.weight, attn.q.bias, attn.proj.weight, attn.proj.bias)
+    arguments = (x, attn.k(z), attn.v(z), w, heads, attn.scale, bias, 0.0)
+    truth = attend.plain(*arguments)
+    weights = torch.randn_like(truth)
+    (expected,) = torch.autograd.grad((truth * weights).sum(), bias, retain_graph=True)
+    for path in PATHS:
+        with srattn.force_path(path):
+            result = attend.attention(*arguments)
+            assert error(result, truth) < 1e-12, path
+            (found,) = torch.autograd.grad((result * weights).sum(), bias, retain_graph=True)
+            assert error(found, expected) < 1e-12, path
 
 
 @pytest.mark.parametrize("path", PATHS)

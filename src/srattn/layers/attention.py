@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from srattn.errors import SrattnError
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction, as_pair, check_edge
 from srattn.ops import attend
-from srattn.ops.plan import Choice, Shape, cheapest, choose, known
+from srattn.ops.plan import Choice, Shape, choose
 
 
 class SpatialReductionAttention(nn.Module):
@@ -25,11 +25,15 @@ class SpatialReductionAttention(nn.Module):
         linear: pool keys and values to a grid of `pool_size` cells instead (PVT v2's linear SRA); `ratio` stays 1.
         edge: what happens where the ratio does not divide the grid: "pad" with zeros, so that every token reaches some
             key; "floor", the trailing strip is lost, as in all published code; "error".
+        reduction: any module of `srattn.layers.reduction`, in place of the one that `ratio` or `linear` describe.
         key_dim, value_dim: channels of the maps given as key and value; `dim` by default. Where they differ, each is
             reduced with a W^S of its own width, else with one W^S.
+        qk_dim: channels of the projected queries and keys, all heads side by side; `dim` by default.
+        position_bias: a module that maps the grids (H, W) and (M_h, M_w) to logits (num_heads, H W, M_h M_w), added
+            for every image.
         qkv_bias: biases on W^Q, W^K, W^V.
         attn_drop, proj_drop: dropout on the attention weights and on the output; both work on every path.
-        scale: factor of the logits, head_dim ** -0.5 by default.
+        scale: factor of the logits, by default (qk_dim / num_heads) ** -0.5.
         norm_eps: epsilon of the layer norm of the reduction.
 
     Raises:
@@ -45,8 +49,11 @@ class SpatialReductionAttention(nn.Module):
         linear: bool = False,
         pool_size: int | tuple[int, int] = 7,
         edge: str = "pad",
+        reduction: Reduction | None = None,
         key_dim: int | None = None,
         value_dim: int | None = None,
+        qk_dim: int | None = None,
+        position_bias: nn.Module | None = None,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -58,12 +65,15 @@ class SpatialReductionAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise SrattnError(f"num_heads must divide dim, got {dim=}, {num_heads=}")
+        qk_dim = dim if qk_dim is None else qk_dim
+        if qk_dim % num_heads:
+            raise SrattnError(f"num_heads must divide qk_dim, got {qk_dim=}, {num_heads=}")
         factory = {"device": device, "dtype": dtype}
         self.dim, self.num_heads = dim, num_heads
         self.key_dim = dim if key_dim is None else key_dim
         self.value_dim = self.key_dim if value_dim is None else value_dim
         self.ratio = as_pair(ratio, "ratio")
-        self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
+        self.scale = (qk_dim // num_heads) ** -0.5 if scale is None else scale
         self.attn_drop = attn_drop
         check_edge(edge)
         if linear and self.ratio != (1, 1):
@@ -71,7 +81,10 @@ class SpatialReductionAttention(nn.Module):
                 f"linear=True pools to {pool_size} cells whatever the ratio: leave ratio at 1, got {ratio}"
             )
 
-        def reduction(width: int) -> Reduction:
+        if reduction is not None and (self.ratio != (1, 1) or linear or self.key_dim != self.value_dim):
+            raise SrattnError("a reduction of your own stands for ratio and linear, and for one width of key and value")
+
+        def reduce(width: int) -> Reduction:
             if linear:
                 return PooledReduction(width, pool_size, eps=norm_eps, **factory)
             return (
@@ -80,13 +93,14 @@ class SpatialReductionAttention(nn.Module):
                 else StridedReduction(width, self.ratio, edge=edge, eps=norm_eps, **factory)
             )
 
-        self.q = nn.Linear(dim, dim, bias=qkv_bias, **factory)
-        self.k = nn.Linear(self.key_dim, dim, bias=qkv_bias, **factory)
+        self.q = nn.Linear(dim, qk_dim, bias=qkv_bias, **factory)
+        self.k = nn.Linear(self.key_dim, qk_dim, bias=qkv_bias, **factory)
         self.v = nn.Linear(self.value_dim, dim, bias=qkv_bias, **factory)
-        self.reduction = reduction(self.key_dim)
-        self.value_reduction = None if self.key_dim == self.value_dim else reduction(self.value_dim)
+        self.reduction = reduce(self.key_dim) if reduction is None else reduction
+        self.value_reduction = None if self.key_dim == self.value_dim else reduce(self.value_dim)
         self.proj = nn.Linear(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.position_bias = position_bias
 
     def forward(
         self,
@@ -114,17 +128,7 @@ class SpatialReductionAttention(nn.Module):
         queries = x.flatten(1, -2)
         projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
         dropout = self.attn_drop if self.training else 0.0
-        shape = self._shape(x.shape[0], queries.shape[1], k.shape[1], k, bias)
-        # Symbolic sizes while exporting: the path that is right at every size.
-        path = cheapest(shape) if known(*shape[:3]) else "sdpa"
-        if path == "plain":
-            run = attend.plain
-        elif path == "sdpa":
-            run = attend.sdpa
-        else:
-            streamed = self.num_heads == 1 and not shape.keeps_scores
-            run = attend.absorbed_streamed if streamed else attend.absorbed_grouped
-        out = run(queries, k, v, projections, self.num_heads, self.scale, bias, dropout)
+        out = attend.attention(queries, k, v, projections, self.num_heads, self.scale, bias, dropout)
         return self.proj_drop(out.view(x.shape))
 
     def attention_map(
@@ -152,27 +156,35 @@ class SpatialReductionAttention(nn.Module):
         *,
         key_size: tuple[int, int] | None = None,
         training: bool = False,
+        device: str | None = None,
     ) -> Choice:
-        """The path that `forward` takes at this size, with its cost and the reason in words."""
+        """The path that `forward` takes at this size, with its cost and the reason in words.
+
+        `device` is a type such as "cuda", that of the parameters by default (a CPU's for the meta device).
+        """
         keys = math.prod(self.reduced_size(*(key_size or (height, width))))
         weight = self.q.weight
-        keeps_scores = training and self.q.bias is not None
+        device = device or weight.device.type
+        keeps_scores = training and (self.q.bias is not None or self.position_bias is not None)
+        device = "cpu" if device == "meta" else device
         return choose(
             Shape(
-                batch, height * width, keys, self.dim, self.num_heads, weight.itemsize, weight.device.type, keeps_scores
+                batch,
+                height * width,
+                keys,
+                self.dim,
+                self.num_heads,
+                weight.shape[0],
+                weight.itemsize,
+                device,
+                keeps_scores,
             )
         )
-
-    def _shape(self, batch: int, queries: int, keys: int, k: Tensor, bias: Tensor | None) -> Shape:
-        # A fused attention has no gradient for its bias; K' carries one for the query bias.
-        wanted = torch.is_grad_enabled() and (k.requires_grad or (bias is not None and bias.requires_grad))
-        keeps_scores = wanted and (self.q.bias is not None or bias is not None)
-        return Shape(batch, queries, keys, self.dim, self.num_heads, k.itemsize, k.device.type, keeps_scores)
 
     def _keys_values(
         self, x: Tensor, key: Tensor | None, value: Tensor | None, key_mask: Tensor | None, key_bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Reduced and projected keys and values, (B, M, dim) each, and the score of each key, (B, M) or None."""
+        """Reduced and projected keys and values, (B, M, dim) each, and a bias of the logits or None."""
         self._check(x, key, value, key_mask, key_bias)
         key = x if key is None else key
         z_key = self.reduction(key, key_mask).flatten(1, 2)
@@ -182,14 +194,19 @@ class SpatialReductionAttention(nn.Module):
             reduce_value = self.reduction if self.value_reduction is None else self.value_reduction
             z_value = reduce_value(key if value is None else value, key_mask).flatten(1, 2)
         k, v = self.k(z_key), self.v(z_value)
+        position = None
+        if self.position_bias is not None:
+            grid = x.shape[1:3] if x.ndim == 4 else (1, x.shape[1])
+            position = self.position_bias(grid, self.reduction.size(*key.shape[1:3])).unsqueeze(0)
         if key_mask is None and key_bias is None:
-            return k, v, None
+            return k, v, position
         bias = self.reduction.reduce_scores(key_mask, key_bias).flatten(1).to(k.dtype)
         if key_mask is not None:
             # Images without any valid key attend to nothing: every key counts, with a value of zero.
             lost = torch.isneginf(bias).all(1, keepdim=True)
             bias, v = bias.masked_fill(lost, 0.0), v.masked_fill(lost.unsqueeze(-1), 0.0)
-        return k, v, bias
+        bias = bias[:, None, None, :]
+        return k, v, bias if position is None else bias + position
 
     def _check(
         self, x: Tensor, key: Tensor | None, value: Tensor | None, key_mask: Tensor | None, key_bias: Tensor | None

@@ -4,6 +4,7 @@ A family composes stages and implements `run_stage` (and `pool`, where it does n
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from srattn.errors import SrattnError
 from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.patch_embed import OverlapPatchEmbed, PatchEmbed
-from srattn.layers.reduction import StridedReduction, check_edge
+from srattn.layers.reduction import Reduction, StridedReduction, check_edge
 from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
 
 
@@ -246,7 +247,7 @@ class Backbone(nn.Module):
         """Sets the edge policy of every reduction (and of patches that do not overlap): "pad", "floor" or "error"."""
         self.edge = check_edge(edge)
         for module in self.modules():
-            if isinstance(module, StridedReduction | PatchEmbed):
+            if isinstance(module, Reduction | PatchEmbed):
                 module.edge = edge
         self.config = {**self.config, "edge": edge}
 
@@ -260,7 +261,7 @@ class Backbone(nn.Module):
 
 
 def _norm_kind(name: str) -> str:
-    if name.endswith("reduction.norm"):
+    if re.search(r"reductions?(\.\d+)?\.norm$", name):
         return "reduction"
     return "patch" if name.endswith("patch_embed.norm") else "block"
 

@@ -10,6 +10,7 @@ from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.reduction import as_pair
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
+from srattn.ops.plan import Choice
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def plan(
     *,
     batch: int = 1,
     training: bool = False,
+    device: str | None = None,
 ) -> Plan:
     """What `forward` does in every stage for images of `size`, an int or (height, width); img_size by default.
 
-    Nothing is computed: the choice is the one that the attention itself makes for these shapes, on the device and in
-    the type of the model's parameters.
+    Nothing is computed: the choice is the one that the attention itself makes for these shapes, in the type of the
+    model's parameters and on their device (or on `device`, a type such as "cuda").
     """
     backbone = model.model if isinstance(model, PyramidFeatures) else model
     size = as_pair(backbone.img_size if size is None else size, "size")
@@ -94,15 +96,15 @@ def plan(
     for index, stage in enumerate(backbone.iter_stages()):
         grid = stage.patch_embed.size(*grid)
         attentions = [m for m in stage.modules() if isinstance(m, SpatialReductionAttention)]
-        row = _row(f"{index + 1}", attentions[0], backbone.tokens_of(index, grid), batch, len(attentions), training)
-        rows.append(row)
+        tokens, attn = backbone.tokens_of(index, grid), attentions[0]
+        choice = attn.plan_for(*tokens, batch, training=training, device=device)
+        rows.append(_row(f"{index + 1}", attn, tokens, batch, len(attentions), choice))
     return Plan(backbone.config["name"], size, batch, training, tuple(rows))
 
 
 def _row(
-    stage: str, attn: SpatialReductionAttention, grid: tuple[int, int], batch: int, blocks: int, training: bool
+    stage: str, attn: SpatialReductionAttention, grid: tuple[int, int], batch: int, blocks: int, choice: Choice
 ) -> PlanRow:
-    choice = attn.plan_for(*grid, batch, training=training)
     keys = attn.reduced_size(*grid)
     shared = batch * (attn.reduction.macs(*grid) + 2 * keys[0] * keys[1] * attn.dim**2)
     return PlanRow(

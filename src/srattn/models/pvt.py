@@ -65,7 +65,7 @@ class PyramidVisionTransformer(Backbone):
         )
         if class_token and as_pair(sr_ratios[-1], "sr_ratios") != (1, 1):
             raise SrattnError(
-                f"a class token lies outside the grid: the last stage cannot be reduced, got sr_ratios={list(sr_ratios)}: "
+                f"a class token lies outside the grid: the last stage cannot reduce, got sr_ratios={list(sr_ratios)}: "
                 "end in 1, or set class_token=False"
             )
         self.img_size = img_size

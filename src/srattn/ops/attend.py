@@ -14,8 +14,9 @@ Three paths, one result:
   Two GEMMs around a softmax over groups of M columns (`grouped`); with one head it is itself an attention whose
   queries are x, and its scores need not be kept (`streamed`).
 
-Shapes: x (B, N, C_in), k (B, M, D), v (B, M, D_v), the keys and values of all heads side by side; key_bias (B, M)
-is added to the logits of every query and head (minus infinity masks; no query may lose all its keys).
+Shapes: x (B, N, C_in), k (B, M, D), v (B, M, D_v), the keys and values of all heads side by side; bias, of four
+dimensions that broadcast to (B, heads, N, M), is added to the logits (minus infinity masks; no query may lose all its
+keys). `attention` takes the path that is planned for the shapes.
 """
 
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from srattn.ops.plan import Shape, cheapest, known, streams
 
 
 class Projections(NamedTuple):
@@ -48,68 +51,109 @@ def _drop(weights: Tensor, probability: float) -> Tensor:
     return F.dropout(weights, probability) if probability else weights
 
 
-def attention_weights(
-    x: Tensor, k: Tensor, w: Projections, heads: int, scale: float, key_bias: Tensor | None
-) -> Tensor:
-    """softmax(q k^T scale + key_bias), (B, heads, N, M)."""
+def attention_weights(x: Tensor, k: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T scale + bias), (B, heads, N, M)."""
     q = split_heads(F.linear(x, w.q_weight, w.q_bias), heads)
     logits = q @ split_heads(k, heads).transpose(2, 3) * scale
-    if key_bias is not None:
-        logits = logits + key_bias[:, None, None, :]
+    if bias is not None:
+        logits = logits + bias
     return logits.softmax(-1)
 
 
 def plain(
-    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, key_bias: Tensor | None, dropout: float
+    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None, dropout: float
 ) -> Tensor:
     """Returns (B, N, C_out); `dropout` is the probability with which an attention weight is dropped."""
-    weights = _drop(attention_weights(x, k, w, heads, scale, key_bias), dropout)
+    weights = _drop(attention_weights(x, k, w, heads, scale, bias), dropout)
     return F.linear(merge_heads(weights @ split_heads(v, heads)), w.out_weight, w.out_bias)
 
 
 def sdpa(
-    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, key_bias: Tensor | None, dropout: float
+    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None, dropout: float
 ) -> Tensor:
     """As `plain`, by `torch.nn.functional.scaled_dot_product_attention`."""
     q = split_heads(F.linear(x, w.q_weight, w.q_bias), heads)
-    bias = None if key_bias is None else key_bias[:, None, None, :].to(q.dtype)
+    bias = None if bias is None else bias.to(q.dtype)
     out = F.scaled_dot_product_attention(q, split_heads(k, heads), split_heads(v, heads), bias, dropout, scale=scale)
     return F.linear(merge_heads(out), w.out_weight, w.out_bias)
 
 
-def _absorb(
-    k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, key_bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """K' (B, h, M, C_in), V' (B, h, M, C_out) and the logit bias (B, h, M) or None."""
-    k = k.unflatten(-1, (heads, -1)) * scale  # (B, M, h, d)
-    keys = torch.einsum("bmhd,hdc->bhmc", k, w.q_weight.unflatten(0, (heads, -1)))
-    values = torch.einsum("bmhd,chd->bhmc", v.unflatten(-1, (heads, -1)), w.out_weight.unflatten(1, (heads, -1)))
-    bias = None if w.q_bias is None else torch.einsum("bmhd,hd->bhm", k, w.q_bias.unflatten(0, (heads, -1)))
-    if key_bias is not None:
-        bias = key_bias.unsqueeze(1).expand(-1, heads, -1) if bias is None else bias + key_bias.unsqueeze(1)
-    return keys, values, bias
+def _absorb(k: Tensor, v: Tensor, w: Projections, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """K' (B, h, M, C_in), V' (B, h, M, C_out) and, where queries have a bias, c (B, h, 1, M)."""
+    k = k.unflatten(-1, (heads, k.shape[-1] // heads)) * scale  # (B, M, h, d)
+    v = v.unflatten(-1, (heads, v.shape[-1] // heads))
+    w_q, w_out = w.q_weight.unflatten(0, (heads, -1)), w.out_weight.unflatten(1, (heads, -1))
+    keys = torch.einsum("bmhd,hdc->bhmc", k, w_q)
+    values = torch.einsum("bmhd,chd->bhmc", v, w_out)
+    if w.q_bias is None:
+        return keys, values, None
+    return keys, values, torch.einsum("bmhd,hd->bhm", k, w.q_bias.unflatten(0, (heads, -1))).unsqueeze(2)
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def absorbed_grouped(
-    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, key_bias: Tensor | None, dropout: float
+    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None, dropout: float
 ) -> Tensor:
     """As `plain`: two GEMMs around a softmax over groups of M columns; keeps N x (h M) scores."""
-    keys, values, bias = _absorb(k, v, w, heads, scale, key_bias)
+    keys, values, key_bias = _absorb(k, v, w, heads, scale)
+    if bias is not None and bias.shape[2] == 1:  # the same for every query: it goes into the GEMM
+        key_bias, bias = _add(key_bias, bias), None
     keys = keys.flatten(1, 2).transpose(1, 2)  # (B, C_in, h M)
-    scores = x @ keys if bias is None else torch.baddbmm(bias.flatten(1).unsqueeze(1), x, keys)
-    weights = _drop(scores.unflatten(-1, (heads, k.shape[1])).softmax(-1), dropout).flatten(2).to(values.dtype)
+    if key_bias is None:
+        scores = x @ keys
+    else:
+        scores = torch.baddbmm(key_bias.expand(x.shape[0], heads, 1, -1).flatten(1).unsqueeze(1), x, keys)
+    scores = scores.unflatten(-1, (heads, k.shape[1]))  # (B, N, h, M)
+    if bias is not None:
+        scores = scores + bias.transpose(1, 2)
+    weights = _drop(scores.softmax(-1), dropout).flatten(2).to(values.dtype)
     if w.out_bias is None:
         return weights @ values.flatten(1, 2)
     return torch.baddbmm(w.out_bias, weights, values.flatten(1, 2))
 
 
 def absorbed_streamed(
-    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, key_bias: Tensor | None, dropout: float
+    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None, dropout: float
 ) -> Tensor:
     """As `plain`, for one head: an attention whose queries are x itself; keeps no scores."""
-    keys, values, bias = _absorb(k, v, w, heads, scale, key_bias)
-    bias = None if bias is None else bias.unsqueeze(2).to(keys.dtype)  # (B, 1, 1, M)
-    out = F.scaled_dot_product_attention(x.unsqueeze(1).to(keys.dtype), keys, values, bias, dropout, scale=1.0).squeeze(
-        1
-    )
+    keys, values, key_bias = _absorb(k, v, w, heads, scale)
+    bias = _add(key_bias, bias)
+    x, bias = x.unsqueeze(1).to(keys.dtype), None if bias is None else bias.to(keys.dtype)
+    out = F.scaled_dot_product_attention(x, keys, values, bias, dropout, scale=1.0).squeeze(1)
     return out if w.out_bias is None else out + w.out_bias.to(out.dtype)
+
+
+def shape_of(x: Tensor, k: Tensor, w: Projections, heads: int, bias: Tensor | None) -> Shape:
+    """What the choice of a path depends on, read off the tensors."""
+    # A fused attention has no gradient for its bias, and under absorption the query bias becomes one.
+    wanted = torch.is_grad_enabled() and (k.requires_grad or (bias is not None and bias.requires_grad))
+    keeps_scores = wanted and (w.q_bias is not None or bias is not None)
+    return Shape(
+        x.shape[0], x.shape[1], k.shape[1], x.shape[2], heads, k.shape[2], k.itemsize, k.device.type, keeps_scores
+    )
+
+
+def attention(
+    x: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Projections,
+    heads: int,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """As `plain`, by the path that `srattn.ops.plan` chooses for these shapes."""
+    shape = shape_of(x, k, w, heads, bias)
+    # Symbolic sizes while exporting: the path that is right at every size.
+    path = cheapest(shape) if known(shape.batch, shape.queries, shape.keys) else "sdpa"
+    if path == "plain":
+        run = plain
+    elif path == "sdpa":
+        run = sdpa
+    else:
+        run = absorbed_streamed if streams(path, shape) else absorbed_grouped
+    return run(x, k, v, w, heads, scale, bias, dropout)

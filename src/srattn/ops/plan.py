@@ -32,7 +32,10 @@ class Shape(NamedTuple):
     queries: int
     keys: int
     dim: int
+    """Channels of the queries' input and of the output."""
     heads: int
+    width: int
+    """Channels of all heads side by side."""
     itemsize: int = 4
     device: str = "cpu"
     keeps_scores: bool = False
@@ -60,16 +63,15 @@ class Choice(NamedTuple):
 
 def cost_of(path: Path, s: Shape) -> Cost:
     """Counted work of a path: inputs are read once and results written once by each kernel."""
-    n, m, c, h = s.queries, s.keys, s.dim, s.heads
-    build = 2 * m * c * c  # K' and V'
+    n, m, c, h, d = s.queries, s.keys, s.dim, s.heads, s.width
     if path == "absorbed":
-        macs = 2 * n * h * m * c + build
+        macs = 2 * n * h * m * c + 2 * m * c * d  # the second term makes K' and V'
         values = 2 * n * c + 4 * h * m * c  # x, output; K' and V' written and read
         if not streams(path, s):
             values += 4 * n * h * m  # scores: written, read and written by the softmax, read
     else:
-        macs = 2 * n * c * c + 2 * n * m * c
-        values = 6 * n * c + 2 * m * c  # x, q twice, heads twice, output; k, v
+        macs = 2 * n * c * d + 2 * n * m * d
+        values = 2 * n * c + 4 * n * d + 2 * m * d  # x, output; q twice, heads twice; k, v
         if path == "plain":
             values += 6 * n * h * m  # as above, and once more for the scaling
     return Cost(s.batch * macs, s.batch * values * s.itemsize)

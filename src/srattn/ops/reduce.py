@@ -75,7 +75,7 @@ def block_sum(x: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
 
 
 def window_matrix(size: int, cells: int, like: Tensor) -> Tensor:
-    """(cells, size) of ones where adaptive pooling looks: cell i from floor(i size / cells) to ceil((i+1) size / cells)."""
+    """(cells, size), 1 where adaptive pooling looks: cell i from floor(i size / cells) to ceil((i+1) size / cells)."""
     cell = torch.arange(cells, device=like.device).unsqueeze(1)
     source = torch.arange(size, device=like.device)
     inside = (source >= cell * size // cells) & (source < ((cell + 1) * size + cells - 1) // cells)

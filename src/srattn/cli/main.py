@@ -1,0 +1,129 @@
+"""The command ``srattn``: picks the verb, imports its module alone, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 2 something that the user can put right, 130 interrupted, 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from srattn.errors import SrattnError, missing_extra, nearest
+from srattn.version import __version__
+
+VERBS: dict[str, str] = {
+    "train": "train a model on the digits or on a folder of class folders, and write a report",
+    "predict": "classify image files or folders with a trained run",
+    "plan": "show what each stage of a model will compute at an image size, and why",
+    "models": "list the models and their sizes",
+    "convert": "convert a checkpoint between state-dict layouts",
+    "info": "show what is available on this machine, and why not",
+}
+
+# Which extra installs a package that a verb may find missing: import name -> (package, extra).
+EXTRAS: dict[str, tuple[str, str]] = {
+    "PIL": ("pillow", "train"),
+    "kornia": ("kornia", "train"),
+    "matplotlib": ("matplotlib", "train"),
+    "numpy": ("numpy", "train"),
+    "sklearn": ("scikit-learn", "train"),
+    "torchmetrics": ("torchmetrics", "train"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``srattn ARGV`` and returns the exit code; never raises what a user can cause."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("srattn: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes standard output at its exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        if os.environ.get("SRATTN_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
+        print(f"srattn: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(_help(), file=sys.stderr)
+        return 2
+    verb, *rest = arguments
+    if verb in ("-h", "--help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        print(f"srattn {__version__}")
+        return 0
+    if verb not in VERBS:
+        kind = "option" if verb.startswith("-") else "command"
+        hint = nearest(verb, [*VERBS, "--help", "--version"]) or "; see srattn --help"
+        raise SrattnError(f"unknown {kind} {verb!r}{hint}")
+
+    # torch says so on every start where numpy is absent; nothing that runs without the extras needs it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
+    module = importlib.import_module(f"srattn.cli.{verb}")
+    from srattn.cli.parser import make_parser
+
+    parser = make_parser(verb, VERBS[verb])
+    module.add_arguments(parser)
+    try:
+        parsed = parser.parse_args(rest)
+    except SystemExit as stop:  # --help and --print_config
+        return stop.code if isinstance(stop.code, int) else 0
+    return module.run(parsed)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{text}" for verb, text in VERBS.items())
+    return f"""usage: srattn COMMAND [OPTIONS]
+       srattn COMMAND --help
+       srattn --version
+
+Spatial-Reduction Attention, PVT and PVT v2 in PyTorch.
+
+commands:
+{verbs}
+
+An error is one line and exit code 2; SRATTN_TRACEBACK=1 shows where it came from."""
+
+
+def _user_message(error: Exception) -> str | None:
+    """The one line for an error that the user can put right; None for a defect of ours, which keeps its traceback."""
+    if isinstance(error, SrattnError):
+        return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        root = (error.name or "").partition(".")[0]
+        if root == "srattn":
+            return f"this installation of srattn is incomplete ({error.name} is missing); install it again"
+        return str(missing_extra(*EXTRAS[root])) if root in EXTRAS else None
+    if _is_disk_full(error):
+        place = getattr(error, "filename", None)
+        return f"no space left on the disk{f' for {place}' if place else ''}; nothing was overwritten"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
+    return None
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # Writers in other languages (safetensors) pass the system's words on in errors of their own.
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return getattr(error, "errno", None) in full or "No space left on device" in str(error)

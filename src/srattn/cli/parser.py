@@ -1,0 +1,53 @@
+"""A parser for one verb, whose complaints are one line that names the nearest option."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+import jsonargparse
+
+from srattn.errors import SrattnError, nearest
+
+
+class VerbParser(jsonargparse.ArgumentParser):
+    """jsonargparse's parser that raises SrattnError where the original prints a usage and exits."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise SrattnError(_one_line(message) + self._hint(message)) from ex
+
+    def _hint(self, message: str) -> str:
+        if found := re.search(r"unrecognized arguments: (\S+)", message):
+            name = found[1].split("=")[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            return nearest(name, options) if name.startswith("-") else ""
+        if found := re.search(r"[Gg]roup '([^']+)' does not accept option '([^']+)'", message):
+            prefix = found[1] + "."
+            keys = [a.dest.removeprefix(prefix) for a in self._actions if a.dest.startswith(prefix)]
+            return nearest(found[2], keys)
+        if found := re.search(
+            r"[Oo]ption '([^']+)' is not accepted|[Kk]ey ['\"]([^'\"]+)['\"] is not expected", message
+        ):
+            return nearest(found[1] or found[2], [action.dest for action in self._actions])
+        if found := re.search(r"Literal\[(.*?)\]\. Got value: (.*)$", message, re.DOTALL):
+            return nearest(found[2].strip(), re.findall(r"'([^']*)'", found[1]))
+        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            return nearest(found[1], re.findall(r"[\w.+-]+", found[2]))
+        return ""
+
+
+def make_parser(verb: str, description: str) -> VerbParser:
+    """An empty parser for `srattn VERB`; the verb's module adds its arguments to it."""
+    return VerbParser(
+        prog=f"srattn {verb}",
+        description=description,
+        allow_abbrev=False,  # a shortened option would change its meaning when a new one is added
+    )
+
+
+def _one_line(message: str) -> str:
+    """The parser's message without line breaks and Python's notation of types."""
+    line = " ".join(message.split())
+    line = re.sub(r"^Parser key ['\"]([^'\"]+)['\"]: ", r"\1: ", line)
+    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
+    return line.replace("typing.Literal", "one of ").replace("a one of ", "one of ")

@@ -1,0 +1,137 @@
+"""Converting a checkpoint file into another layout; the model itself is never built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from srattn.convert import hf
+from srattn.convert.layouts import get_layout
+from srattn.convert.layouts.transforms import Context
+from srattn.convert.save import check_suffix, differences, write_file, write_folder
+from srattn.convert.source import Source, read_source
+from srattn.convert.state import Ours, from_ours, to_ours
+from srattn.convert.variants import infer, ratios_of
+from srattn.errors import SrattnError
+from srattn.models.registry import list_models, model_options, variant
+from srattn.version import __version__
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert_file` did; `notes` in words, `model` the registered name if the weights fit one."""
+
+    path: Path
+    source_layout: str
+    family: str
+    model: str | None
+    tensors: int
+    notes: tuple[str, ...]
+
+
+def convert_file(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    target: str,
+    *,
+    layout: str | None = None,
+    model: str | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Reads a checkpoint in any known layout and writes it in the layout `target`.
+
+    Args:
+        source: a file or a transformers folder.
+        path: the file to write; without a known suffix a folder, for "transformers" alone.
+        layout: of the source, else recognised.
+        model: the registered model that the weights are of, else told by the shapes.
+
+    Raises:
+        SrattnError: the source cannot be read, is of another model, or does not fit the target. Nothing is written.
+    """
+    path = Path(path)
+    to = get_layout(target)
+    if model is not None:
+        variant(model)  # an unknown name is told before anything is read
+    folder = target == "transformers" and path.suffix not in (".safetensors", ".pth", ".pt", ".bin")
+    if not folder:
+        check_suffix(path)
+    if not overwrite and os.path.lexists(path):
+        raise SrattnError(f"{path} exists and is not overwritten; choose another path, or --overwrite")
+    read = read_source(source)
+    try:
+        ours = _read(read, layout, model)
+    except SrattnError as error:
+        raise SrattnError(f"{read.origin}: {error}") from error
+    detected, family = ours.detected, ours.detected.family
+    get_layout(target, family)
+
+    name, config, assumed = _describe(ours, read, model)
+    eps, edge = _settings(ours, read)
+    context = Context(ratios=ratios_of(config))
+    state, left_out = from_ours(ours.state, target, family, context)
+    notes = differences(to, eps, edge, config, left_out)
+    if folder:
+        notes += [f"assumed: {text}" for text in assumed]
+        write_folder(path, state, hf.config_for(family, config, eps), overwrite)
+    else:
+        # A width of nobody's is still some registered model with all of its numbers replaced.
+        base = name or next(known for known in list_models() if _family(known) == family)
+        described = {"model": {"name": base, **config}, "norm_eps": eps, "edge": edge, "version": __version__}
+        notes += [f"assumed: {text}" for text in assumed if target == "srattn"]
+        kept = {key: value for key, value in read.metadata.items() if key not in described}
+        write_file(path, state, overwrite, {**kept, **described} if target == "srattn" else None)
+    notes += [f"not converted: {key!r}" for key in (*ours.unknown, *detected.beside)[:5]]
+    return Converted(path, detected.layout.name, family, name, len(state), tuple(notes))
+
+
+def _read(read: Source, layout: str | None, model: str | None) -> Ours:
+    prefer, context = None, Context()
+    if model is not None:
+        prefer = _family(model)
+        context = Context(ratios=ratios_of(model_options(model)))
+    elif isinstance(saved := read.metadata.get("model"), dict):
+        context = Context(ratios=ratios_of(saved))
+    grids = hf.context_from(read.config).grids
+    ours = to_ours(read.state, layout=layout, prefer=prefer, context=replace(context, grids=grids))
+    if prefer is not None and ours.detected.family != prefer:
+        raise SrattnError(f"these are weights of {ours.detected.family}, not of {model}")
+    return ours
+
+
+def _describe(ours: Ours, read: Source, model: str | None) -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
+    """The model's name and configuration, and what of it was assumed."""
+    saved = read.metadata.get("model")
+    if isinstance(saved, dict) and isinstance(saved.get("name"), str):
+        config = {key: value for key, value in saved.items() if key != "name"}
+        return saved["name"], config, ()
+    name, found = infer(ours.state, ours.detected.family)
+    config, assumed = dict(found.config), found.assumed
+    heads = hf.numbers_from(read.config)
+    if heads is not None and len(heads) == len(config["depths"]):
+        config["num_heads"], assumed = heads, ()
+    if model is not None:
+        options = model_options(model)
+        for key in ("embed_dims", "depths"):
+            if list(options[key]) != list(config[key]):
+                fits = f"; they fit {name}" if name else ""
+                raise SrattnError(
+                    f"{read.origin}: the weights have {key} {config[key]}, {model} {list(options[key])}{fits}"
+                )
+        name, config["num_heads"], assumed = model, list(options["num_heads"]), ()
+    return name, config, assumed
+
+
+def _settings(ours: Ours, read: Source) -> tuple[dict[str, float], str]:
+    layout = ours.detected.layout
+    if layout.name == "transformers":
+        return hf.eps_from(read.config), layout.edge
+    saved: Mapping[str, Any] = read.metadata if layout.name == "srattn" else {}
+    return dict(saved.get("norm_eps") or layout.norm_eps), str(saved.get("edge") or layout.edge)
+
+
+def _family(model: str) -> str:
+    return variant(model).family.__module__.rpartition(".")[2]

@@ -1,0 +1,39 @@
+"""What a layout is: its rules by family and the conventions of the code that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from srattn.convert.layouts.keys import Rule, State
+
+# Layer norm epsilons: of the blocks and stages, after a reduction, after a patch embedding.
+PUBLISHED_EPS = {"block": 1e-6, "reduction": 1e-5, "patch": 1e-5}
+UNIFORM_EPS = {"block": 1e-6, "reduction": 1e-6, "patch": 1e-6}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A foreign state-dict layout.
+
+    rules: family -> its table.
+    norm_eps: the epsilons that its code applies; edge: its edge policy (all published code floors).
+    aliases: (prefix found, prefix meant) for the same layout saved from another class.
+    lacks: beginnings of our keys that the layout has no place for (a backbone without a classifier).
+    auxiliary: beginnings of keys that belong to other parts of a saved model, which are left alone.
+    refuses: given our state, why it cannot be written in this layout, or None.
+    """
+
+    name: str
+    title: str
+    rules: Mapping[str, tuple[Rule, ...]]
+    norm_eps: Mapping[str, float] = field(default_factory=lambda: dict(PUBLISHED_EPS))
+    edge: str = "floor"
+    aliases: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
+    refuses: Callable[[State], str | None] = lambda state: None
+
+    def has_no_place_for(self, key: str) -> bool:
+        """Whether one of our keys cannot be held by this layout."""
+        return any(key == part or key.startswith(part + ".") for part in self.lacks)

@@ -1,0 +1,112 @@
+"""create_model: a model by name, with published weights where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srattn.convert.load import load_checkpoint
+from srattn.convert.variants import backbone_of
+from srattn.errors import SrattnError, missing_extra
+from srattn.models import build_model
+from srattn.models.weights import WEIGHTS, Weights, find_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from srattn.models.backbone import Backbone
+    from srattn.models.features import PyramidFeatures
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> Backbone | PyramidFeatures:
+    """Builds a model by name.
+
+    With `pretrained` the published weights are fetched from the Hugging Face hub (or its local cache) and loaded with
+    their origin's norm epsilons and edge policy; an `edge` that is given stays. A classifier of another `num_classes`
+    keeps its fresh weights; other `in_chans` and `img_size` are adapted.
+
+    Args:
+        name: one of `srattn.list_models()`.
+        pretrained: load published weights; `srattn.models.weights` is their table.
+        num_classes: outputs of the classifier, 1000 by default; 0 has none and returns pooled features.
+        in_chans: channels of the images.
+        img_size: int or (height, width) in pixels; any other size can still be given to the model.
+        features_only: return the pyramid of feature maps, a list of (B, C, H, W).
+        out_indices: the stages whose maps are returned, with `features_only`.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block.
+        device, dtype: of the parameters.
+        overrides: embed_dims, num_heads, mlp_ratios, depths, sr_ratios, qkv_bias, linear, edge, stem_stride,
+            attn_drop_rate, proj_drop_rate, class_token.
+
+    Raises:
+        SrattnError: an unknown name or option (with the nearest match), no published weights, or none within reach.
+    """
+    weights = _weights_for(name) if pretrained else None
+    model = build_model(
+        name,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=img_size,
+        features_only=features_only,
+        out_indices=out_indices,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+        device=device,
+        dtype=dtype,
+        **overrides,
+    )
+    if weights is None:
+        return model
+    head = "keep" if num_classes not in (None, 0, weights.classes) else "load"
+    load_checkpoint(model, fetch(weights), layout=weights.layout, head=head)
+    if overrides.get("edge") is not None:
+        backbone_of(model).set_edge(overrides["edge"])
+    return model
+
+
+def fetch(weights: Weights) -> Path:
+    """The local path of published weights, downloaded once into the hub's cache.
+
+    Raises:
+        SrattnError: huggingface_hub is not installed, or the file is neither in the cache nor within reach.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError as error:
+        raise missing_extra("huggingface_hub", "hub") from error
+    try:
+        return Path(hf_hub_download(weights.repo, weights.file))
+    except Exception as error:  # the hub, its cache and the network fail in many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SrattnError(
+            f"cannot get {weights.file} of {weights.repo} from the Hugging Face hub: {reason}. Without a network, put "
+            "the file in the hub's cache (HF_HUB_CACHE; HF_HUB_OFFLINE=1 asks no server), or download it elsewhere "
+            "and give it to srattn.load_checkpoint"
+        ) from error
+
+
+def _weights_for(name: str) -> Weights:
+    from srattn.models.registry import variant
+
+    variant(name)  # an unknown name gets its nearest match
+    found = find_weights(name)
+    if found is None:
+        raise SrattnError(
+            f"no weights are published for {name}; there are some for {', '.join(w.model for w in WEIGHTS)}"
+        )
+    return found

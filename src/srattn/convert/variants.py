@@ -1,0 +1,92 @@
+"""Which registered model some weights fit, and what a model at hand tells a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from srattn.convert.infer import Inferred, infer_config
+from srattn.convert.layouts.transforms import Context, Grid
+from srattn.errors import SrattnError
+from srattn.models.backbone import Backbone
+from srattn.models.registry import list_models, model_options, variant
+
+# What distinguishes the variants of a family; the rest (classes, channels, image size) any of them can take.
+_NUMBERS = ("embed_dims", "depths", "mlp_ratios", "sr_ratios", "linear")
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """The backbone itself: the model, or what a feature pyramid (or a task's model) wraps."""
+    for candidate in (model, getattr(model, "model", None), getattr(model, "backbone", None)):
+        if isinstance(candidate, Backbone):
+            return candidate
+    raise SrattnError(f"{type(model).__name__} is no srattn backbone; build one with srattn.create_model")
+
+
+def family_of(backbone: Backbone) -> str:
+    """The family by which rule tables are chosen: the name of the file that defines the model."""
+    return type(backbone).__module__.rpartition(".")[2]
+
+
+def context_of(backbone: Backbone) -> Context:
+    """The grids and reduction ratios of a model."""
+    config = backbone.config
+    state = backbone.state_dict()
+    grids = []
+    for i in range(len(config.get("depths", ()))):
+        position = state.get(f"stages.{i}.position.weight")
+        if position is not None:
+            grids.append((position.shape[1], position.shape[2]))
+    return Context(ratios=ratios_of(config), model_grids=tuple(grids))
+
+
+def ratios_of(config: Mapping[str, Any]) -> tuple[Grid, ...]:
+    """`sr_ratios` of a configuration as pairs (height, width)."""
+    pairs = []
+    for ratio in config.get("sr_ratios", ()):
+        height, width = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
+        pairs.append((int(height), int(width)))
+    return tuple(pairs)
+
+
+def infer(state: Mapping[str, torch.Tensor], family: str) -> tuple[str | None, Inferred]:
+    """The registered model of these shapes (None where there is none), and the configuration that they tell.
+
+    A registered model also tells the number of heads, which no shape does.
+    """
+    # Heads play no part in finding the variant: one a stage always divides.
+    found = infer_config(state, family, [1] * 4)
+    for name in list_models():
+        options = model_options(name)
+        if variant(name).family.__module__.rpartition(".")[2] != family:
+            continue
+        if all(_equal(options.get(key), found.config.get(key)) for key in _NUMBERS):
+            heads = list(options["num_heads"])
+            config = {**found.config, "num_heads": heads}
+            return name, Inferred(family, config, (f"num_heads {tuple(heads)} as in {name}",))
+    return None, infer_config(state, family)
+
+
+def describe(state: Mapping[str, torch.Tensor], family: str) -> str:
+    """What would fit these weights, as the end of an error message; empty where it cannot be told."""
+    try:
+        name, found = infer(state, family)
+    except SrattnError:
+        return ""
+    if name is None:
+        numbers = ", ".join(f"{key}={tuple(found.config[key])}" for key in ("embed_dims", "depths"))
+        return f"; these weights are a {family} with {numbers}"
+    extras = []
+    for key, usual in (("num_classes", 1000), ("in_chans", 3)):
+        if found.config[key] not in (usual, 0):
+            extras.append(f"{key}={found.config[key]}")
+    return f"; these weights fit {name}" + (f" with {', '.join(extras)}" if extras else "")
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return list(left) == list(right)
+    return left == right
