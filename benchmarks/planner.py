@@ -24,7 +24,10 @@ from srattn.ops.reference import spatial_reduction_attention
 
 RESULTS = Path(__file__).parent / "results"
 # (name, dims, heads, ratios): b0 is the narrowest published model, b2 has the widths of all others.
-STAGES = {"b0": ((32, 64, 160, 256), (1, 2, 5, 8), (8, 4, 2, 1)), "b2": ((64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1))}
+STAGES = {
+    "b0": ((32, 64, 160, 256), (1, 2, 5, 8), (8, 4, 2, 1)),
+    "b2": ((64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1)),
+}
 SIZES = ((224, 1), (224, 8), (512, 1), (1024, 1))
 
 

@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
 # Which extra installs a package that a verb may find missing: import name -> (package, extra).
 EXTRAS: dict[str, tuple[str, str]] = {
     "PIL": ("pillow", "train"),
+    "jinja2": ("jinja2", "train"),
     "kornia": ("kornia", "train"),
     "matplotlib": ("matplotlib", "train"),
     "numpy": ("numpy", "train"),

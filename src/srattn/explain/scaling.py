@@ -72,6 +72,7 @@ def measure_scaling(
     most_rounds: int = 15,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    threads: int = 1,
     make: Callable[..., nn.Module] | None = None,
 ) -> Scaling:
     """Times one forward pass of dense attention and of SRA with the same projections, on the same input.
@@ -85,13 +86,33 @@ def measure_scaling(
         sides: tokens on a side of the square maps, ascending.
         budget: seconds for the whole measurement, about.
         most_rounds: the most runs behind a median; at least three, whatever is given.
+        threads: of a CPU; one by default, since on a busy machine several wait for each other, and the waiting would
+            be what is measured.
         make: what builds the module, called as `SpatialReductionAttention(dim, num_heads, ratio=...)`.
 
     Raises:
         MeasurementError: SRA or dense attention disagrees with the definition, or yields values that are not finite.
     """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _measure(sides, dim, heads, ratio, budget, most_rounds, torch.device(device), seed, make)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(
+    sides: Sequence[int],
+    dim: int,
+    heads: int,
+    ratio: int,
+    budget: float,
+    most_rounds: int,
+    device: torch.device,
+    seed: int,
+    make: Callable[..., nn.Module] | None,
+) -> Scaling:
     start = time.perf_counter()
-    device = torch.device(device)
     build = make or SpatialReductionAttention
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

@@ -76,7 +76,9 @@ def _machine(result: Mapping[str, object]) -> str:
     if not isinstance(machine, Mapping):
         return str(machine) if machine else ""
     words = [str(machine[key]) for key in ("gpu", "processor") if machine.get(key)]
-    words += [f"{machine[key]} {key}" for key in ("cores", "threads") if machine.get(key)]
+    for key in ("core", "thread"):
+        if count := machine.get(f"{key}s"):
+            words.append(f"{count} {key}" if count == 1 else f"{count} {key}s")
     words += [f"on {machine['device']}"] if machine.get("device") else []
     words += [str(machine["system"])] if machine.get("system") else []
     return ", ".join(words)

@@ -1,0 +1,87 @@
+"""``srattn train``: trains a model, measures it, and writes a run folder with a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+if TYPE_CHECKING:
+    from srattn.engine.run import RunResult
+
+REPORT_BYTES = 256 << 20  # validation images that a report may hold in memory
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    from srattn.engine.config import TrainConfig
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser.add_argument("--config", action="config", help="options as YAML, such as the config.yaml of a run")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+
+
+def run(args: jsonargparse.Namespace) -> int:
+    from srattn.engine import Interrupted, TrainConfig, train
+    from srattn.engine.progress import make_progress
+
+    values: dict[str, Any] = args.as_dict()
+    values.pop("config", None)
+    try:
+        result = train(TrainConfig(**values), make_progress())
+    except Interrupted as stopped:
+        print(
+            f"srattn: stopped in epoch {stopped.epoch} after step {stopped.step} and saved; "
+            f"continue with: srattn train --resume {shlex.quote(str(stopped.folder))}",
+            file=sys.stderr,
+        )
+        return 130
+    accuracy = result.result["accuracy"]
+    print(f"held-out accuracy {100 * accuracy:.2f}% on {result.result['val_images']} images")
+    print(f"run folder {result.folder}")
+    report = _report(result)
+    if report is not None:
+        print(f"report {report}")
+    return 0
+
+
+def _report(result: RunResult) -> Path | None:
+    """Writes report.html; says why not where a package is missing, since the run itself is complete."""
+    try:
+        from srattn.explain.report import write_report
+    except ImportError as error:
+        print(f'srattn: no report, {error.name} is not installed: pip install "srattn[train]"', file=sys.stderr)
+        return None
+    path = result.folder / "report.html"
+    write_report(path, report_inputs(result), overwrite=True)
+    return path
+
+
+def report_inputs(result: RunResult) -> Any:
+    """What the report shows of a run. Of very many validation images it shows an even selection."""
+    import torch
+
+    from srattn.engine.config import to_yaml
+    from srattn.explain.report import ReportInputs
+
+    data, loader = result.loader.data, result.loader
+    height, width = data.preprocess.size
+    most = max(1, REPORT_BYTES // (2 * 4 * data.preprocess.channels * height * width))
+    count = len(data.val)
+    chosen = torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
+    images = loader.val_pixels(chosen)
+    return ReportInputs(
+        title=f"{result.config.model} on {Path(result.config.data).name}",
+        history=result.history,
+        classes=data.classes,
+        images=images,
+        model_inputs=data.preprocess.normalise(images),
+        labels=data.val.labels[chosen],
+        probabilities=result.evaluation.answers[chosen],
+        model=result.model.cpu(),
+        config_yaml=to_yaml(result.config),
+        result=result.result,
+        skipped=data.skipped,
+    )

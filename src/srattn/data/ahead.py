@@ -1,0 +1,33 @@
+"""A function over a sequence in a few threads, results in order and only a few ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map(function, items)` with `workers` threads (none if 0), at most `workers` + 2 results in flight.
+
+    Threads and not processes: decoding and resizing release the interpreter's lock, nothing is copied between
+    processes, and Ctrl-C reaches one process alone. The first error is raised at its place in the order.
+    """
+    if workers <= 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="srattn-data")
+    flight: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            flight.append(pool.submit(function, item))
+            if len(flight) >= workers + 2:
+                yield flight.popleft().result()
+        while flight:
+            yield flight.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

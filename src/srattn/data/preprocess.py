@@ -1,0 +1,132 @@
+"""What stands between a picture and a model: kept with the weights, so that prediction repeats the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from srattn.errors import SrattnError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_CHOICES = {
+    "channels": (1, 3),
+    "fit": ("squash", "crop"),
+    "interpolation": ("bilinear", "bicubic"),
+    "invert": ("never", "always", "auto"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From a decoded picture to the numbers that a model takes.
+
+    Attributes:
+        channels: 1 (grey) or 3 (RGB).
+        size: height and width in pixels.
+        mean, std: one number a channel, subtracted from and divided into levels in [0, 1].
+        fit: "squash" resizes to `size` whatever the shape; "crop" takes the largest centred part of the shape of
+            `size`, times `crop_fraction`, and resizes that.
+        interpolation: "bilinear" or "bicubic", both with antialiasing.
+        invert: "auto" turns dark on light into light on dark, judged by the median level of the border.
+    """
+
+    channels: int = 3
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    fit: str = "crop"
+    crop_fraction: float = 0.9
+    interpolation: str = "bilinear"
+    invert: str = "never"
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise SrattnError(f"preprocess: {field} must be one of {choices}, got {getattr(self, field)!r}")
+        if len(self.size) != 2 or not all(isinstance(side, int) and 1 <= side <= 8192 for side in self.size):
+            raise SrattnError(f"preprocess: size must be two numbers of pixels from 1 to 8192, got {self.size!r}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise SrattnError(f"preprocess: mean and std need {self.channels} numbers, got {self.mean} and {self.std}")
+        if not all(math.isfinite(value) for value in self.mean) or not all(value > 0 for value in self.std):
+            raise SrattnError(f"preprocess: mean must be finite and std positive, got {self.mean} and {self.std}")
+        if not 0 < self.crop_fraction <= 1:
+            raise SrattnError(f"preprocess: crop_fraction must be above 0 and at most 1, got {self.crop_fraction!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The reverse of `to_dict`, for values from a file that may be wrong in any way.
+
+        Raises:
+            SrattnError: unknown or missing names, or values out of range.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise SrattnError(f"preprocess: expected the names {sorted(names)}, got {sorted(map(str, values))}")
+        try:
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+            return cls(**plain)
+        except TypeError as error:
+            raise SrattnError(f"preprocess: {error}") from None
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """A decoded picture ("L" or "RGB") as uint8 (channels, height, width): inverted, cropped and resized."""
+        from PIL.Image import Resampling
+
+        image = self.inverted(image)
+        height, width = self.size
+        box = None
+        if self.fit == "crop":
+            have_width, have_height = image.size
+            scale = self.crop_fraction * min(have_width / width, have_height / height)
+            left, top = (have_width - scale * width) / 2, (have_height - scale * height) / 2
+            box = (left, top, left + scale * width, top + scale * height)
+        resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
+        return to_tensor(image.resize((width, height), resampling, box=box))
+
+    def inverted(self, image: Image.Image) -> Image.Image:
+        """The picture, light and dark exchanged where `invert` says so."""
+        from PIL import ImageChops
+
+        if self.invert == "always" or (self.invert == "auto" and _border_is_light(image)):
+            return ImageChops.invert(image)
+        return image
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) in [0, 1] to what the model takes."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
+        return (images - mean) / std
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A picture of mode "L" or "RGB" as uint8 (channels, height, width), in memory of its own."""
+    channels = len(image.getbands())
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """The reverse of `to_tensor`."""
+    from PIL import Image
+
+    channels, height, width = pixels.shape
+    data = pixels.permute(1, 2, 0).contiguous().numpy().tobytes()
+    return Image.frombytes("L" if channels == 1 else "RGB", (width, height), data)
+
+
+def _border_is_light(image: Image.Image) -> bool:
+    levels = to_tensor(image.convert("L"))[0]
+    border = torch.cat([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
+    return bool(border.float().median() > 127)

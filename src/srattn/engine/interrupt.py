@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped and saved; `folder` is the run to resume."""
+
+    def __init__(self, folder: Path, epoch: int, step: int) -> None:
+        super().__init__(f"stopped in epoch {epoch}, step {step}")
+        self.folder, self.epoch, self.step = folder, epoch, step
+
+
+class StopRequest:
+    """`requested` becomes true with the first signal; a second one acts as it would without us."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[StopRequest]:
+    """Within the block SIGINT and SIGTERM set the request. Does nothing outside the main thread, where none arrive."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        request.requested = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield request
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,150 @@
+"""What a person sees while a run is under way: a live line on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """Told by `train` what happens; never changes the run."""
+
+    def note(self, text: str) -> None: ...
+
+    def checking(self, done: int, total: int) -> None:
+        """Image files read before training."""
+        ...
+
+    def start(self, step: int, steps: int, epochs: int) -> None: ...
+
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None:
+        """After training step `step` of the whole run; `figures` are those of the epoch so far."""
+        ...
+
+    def epoch(self, record: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def checking(self, done: int, total: int) -> None: ...
+
+    def start(self, step: int, steps: int, epochs: int) -> None: ...
+
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None: ...
+
+    def epoch(self, record: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines(Silent):
+    """A line an epoch, for files and pipes."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file or sys.stdout
+        self._epochs = 0
+        self._steps = self._first = self._step = 0
+        self._seconds = 0.0
+
+    def note(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+
+    def checking(self, done: int, total: int) -> None:
+        if done == total or done % 5000 == 0:
+            self.note(f"checked {done} of {total} image files")
+
+    def start(self, step: int, steps: int, epochs: int) -> None:
+        self._first = step
+        self._steps, self._epochs = steps, epochs
+
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None:
+        self._step = step
+
+    def epoch(self, record: Mapping[str, float]) -> None:
+        self._seconds += record["seconds"]
+        done = max(1, self._step - self._first)
+        left = self._seconds / done * (self._steps - self._step)
+        self.note(f"{epoch_line(record, self._epochs)}  left {_clock(left)}")
+
+
+class Live:
+    """One bar that moves, with a line left behind for every epoch."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console()
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = None
+        self._epochs = 0
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def checking(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("checking images", total=total, figures="")
+            self._bar.start()
+        self._bar.update(self._task, completed=done, figures=f"{done}/{total}")
+        if done == total:
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            self._task = None
+
+    def start(self, step: int, steps: int, epochs: int) -> None:
+        self._epochs = epochs
+        self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+        self._bar.start()
+
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None:
+        shown = " ".join(f"{name} {_figure(name, value)}" for name, value in figures.items())
+        if self._task is not None:
+            self._bar.update(
+                self._task,
+                completed=step,
+                description=f"epoch {epoch}/{self._epochs}",
+                figures=f"{shown} {images_per_second:.0f} images/s",
+            )
+
+    def epoch(self, record: Mapping[str, float]) -> None:
+        self.note(epoch_line(record, self._epochs))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def make_progress() -> Progress:
+    """`Live` where standard output is a terminal, else `Lines`."""
+    return Live() if sys.stdout.isatty() else Lines()
+
+
+def epoch_line(record: Mapping[str, float], epochs: int) -> str:
+    """One record of the history for people."""
+    names = [name for name in record if name.startswith(("train_", "val_"))]
+    figures = "  ".join(f"{name} {_figure(name, record[name])}" for name in names)
+    width = len(str(epochs))
+    return f"epoch {record['epoch']:>{width}}/{epochs}  {figures}  {record['images_per_second']:.0f} images/s"
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{100 * value:.2f}%" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,147 @@
+"""A trained model as one file: weights and all that is needed to use them, without code from the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+
+from srattn.data.preprocess import Preprocess
+from srattn.engine import run_folder
+from srattn.errors import SrattnError
+from srattn.models import build_model
+from srattn.models.backbone import Backbone
+from srattn.version import __version__
+
+_KEY = "srattn"
+
+
+@dataclasses.dataclass
+class LoadedRun:
+    """A model in eval mode with its classes and preprocessing; `config` is the content of config.yaml, or empty."""
+
+    model: Backbone
+    classes: list[str]
+    preprocess: Preprocess
+    config: dict[str, Any]
+    path: Path
+
+
+def save_weights(path: Path, model: Backbone, classes: list[str], preprocess: Preprocess) -> None:
+    """Writes safetensors in our layout; the metadata holds what `load_run` needs."""
+    from safetensors.torch import save
+
+    facts = {
+        "model": model.config,
+        "norm_eps": model.norm_eps,
+        "edge": model.edge,
+        "classes": classes,
+        "preprocess": preprocess.to_dict(),
+        "version": __version__,
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # One key of metadata: several are written in an order that changes from file to file.
+    run_folder.write_bytes(path, save(state, metadata={_KEY: json.dumps(facts)}))
+
+
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
+    """Loads a run folder, or its model.safetensors alone.
+
+    Raises:
+        SrattnError: no such run, no weights in it yet, a file without our metadata, or weights that do not fit the
+            model that the metadata describes.
+    """
+    path = Path(path)
+    file = path
+    if path.is_dir():
+        file = path / run_folder.WEIGHTS
+        if not file.is_file():
+            if (path / run_folder.CHECKPOINT).is_file():
+                raise SrattnError(f"{path} has no {file.name} yet: finish it with srattn train --resume {path}")
+            raise SrattnError(f"{path} is not a run: it has no {file.name}")
+    elif not path.is_file():
+        raise SrattnError(f"{path} does not exist; give a run folder or its {run_folder.WEIGHTS}")
+    facts, state = _read(file)
+    model = _build(file, facts, state)
+    return LoadedRun(
+        model=model.eval().to(device),
+        classes=_classes(file, facts),
+        preprocess=_preprocess(file, facts),
+        config=_config(path),
+        path=path,
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, ValueError) as error:
+        raise SrattnError(f"{file} is not a whole safetensors file ({error})") from None
+    try:
+        facts = json.loads(metadata.get(_KEY, "null"))
+    except json.JSONDecodeError:
+        facts = None
+    wanted = {"model", "norm_eps", "edge", "classes", "preprocess"}
+    if not isinstance(facts, dict) or not wanted <= set(facts):
+        raise SrattnError(f"{file} was not written by srattn train: its metadata does not describe model and classes")
+    return facts, state
+
+
+def _build(file: Path, facts: dict[str, Any], state: dict[str, torch.Tensor]) -> Backbone:
+    config = facts["model"]
+    try:
+        # A hostile file must not make us allocate: the tensors present bound the blocks, shapes on "meta" the widths.
+        if sum(config.get("depths") or ()) > len(state):
+            raise SrattnError(f"it has {len(state)} tensors for {sum(config['depths'])} blocks")
+        model = cast(Backbone, build_model(**config, device="meta"))
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise SrattnError(f"{name} is {_shape(found, name)} and must be {_shape(expected, name)}")
+        model.load_state_dict(state, assign=True)
+        model.set_norm_eps(**facts["norm_eps"])
+        model.set_edge(facts["edge"])
+    except (SrattnError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise SrattnError(f"{file} holds a checkpoint of another model: {error}") from None
+    return model
+
+
+def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+    return "x".join(map(str, shapes[name])) or "a scalar" if name in shapes else "absent"
+
+
+def _classes(file: Path, facts: dict[str, Any]) -> list[str]:
+    classes = facts["classes"]
+    if not isinstance(classes, list) or len(classes) != facts["model"].get("num_classes"):
+        raise SrattnError(f"{file}: the classes do not match the model's {facts['model'].get('num_classes')} outputs")
+    return [str(name) for name in classes]
+
+
+def _preprocess(file: Path, facts: dict[str, Any]) -> Preprocess:
+    try:
+        preprocess = Preprocess.from_dict(facts["preprocess"])
+    except (SrattnError, TypeError) as error:
+        raise SrattnError(f"{file}: {error}") from None
+    if preprocess.channels != facts["model"].get("in_chans"):
+        raise SrattnError(f"{file}: preprocessing makes {preprocess.channels} channels, the model takes another number")
+    return preprocess
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / run_folder.CONFIG
+    if not path.is_dir() or not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise SrattnError(f"{file} is not valid YAML") from None
+    return config if isinstance(config, dict) else {}

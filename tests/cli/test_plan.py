@@ -1,0 +1,63 @@
+"""`srattn plan` and `srattn models` as typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from srattn.cli.main import main
+
+
+def test_plan_prints_every_stage_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pvt_v2_b0", "--size", "512"]) == 0
+    out = capsys.readouterr().out
+    for word in ("pvt_v2_b0 at 512x512", "128x128", "16x16", "absorbed", "sdpa", "one head"):
+        assert word in out
+
+
+def test_plan_as_json_of_several_models_and_a_rectangle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "pvt_tiny", "pvt_v2_b2_li", "--size", "64", "96", "--batch", "4", "--format", "json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [p["model"] for p in plans] == ["pvt_tiny", "pvt_v2_b2_li"] and plans[0]["size"] == [64, 96]
+    assert plans[0]["rows"][0]["tokens"] == [16, 24] and plans[1]["rows"][0]["keys"] == [7, 7]
+
+
+def test_the_machine_and_the_type_count(capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*options: str) -> list[dict[str, object]]:
+        assert main(["plan", "pvt_v2_b2", "--format", "json", *options]) == 0
+        return json.loads(capsys.readouterr().out)[0]["rows"]
+
+    full, half = plan(), plan("--dtype", "bfloat16")
+    same = [(f, h) for f, h in zip(full, half, strict=True) if f["path"] == h["path"]]
+    assert same and all(2 * h["bytes"] == f["bytes"] for f, h in same)
+    # Scores that are kept for backward move bytes; so does a machine on which bytes are dear.
+    assert plan("--training")[0]["bytes"] > full[0]["bytes"]
+    on_gpu = plan("--dtype", "bfloat16", "--device", "cuda")
+    assert half[2]["path"] == "absorbed" and on_gpu[2]["path"] == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "pvt_v2_b9"], "did you mean 'pvt_v2_b"),
+        (["plan", "pvt_tiny", "--size", "16"], "below the minimum of 32x32"),
+        (["plan", "pvt_tiny", "--size", "64", "64", "64"], "--size is one side"),
+        (["plan", "pvt_tiny", "--batch", "0"], "--batch is at least 1"),
+        (["models", "pvt_tiney"], "did you mean 'pvt_tiny'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("srattn: error: ") and error.count("\n") == 1
+
+
+def test_models_lists_sizes_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "pvt_v2_b2*"]) == 0
+    out = capsys.readouterr().out
+    assert "25,362,856" in out and "22,553,512" in out and "pvt_v2_b0" not in out
+    assert main(["models", "pvt_tiny", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["parameters"] == 13_229_288

@@ -1,0 +1,178 @@
+"""`srattn train` from the command line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from srattn.cli.main import main
+
+TINY: dict[str, Any] = {
+    "model": "pvt_v2_b0",
+    "model_options": {
+        "stem_stride": 1,
+        "embed_dims": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 1],
+        "mlp_ratios": [1, 1, 1, 1],
+        "sr_ratios": [4, 2, 1, 1],
+    },
+    "size": 8,
+    "batch_size": 256,
+    "threads": 1,
+    "epochs": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    """Options of a run of a second."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return ["train", "--config", str(path)]
+
+
+@pytest.fixture
+def no_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the part of the report that measures for seconds."""
+    import srattn.cli.train as module
+
+    whole = module.report_inputs
+
+    def quick(result: Any) -> Any:
+        inputs = whole(result)
+        inputs.measure_scaling = False
+        return inputs
+
+    monkeypatch.setattr(module, "report_inputs", quick)
+
+
+def test_from_options_to_report(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_scaling: None
+) -> None:
+    out = tmp_path / "run"
+    assert main([*tiny, "--out", str(out), "--epochs", "2", "--model_options.qkv_bias", "false"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "0.01 million parameters" in printed[0] and "359 held out" in printed[0]
+    assert [line.split()[1] for line in printed if line.startswith("epoch")] == ["1/2", "2/2"]
+    assert re.fullmatch(r"held-out accuracy \d+\.\d\d% on 359 images", printed[-3])
+    assert printed[-2:] == [f"run folder {out}", f"report {out / 'report.html'}"]
+    assert "<svg" in (out / "report.html").read_text()
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["epochs"] == 2
+    assert config["model_options"] == TINY["model_options"] | {"qkv_bias": False}
+
+    # The configuration of a run makes the same run again.
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(out / "config.yaml"), "--out", str(again)]) == 0
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert (again / "config.yaml").read_bytes() == (out / "config.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "4"], r"size 4 is below the 8 pixels"),
+        (["--data", "nowhere"], r"'nowhere' is neither"),
+        (["--modle", "x"], r"did you mean '--model'"),
+        (["--model", "pvt_v2_b9"], r"no model 'pvt_v2_b9'"),
+        (["--epochs", "many"], r"epochs"),
+        (["--epochs", "0"], r"epochs must be at least 1"),
+        (["--augment", "melt"], r"augment"),
+        (["--resume", "nowhere"], r"nothing to resume"),
+        (["--config", "nowhere.yaml"], r"nowhere\.yaml"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main([*tiny, "--out", str(tmp_path / "run"), *options]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("srattn: error: ") and errors.count("\n") == 1
+    assert re.search(message, errors)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_refused(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*tiny, "--out", str(tmp_path)]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_scaling: None,
+) -> None:
+    import srattn.engine.checkpoint as module
+
+    save, calls = module._save, []
+
+    def full(state: dict[str, Any], file: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # of the second epoch
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(module, "_save", full)
+    out = tmp_path / "run"
+    assert main([*tiny, "--out", str(out), "--epochs", "2"]) == 2
+    assert "no space left on the disk" in capsys.readouterr().err
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["last.pt"]
+    assert main(["train", "--resume", str(out)]) == 0
+    whole = tmp_path / "whole"
+    assert main([*tiny, "--out", str(whole), "--epochs", "2"]) == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_limit_on_file_size_in_a_real_process(tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.run(
+        [sys.executable, "-m", "srattn", *tiny, "--out", str(out)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith("srattn: error: ") and process.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    from srattn.engine.config import TrainConfig
+
+    assert main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name} " in text
+    assert "The highest learning rate, after warm-up" in text
+
+
+def test_without_the_reports_packages_the_run_is_complete(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("srattn.explain")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*tiny, "--out", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    assert 'no report, matplotlib is not installed: pip install "srattn[train]"' in captured.err
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert captured.out.splitlines()[-1] == f"run folder {tmp_path / 'run'}"

@@ -1,0 +1,73 @@
+"""Options: their ranges, their defaults, and their way through YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from srattn.engine.config import ResolvedConfig, TrainConfig, from_dict, to_dict, to_yaml
+from srattn.engine.defaults import DIGITS, resolve
+from srattn.errors import SrattnError
+
+
+def test_resolved_and_given_back_it_is_the_same() -> None:
+    resolved = resolve(TrainConfig(epochs=3, model_options={"qkv_bias": False}))
+    assert resolved.epochs == 3
+    assert resolved.model_options == DIGITS["model_options"] | {"qkv_bias": False}
+    again = yaml.safe_load(to_yaml(resolved))
+    assert "out" not in again and "resume" not in again
+    assert resolve(TrainConfig(**again)) == resolved
+    assert from_dict(to_dict(resolved)) == resolved
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    for data in ("digits", str(tmp_path)):
+        resolved = resolve(TrainConfig(data=data))
+        values = dataclasses.asdict(resolved)
+        assert [name for name, value in values.items() if value is None] == ["out", "resume"]
+        assert Path(data).name == Path(resolved.data).name
+
+
+def test_options_of_the_default_model_are_for_that_model_alone() -> None:
+    assert resolve(TrainConfig(model="pvt_v2_b1")).model_options == {}
+
+
+def test_every_option_has_a_help() -> None:
+    source = Path(__file__).parents[2] / "src" / "srattn" / "engine" / "config.py"
+    lines = source.read_text().splitlines()
+    for field in dataclasses.fields(TrainConfig):
+        at = next(n for n, line in enumerate(lines) if line.startswith(f"    {field.name}:"))
+        assert lines[at + 1].lstrip().startswith('"""'), field.name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"size": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"lr": -1.0},
+        {"weight_decay": -0.1},
+        {"drop_rate": 1.0},
+        {"drop_path_rate": 1.0},
+        {"ema_decay": 1.0},
+        {"threads": 0},
+        {"num_workers": -1},
+        {"seed": 2**63},
+    ],
+)
+def test_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(SrattnError, match=next(iter(options))):
+        TrainConfig(**options)  # type: ignore[arg-type]
+
+
+def test_unknown_options_in_a_checkpoint() -> None:
+    values = to_dict(resolve(TrainConfig()))
+    with pytest.raises(SrattnError, match="unknown option 'epoch'; did you mean 'epochs'"):
+        from_dict(values | {"epoch": 3})
+    assert isinstance(from_dict(values), ResolvedConfig)

@@ -1,0 +1,64 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from srattn.engine.progress import Lines, Live, make_progress
+
+RECORD = {
+    "epoch": 1, "step": 10, "train_loss": 0.5, "train_accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 0.9972,
+    "learning_rate": 1e-3, "images_per_second": 812.4, "seconds": 30.0,
+}  # fmt: skip
+
+
+def test_plain_lines_without_a_terminal() -> None:
+    file = io.StringIO()
+    lines = Lines(file)
+    lines.checking(10, 10)
+    lines.start(step=0, steps=40, epochs=4)
+    lines.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4)
+    lines.epoch(RECORD)
+    lines.close()
+    first, second = file.getvalue().splitlines()
+    assert first == "checked 10 of 10 image files"
+    assert second.startswith(
+        "epoch 1/4  train_loss 0.5000  train_accuracy 75.00%  val_loss 0.2500  val_accuracy 99.72%"
+    )
+    assert second.endswith("  812 images/s  left 1:30")
+    assert "\x1b" not in file.getvalue()
+
+
+def test_time_left_of_a_resumed_run_counts_its_own_steps() -> None:
+    file = io.StringIO()
+    lines = Lines(file)
+    lines.start(step=20, steps=40, epochs=4)
+    lines.step(3, 30, {}, 1.0)
+    lines.epoch(RECORD | {"epoch": 3, "seconds": 3600.0})
+    assert file.getvalue().rstrip().endswith("left 1:00:00")
+
+
+def test_live_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    live = Live()
+    live.checking(1, 2)
+    live.checking(2, 2)
+    live.note("a [bold] name")
+    live.start(step=0, steps=40, epochs=4)
+    live.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4)
+    live.epoch(RECORD)
+    live.close()
+    shown = capsys.readouterr().out
+    assert "a [bold] name" in shown
+    assert "epoch 1/4" in shown and "accuracy 75.00% 812 images/s" in shown
+    assert "val_accuracy 99.72%" in shown
+
+
+def test_the_choice_follows_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(make_progress(), Lines)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert isinstance(make_progress(), Live)

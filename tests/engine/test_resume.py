@@ -1,0 +1,174 @@
+"""A run that was stopped ends as one that was not, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from srattn.engine import Interrupted, TrainConfig, train
+from srattn.engine.checkpoint import load_checkpoint, save_checkpoint
+from srattn.errors import SrattnError
+
+# Everything random is on: augmentation, dropout, stochastic depth; and the average has weights of its own.
+RANDOM = {"drop_rate": 0.2, "drop_path_rate": 0.3, "ema_decay": 0.9, "augment": "affine", "flip": 0.5, "epochs": 3}
+TIMES = ("images_per_second", "seconds")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_run(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert records(one) == records(other)
+    assert len((other / "metrics.csv").read_text().splitlines()) == 1 + len(records(other))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def options(tiny: dict[str, Any]) -> dict[str, Any]:
+    return tiny | RANDOM
+
+
+@pytest.fixture(scope="module")
+def whole(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(TrainConfig(**options, out=str(folder)))
+    return folder
+
+
+def test_the_same_seed_gives_the_same_numbers(options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    torch.rand(7)  # what was drawn before does not matter
+    train(TrainConfig(**options, out=str(tmp_path / "again"), num_workers=2))
+    same_run(whole, tmp_path / "again")
+    train(TrainConfig(**options | {"epochs": 1}, out=str(tmp_path / "other"), seed=1))
+    assert records(tmp_path / "other")[0] != records(whole)[0]
+
+
+# 6 steps an epoch: within one, after the last of one (before its validation), the first of all, within the last.
+@pytest.mark.parametrize("steps", [(3,), (6,), (1, 8, 17)])
+def test_interrupted_by_ctrl_c_and_resumed(
+    options: dict[str, Any], whole: Path, tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    folder = tmp_path / "run"
+    config = TrainConfig(**options, out=str(folder))
+    for stop_at in steps:
+
+        def on_step(step: int, stop_at: int = stop_at) -> None:
+            if step == stop_at:
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(Interrupted) as stopped:
+            train(config, on_step=on_step)
+        assert stopped.value.folder == folder
+        assert not (folder / "model.safetensors").exists()
+        config = TrainConfig(resume=str(folder))
+    result = train(config)
+    assert result.result["epochs"] == 3
+    same_run(whole, folder)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_killed_it_goes_on_from_the_last_epoch(options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    class Killed(BaseException):
+        pass
+
+    def on_step(step: int) -> None:
+        if step == 9:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(TrainConfig(**options, out=str(folder)), on_step=on_step)
+    seen: list[int] = []
+    train(TrainConfig(resume=str(folder)), on_step=seen.append)
+    assert seen == list(range(7, 19))
+    same_run(whole, folder)
+
+
+def test_a_process_that_is_interrupted_saves_and_says_how_to_go_on(
+    options: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    folder = tmp_path / "run"
+    # The command itself, made to wait for us in its eighth step.
+    command = """if True:
+        import sys
+        from srattn.cli.main import main
+        from srattn.engine.trainer import Trainer
+        step = Trainer._step
+        def wait(self, *batch):
+            step(self, *batch)
+            if self.steps_done == 8:
+                print("waiting", flush=True)
+                sys.stdin.readline()
+        Trainer._step = wait
+        sys.exit(main(["train", *sys.argv[1:]]))
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "--config", str(tmp_path / "config.yaml"), "--out", str(folder)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "waiting" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate("go on\n", timeout=120)
+    assert process.returncode == 130, errors
+    assert f"stopped in epoch 2 after step 2 and saved; continue with: srattn train --resume {folder}" in errors
+    assert "Traceback" not in errors
+    train(TrainConfig(resume=str(folder)))
+    same_run(whole, folder)
+
+
+def test_a_finished_run_resumed_stays_what_it_is(whole: Path) -> None:
+    before = weights(whole)
+    seen: list[int] = []
+    result = train(TrainConfig(resume=str(whole)), on_step=seen.append)
+    assert seen == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(whole).items())
+    assert result.result["accuracy"] == records(whole)[-1]["val_accuracy"]
+
+
+def test_other_options_are_refused(whole: Path) -> None:
+    with pytest.raises(SrattnError, match=r"lr is 0\.002, not 0\.5"):
+        train(TrainConfig(resume=str(whole), lr=0.5))
+    with pytest.raises(SrattnError, match="leave --out away"):
+        train(TrainConfig(resume=str(whole), out="elsewhere"))
+
+
+def test_what_cannot_be_resumed(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(SrattnError, match="nothing to resume"):
+        train(TrainConfig(resume=str(tmp_path)))
+    state = load_checkpoint(whole / "checkpoints" / "last.pt")
+    for change, message in [
+        ({"fingerprint": "0"}, "has changed since the run began"),
+        ({"model": {}}, "does not fit the model"),
+    ]:
+        save_checkpoint(tmp_path / "bad" / "checkpoints" / "last.pt", state | change)
+        with pytest.raises(SrattnError, match=message):
+            train(TrainConfig(resume=str(tmp_path / "bad")))

@@ -1,0 +1,54 @@
+"""Classification against its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from srattn.errors import SrattnError
+from srattn.tasks import Classification
+
+CLASSES = ["a", "b", "c"]
+LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 0.0, 0.5]])
+TARGETS = torch.tensor([0, 1, 2, 2])
+
+
+def test_smoothing_spreads_a_part_of_the_target() -> None:
+    logs = LOGITS.log_softmax(1)
+    plain = -logs[torch.arange(4), TARGETS].mean()
+    expected = 0.7 * plain - 0.3 * logs.mean()
+    assert torch.allclose(Classification(CLASSES, 0.3).loss(LOGITS, TARGETS), expected)
+    assert torch.allclose(Classification(CLASSES).loss(LOGITS, TARGETS), plain)
+
+
+def test_tallies_add_up_to_the_whole() -> None:
+    task = Classification(CLASSES, 0.3)
+    parts = [task.tally(LOGITS[:3], TARGETS[:3]), task.tally(LOGITS[3:], TARGETS[3:])]
+    added = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+    assert task.summary(added)["accuracy"] == 0.5
+    assert task.summary(added)["loss"] == pytest.approx(float(Classification(CLASSES).loss(LOGITS, TARGETS)), rel=1e-6)
+
+
+def test_metrics_over_batches() -> None:
+    metrics = Classification(CLASSES).metrics()
+    metrics.update(LOGITS[:1], TARGETS[:1])
+    metrics.update(LOGITS[1:], TARGETS[1:])
+    figures, details = metrics.compute(), metrics.details()
+    assert figures["accuracy"] == 0.5
+    assert math.isclose(figures["loss"], float(Classification(CLASSES).loss(LOGITS, TARGETS)), rel_tol=1e-6)
+    assert details["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
+    assert details["per_class_accuracy"] == {"a": 1.0, "b": 1.0, "c": 0.0}
+    assert details["support"] == {"a": 1, "b": 1, "c": 2}
+
+
+def test_postprocess_gives_probabilities() -> None:
+    answers = Classification(CLASSES).postprocess(LOGITS.half())
+    assert answers.dtype == torch.float32
+    assert torch.allclose(answers.sum(1), torch.ones(4))
+
+
+def test_label_smoothing_out_of_range() -> None:
+    with pytest.raises(SrattnError, match="label_smoothing"):
+        Classification(CLASSES, 1.0)
