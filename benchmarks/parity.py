@@ -15,7 +15,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import srattn
+from srattn.models.registry import variant
+from srattn.tasks.dense import DenseModel, glpn, segformer
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1e-5
@@ -37,6 +39,19 @@ _HF_NAMES = {
     "linear_attention": "linear",
     "image_size": "img_size",
 }
+# The model that a golden is a small copy of, by the beginning of its name. Its family is that of the model's file.
+_MODELS = {
+    "pvt_v1_": "pvt_tiny",
+    "pvt_v2_": "pvt_v2_b0",
+    "twins_pcpvt_": "twins_pcpvt_small",
+    "twins_svt_": "twins_svt_small",
+    "shunted_": "shunted_tiny",
+    "mit_": "mit_b0",
+    "segformer_": "mit_b0",
+    "glpn_": "mit_b0",
+    "cmt_": "cmt_ti",
+    "p2t_": "p2t_tiny",
+}
 _OPTIONS = (
     "embed_dims",
     "num_heads",
@@ -47,6 +62,12 @@ _OPTIONS = (
     "linear",
     "img_size",
     "num_classes",
+    "window_sizes",
+    "num_conv",
+    "stem_channels",
+    "fc_dim",
+    "qk_ratio",
+    "pool_ratios",
 )
 
 
@@ -71,7 +92,26 @@ def read_golden(folder: Path, name: str) -> Golden:
         prefix = f"run{i}.feature"
         features = {int(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
         runs.append((tensors[f"run{i}.input"], features, tensors.get(f"run{i}.output")))
-    return Golden(name, entry["layout"], "pvt" if "_v1_" in name else "pvt_v2", entry["config"], state, runs)
+    family = variant(model_of(name)).family.__module__.rpartition(".")[2]
+    return Golden(name, entry["layout"], family, entry["config"], state, runs)
+
+
+def as_double(golden: Golden) -> Golden:
+    """The same inputs and results in float64."""
+    runs = [
+        (images.double(), {stage: f.double() for stage, f in features.items()}, None if out is None else out.double())
+        for images, features, out in golden.runs
+    ]
+    return replace(golden, runs=runs)
+
+
+def known_goldens(folder: Path) -> list[str]:
+    """The goldens of families that are built here."""
+    return sorted(name for name in json.loads((folder / "index.json").read_text()) if name.startswith(tuple(_MODELS)))
+
+
+def model_of(golden: str) -> str:
+    return next(model for prefix, model in _MODELS.items() if golden.startswith(prefix))
 
 
 def options(golden: Golden) -> dict[str, Any]:
@@ -79,7 +119,7 @@ def options(golden: Golden) -> dict[str, Any]:
     renamed = {_HF_NAMES.get(key, key): value for key, value in golden.config.items()}
     found = {key: renamed[key] for key in _OPTIONS if key in renamed}
     found.setdefault("num_classes", 10)
-    if golden.layout == "mmdet":  # a backbone alone
+    if golden.layout in ("mmdet", "mmseg"):  # a backbone alone
         found["num_classes"] = 0
         if golden.family == "pvt":
             found["class_token"] = False
@@ -87,9 +127,14 @@ def options(golden: Golden) -> dict[str, Any]:
 
 
 def build(golden: Golden, **overrides: Any) -> Any:
-    """A model of ours with fresh weights for this golden, in eval mode."""
-    name = "pvt_tiny" if golden.family == "pvt" else "pvt_v2_b0"
-    return srattn.create_model(name, **{**options(golden), **overrides}).eval()
+    """A model of ours with fresh weights for this golden, in eval mode; with its decoder where it has one."""
+    if "decoder_hidden_size" in golden.config and golden.name.startswith(("segformer_seg_", "glpn_")):
+        whole = {**options(golden), **overrides}
+        hidden, classes = golden.config["decoder_hidden_size"], whole.pop("num_classes")
+        if golden.name.startswith("glpn_"):
+            return glpn("mit_b0", hidden=hidden, max_depth=golden.config["max_depth"], **whole).eval()
+        return segformer("mit_b0", classes, hidden=hidden, **whole).eval()
+    return srattn.create_model(model_of(golden.name), **{**options(golden), **overrides}).eval()
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
@@ -101,6 +146,10 @@ def errors(model: Any, golden: Golden) -> dict[str, float]:
     """The worst relative error over the golden's inputs, for each feature and the output."""
     worst: dict[str, float] = {}
     for images, features, output in golden.runs:
+        if isinstance(model, DenseModel):
+            assert output is not None
+            worst["output"] = max(worst.get("output", 0.0), relative_error(model(images), output))
+            continue
         # Their features of PVT are taken before the final norm.
         final, maps = model.forward_intermediates(images, norm=False)
         found: dict[str, float] = {}
@@ -124,8 +173,7 @@ def _alike(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 def measure(folder: Path) -> list[dict[str, Any]]:
     """One row for each golden and path."""
     rows = []
-    names = [name for name in json.loads((folder / "index.json").read_text()) if name.startswith("pvt_")]
-    for name in sorted(names):
+    for name in known_goldens(folder):
         golden = read_golden(folder, name)
         model = build(golden)
         report = srattn.load_checkpoint(model, golden.state)

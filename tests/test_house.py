@@ -34,7 +34,8 @@ PUBLIC_NAMES = [
 ]
 
 # From right to left: a room may import its own level's room and those before it in this list.
-ROOMS = ["ops", "layers", "models", "convert", "data heads", "tasks", "engine", "serve export explain bench", "cli"]
+TOP = "serve export explain bench integrations"
+ROOMS = ["ops", "layers", "models", "convert", "data heads", "tasks", "engine", TOP, "cli"]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms.split()}
 FOR_ALL = {"errors", "files", "version"}
 TORCH_ALONE = {"ops", "layers", "models"}

@@ -9,7 +9,10 @@ import pytest
 from srattn.cli.main import main
 
 
-def test_plan_prints_every_stage_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_every_stage_with_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
     assert main(["plan", "pvt_v2_b0", "--size", "512"]) == 0
     out = capsys.readouterr().out
     for word in ("pvt_v2_b0 at 512x512", "128x128", "16x16", "absorbed", "sdpa", "one head"):
@@ -60,4 +63,18 @@ def test_models_lists_sizes_and_weights(capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert "25,362,856" in out and "22,553,512" in out and "pvt_v2_b0" not in out
     assert main(["models", "pvt_tiny", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["parameters"] == 13_229_288
+    record = json.loads(capsys.readouterr().out)[0]
+    assert record["parameters"] == 13_229_288 and record["family"] == "pvt"
+
+
+def test_models_are_whole_lines_with_family_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    from srattn.models.registry import build_model, count_parameters, list_models
+
+    assert main(["models"]) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert set(list_models()) <= set(lines)
+    assert lines["mit_b5"][1:3] == ["mit", "81,956,008"]
+    assert " ".join(lines["mit_b5"]).endswith("nvidia/mit-b5 NVIDIA Source Code License for SegFormer")
+    # Built without values, a model of each kind of parameter has as many as one built with them.
+    for name in ("pvt_tiny", "cmt_ti", "mvitv2_tiny"):
+        assert int(lines[name][2].replace(",", "")) == count_parameters(build_model(name, device="meta"))

@@ -20,10 +20,13 @@ SMALL = {"embed_dims": (16, 32, 40, 64), "depths": (1, 1, 2, 1)}
 
 
 def test_every_published_size_has_a_row():
-    assert {row.model for row in WEIGHTS} == set(srattn.list_models(["pvt_*"]))
+    assert {row.model for row in WEIGHTS} == set(srattn.list_models(["pvt_*", "twins_*", "mit_*", "cvt_*", "mvitv2_*"]))
     for row in WEIGHTS:
-        assert row.licence == "Apache-2.0" and row.repo.count("/") == 1 and row.source.startswith("https://")
-        assert 70 < row.top1 < 85 and row.classes == 1000
+        nvidia = row.model.startswith("mit_")
+        assert row.licence == ("NVIDIA Source Code License for SegFormer" if nvidia else "Apache-2.0")
+        assert row.commercial is not nvidia
+        assert row.repo.count("/") == 1 and row.source.startswith("https://")
+        assert 70 < row.top1 < 86 and row.classes == 1000
         prepared = row.preprocessing
         assert prepared.size == 224 and 0.8 < prepared.crop_pct <= 1 and prepared.interpolation == "bicubic"
         assert all(0 < value < 1 for value in (*prepared.mean, *prepared.std))
@@ -50,6 +53,15 @@ def make_cache(cache, repo, state, filename="model.safetensors"):
     (home / "snapshots" / COMMIT / filename).symlink_to(os.path.relpath(blob, home / "snapshots" / COMMIT))
 
 
+def make_torch_cache(cache, repo, state, filename):
+    """As `make_cache`, of a file that torch wrote."""
+    home = cache / f"models--{repo.replace('/', '--')}"
+    for part in ("refs", f"snapshots/{COMMIT}"):
+        (home / part).mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    torch.save({key: value.contiguous() for key, value in state.items()}, home / "snapshots" / COMMIT / filename)
+
+
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """An empty hub cache, the hub's client in its offline mode, and no network for those who would ask."""
@@ -72,6 +84,19 @@ def small_weights(monkeypatch, name, layout, classes=1000):
         for parameter in model.parameters():
             parameter.copy_(torch.rand_like(parameter) - 0.5)
     return convert_state_dict(model.state_dict(), layout), options
+
+
+def test_a_licence_that_forbids_commercial_use_is_told_once(offline, monkeypatch):
+    monkeypatch.setattr(pretrained, "_told", set())
+    row = row_of("mit_b0")
+    state, options = small_weights(monkeypatch, "mit_b0", row.layout)
+    make_torch_cache(offline, row.repo, state, row.file)
+    with pytest.warns(UserWarning, match=r"mit_b0 \(nvidia/mit-b0\).*NVIDIA.*non-commercial use only") as told:
+        model = create("mit_b0", pretrained=True, **options)
+    assert len(told) == 1 and told[0].filename == __file__
+    again = create("mit_b0", pretrained=True, **options)  # a second warning would be an error here
+    assert model.edge == "floor" and again.norm_eps == {"block": 1e-5, "reduction": 1e-5, "patch": 1e-5}
+    assert torch.equal(model.head.weight, state["classifier.weight"])
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_tiny"])

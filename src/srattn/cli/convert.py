@@ -17,7 +17,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         nargs="?",
         help="file to write; a path without such a suffix is a folder, for --to transformers",
     )
-    parser.add_argument("--to", metavar="LAYOUT", help="srattn, official, timm, transformers or mmdet", type=str | None)
+    parser.add_argument(
+        "--to", metavar="LAYOUT", help="srattn, official, timm, transformers, mmdet or mmseg", type=str | None
+    )
     parser.add_argument("--layout", metavar="LAYOUT", help="layout of IN (default: recognised)", type=str | None)
     parser.add_argument("--model", metavar="NAME", help="registered model (default: by the shapes)", type=str | None)
     parser.add_argument("--overwrite", action="store_true", help="replace what is at the target")

@@ -35,6 +35,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "sklearn": ("scikit-learn", "train"),
     "torchmetrics": ("torchmetrics", "train"),
     "huggingface_hub": ("huggingface_hub", "hub"),
+    "transformers": ("transformers", "transformers"),
 }
 
 

@@ -1,8 +1,9 @@
-"""``srattn models``: the models by name, their sizes, and which have published weights."""
+"""``srattn models``: the models by name, their families and sizes, and which have published weights."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def run(args: jsonargparse.Namespace) -> int:
     names = list_models(args.pattern)
     if not names:
         raise SrattnError(f"no model matches {args.pattern!r}{nearest(args.pattern, list_models())}")
-    records = [_describe(name) for name in names]
+    records = [_describe(name, parameters) for name, parameters in _count(names)]
     if args.format == "json":
         print(json.dumps(records, indent=2))
     else:
@@ -29,17 +30,39 @@ def run(args: jsonargparse.Namespace) -> int:
     return 0
 
 
-def _describe(name: str) -> dict[str, Any]:
+def _count(names: Iterable[str]) -> Iterable[tuple[str, int]]:
+    """The number of parameters of each model, built without values."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
     from srattn.models.registry import build_model, count_parameters
+
+    class WithoutValues(TorchFunctionMode):
+        """Leaves out the filling of tensors: for shapes alone it is most of the work."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            name = getattr(func, "__name__", "")
+            if name.endswith("_") and not name.endswith("__"):  # in place; torch.nn.init gives its tensor by name
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
+
+    for name in names:
+        with torch.device("meta"), WithoutValues():
+            yield name, count_parameters(build_model(name))
+
+
+def _describe(name: str, parameters: int) -> dict[str, Any]:
+    from srattn.models.registry import model_options, variant
     from srattn.models.weights import find_weights
 
-    model = build_model(name, device="meta")
-    weights = find_weights(name)
+    options, weights = model_options(name), find_weights(name)
     return {
         "name": name,
-        "parameters": count_parameters(model),
-        "depths": model.config["depths"],
-        "embed_dims": model.config["embed_dims"],
+        "family": variant(name).family.__module__.rpartition(".")[2],
+        "parameters": parameters,
+        "depths": list(options.get("depths", ())),
+        "embed_dims": list(options.get("embed_dims", ())),
         "weights": None
         if weights is None
         else {"repo": weights.repo, "licence": weights.licence, "top1": weights.top1},
@@ -47,17 +70,30 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _print(records: list[dict[str, Any]]) -> None:
+    """A line a model; where it goes to a file or a pipe, a whole line at any width."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("model", "parameters", "depths", "channels", "published weights", "licence", "top-1 %"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("parameters", "top-1 %") else "left")
-    for r in records:
-        weights = r["weights"] or {"repo": "", "licence": "", "top1": ""}
-        depths, dims = ("-".join(map(str, r[key])) for key in ("depths", "embed_dims"))
-        cells = (weights["repo"], weights["licence"], str(weights["top1"]))
-        table.add_row(r["name"], f"{r['parameters']:,}", depths, dims, *cells)
-    Console().print(table)
-    Console().print("top-1: ImageNet-1k accuracy as published; create_model(name, pretrained=True) fetches the weights")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("model", "family", "parameters", "depths", "top-1 %", "weights", "licence"):
+        right = name in ("parameters", "top-1 %")
+        table.add_column(name, no_wrap=name != "licence", justify="right" if right else "left")
+    for record in records:
+        weights = record["weights"] or {"repo": "", "licence": "", "top1": ""}
+        table.add_row(
+            record["name"],
+            record["family"],
+            f"{record['parameters']:,}",
+            "-".join(map(str, record["depths"])),
+            str(weights["top1"]),
+            weights["repo"],
+            weights["licence"],
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        wide = Console(width=400, highlight=False)
+        console.width = max(console.width, wide.measure(table).maximum)
+    console.print(table)
+    console.print("top-1: ImageNet-1k accuracy as published; create_model(name, pretrained=True) fetches the weights.")
+    console.print("srattn plan MODEL shows what a model computes at an image size.")

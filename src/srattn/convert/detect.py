@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from srattn.convert.layouts import LAYOUTS, Layout, get_layout
-from srattn.convert.layouts.keys import count_known
+from srattn.convert.layouts.keys import apply_rules, count_known
+from srattn.convert.layouts.transforms import Context
+from srattn.convert.variants import likelihood
 from srattn.errors import SrattnError
 
 # Entries of a training checkpoint that hold the weights, the plain ones before their averages.
@@ -35,13 +37,18 @@ _MAX_DEPTH = 5
 
 @dataclass(frozen=True)
 class Detected:
-    """The recognised weights: keys without wrappers, the layout, the family, and what lay beside them."""
+    """The recognised weights: keys without wrappers, the layout, the family, and the keys of what lay beside them."""
 
     layout: Layout
     family: str
     state: dict[str, torch.Tensor]
     prefix: str
     beside: tuple[str, ...]
+
+    @property
+    def outer(self) -> str:
+        """The wrappers that the backbone shares with the rest of its model."""
+        return self.prefix.removesuffix("backbone.")
 
 
 def detect_layout(state: Mapping[str, Any]) -> tuple[str, str]:
@@ -66,7 +73,8 @@ def recognise(state: Mapping[str, Any], *, layout: str | None = None, prefer: st
     """
     tensors = unwrap(state)
     layouts = [get_layout(layout)] if layout is not None else list(LAYOUTS.values())
-    best: tuple[tuple[int, int, int], Detected] | None = None
+    best: tuple[int, int, int] | None = None
+    alike: list[Detected] = []  # of the best score
     for prefix in _prefixes_of(tensors):
         inner = {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
         for candidate in layouts:
@@ -74,16 +82,28 @@ def recognise(state: Mapping[str, Any], *, layout: str | None = None, prefer: st
                 named = {_aliased(short, candidate, family): key for short, key in inner.items()}
                 known = count_known(named, rules)
                 score = (known, -len(named), int(family == prefer))
-                if known and (best is None or score > best[0]):
+                if known and (best is None or score >= best):
                     beside = tuple(key for key in tensors if not key.startswith(prefix))
                     values = {name: tensors[key] for name, key in named.items()}
-                    best = score, Detected(candidate, family, values, prefix, beside)
+                    found = Detected(candidate, family, values, prefix, beside)
+                    alike = [*alike, found] if score == best else [found]
+                    best = score
     # A handful of common names (head.weight, norm.weight) is no evidence.
-    if best is None or best[0][0] < 8:
+    if best is None or best[0] < 8:
         keys = ", ".join(list(tensors)[:3])
         wanted = f"the {layout} layout does not know" if layout else f"none of the layouts {', '.join(LAYOUTS)} knows"
         raise SrattnError(f"{wanted} the keys of these {len(tensors)} tensors ({keys}, ...)")
-    return best[1]
+    # Names alone may not tell families apart (PVT v2 and Mix Transformer): then their numbers do.
+    return alike[0] if len(alike) == 1 or prefer == alike[0].family else max(alike, key=_likelihood)
+
+
+def _likelihood(found: Detected) -> int:
+    rules = found.layout.rules[found.family]
+    try:
+        ours = apply_rules(found.state, rules, to_ours=True, context=Context())
+    except SrattnError:
+        return 0
+    return likelihood(ours.state, found.family)
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from srattn.convert import hf
+from srattn.convert.heads import Head, head_config
 from srattn.convert.layouts import get_layout
 from srattn.convert.layouts.transforms import Context
 from srattn.convert.save import check_suffix, differences, write_file, write_folder
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, from_ours, to_ours
-from srattn.convert.variants import infer, ratios_of
+from srattn.convert.variants import TWINS_IN_NAME, infer, ratios_of
 from srattn.errors import SrattnError
 from srattn.models.registry import list_models, model_options, variant
 from srattn.version import __version__
@@ -72,19 +73,22 @@ def convert_file(
     name, config, assumed = _describe(ours, read, model)
     eps, edge = _settings(ours, read)
     context = Context(ratios=ratios_of(config))
-    state, left_out = from_ours(ours.state, target, family, context)
-    notes = differences(to, eps, edge, config, left_out)
+    head = None if ours.head is None else ours.head.to_ours()
+    numbers = None if head is None else _head_numbers(head, read)
+    state, left_out = from_ours(ours.state, target, family, context, head)
+    notes = differences(to, eps, edge, config, left_out, family)
     if folder:
         notes += [f"assumed: {text}" for text in assumed]
-        write_folder(path, state, hf.config_for(family, config, eps), overwrite)
+        write_folder(path, state, hf.config_for(family, config, eps, numbers), overwrite)
     else:
         # A width of nobody's is still some registered model with all of its numbers replaced.
         base = name or next(known for known in list_models() if _family(known) == family)
         described = {"model": {"name": base, **config}, "norm_eps": eps, "edge": edge, "version": __version__}
+        described |= {} if numbers is None else {"head": numbers}
         notes += [f"assumed: {text}" for text in assumed if target == "srattn"]
         kept = {key: value for key, value in read.metadata.items() if key not in described}
         write_file(path, state, overwrite, {**kept, **described} if target == "srattn" else None)
-    notes += [f"not converted: {key!r}" for key in (*ours.unknown, *detected.beside)[:5]]
+    notes += [f"not converted: {key!r}" for key in (*ours.unknown, *ours.beside)[:5]]
     return Converted(path, detected.layout.name, family, name, len(state), tuple(notes))
 
 
@@ -95,9 +99,10 @@ def _read(read: Source, layout: str | None, model: str | None) -> Ours:
         context = Context(ratios=ratios_of(model_options(model)))
     elif isinstance(saved := read.metadata.get("model"), dict):
         context = Context(ratios=ratios_of(saved))
+        prefer = _family(saved["name"]) if saved.get("name") in list_models() else None
     grids = hf.context_from(read.config).grids
     ours = to_ours(read.state, layout=layout, prefer=prefer, context=replace(context, grids=grids))
-    if prefer is not None and ours.detected.family != prefer:
+    if model is not None and ours.detected.family != prefer:
         raise SrattnError(f"these are weights of {ours.detected.family}, not of {model}")
     return ours
 
@@ -115,7 +120,8 @@ def _describe(ours: Ours, read: Source, model: str | None) -> tuple[str | None, 
         config["num_heads"], assumed = heads, ()
     if model is not None:
         options = model_options(model)
-        for key in ("embed_dims", "depths"):
+        told_by_numbers = ("mlp_ratios",) if ours.detected.family in TWINS_IN_NAME else ()
+        for key in ("embed_dims", "depths", *told_by_numbers):
             if list(options[key]) != list(config[key]):
                 fits = f"; they fit {name}" if name else ""
                 raise SrattnError(
@@ -125,12 +131,22 @@ def _describe(ours: Ours, read: Source, model: str | None) -> tuple[str | None, 
     return name, config, assumed
 
 
+def _head_numbers(head: Head, read: Source) -> dict[str, Any]:
+    """The head's configuration, by its shapes and by what its file says."""
+    saved = read.metadata.get("head")
+    numbers = {**head_config(head), **(saved if isinstance(saved, dict) else {})}
+    if head.kind == "glpn":
+        numbers.setdefault("max_depth", read.config.get("max_depth", 10))
+    return numbers
+
+
 def _settings(ours: Ours, read: Source) -> tuple[dict[str, float], str]:
     layout = ours.detected.layout
     if layout.name == "transformers":
-        return hf.eps_from(read.config), layout.edge
+        return hf.eps_from(read.config, ours.detected.family), layout.edge
     saved: Mapping[str, Any] = read.metadata if layout.name == "srattn" else {}
-    return dict(saved.get("norm_eps") or layout.norm_eps), str(saved.get("edge") or layout.edge)
+    eps = saved.get("norm_eps") or layout.eps_of(ours.detected.family)
+    return dict(eps), str(saved.get("edge") or layout.edge)
 
 
 def _family(model: str) -> str:

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from srattn.convert.infer import first_convolution
 from srattn.convert.layouts.base import Layout
 from srattn.errors import SrattnError
+from srattn.layers.relative_position import resize_pairs
+from srattn.ops.decomposed import stretched
 
 _STAGE = re.compile(r"stages\.(\d+)\.")
 _POSITION = re.compile(r"stages\.\d+\.position\.weight|class_position")
-_FIRST_CONVOLUTION = "stages.0.patch_embed.proj.weight"
+_PAIRS = re.compile(r"stages\.\d+\.position_bias\.weight")
+_TABLE = re.compile(r"stages\.\d+\.blocks\.\d+\.attn\.position\.(rows|columns)")
 _CLASS = ("class_token", "class_position")
 
 
@@ -75,12 +79,19 @@ class Fitter:
             return
         if tensor.shape == target.shape:
             result.values[key] = tensor
-        elif key == _FIRST_CONVOLUTION and _differ_in_channels(tensor, target):
+        elif key == first_convolution(self.wanted) and _differ_in_channels(tensor, target):
             result.values[key] = adapt_channels(tensor, target.shape[1])
             result.adapted[key] = _describe_channels(tensor.shape[1], target.shape[1])
         elif _POSITION.fullmatch(key) and _differ_in_grid(tensor, target):
             result.values[key] = resize_positions(tensor, (target.shape[1], target.shape[2]))
             result.resized[key] = f"{_by(tensor.shape[1:3])} -> {_by(target.shape[1:3])}"
+        elif _PAIRS.fullmatch(key) and tensor.ndim == target.ndim == 5 and tensor.shape[0] == target.shape[0]:
+            height, width, key_height, key_width = target.shape[1:]
+            result.values[key] = resize_pairs(tensor, (height, width), (key_height, key_width)).view(target.shape)
+            result.resized[key] = f"{_by(tensor.shape[1:3])} -> {_by(target.shape[1:3])}"
+        elif _TABLE.fullmatch(key) and tensor.ndim == 2 and tensor.shape[0] and tensor.shape[1] == target.shape[1]:
+            result.values[key] = stretched(tensor, target.shape[0])
+            result.resized[key] = f"{tensor.shape[0]} -> {target.shape[0]}"
         elif key.startswith("head.") and not self.strict:
             result.unexpected.append(key)
             result.adapted[key] = f"classifier of another size {tuple(tensor.shape)}; the model's own is kept"
@@ -113,7 +124,7 @@ class Fitter:
     def _beyond(self, key: str) -> bool:
         stage = _STAGE.match(key)
         stages = {int(found[1]) for name in self.wanted if (found := _STAGE.match(name))}
-        return key.startswith("norm.") or (stage is not None and int(stage[1]) > max(stages))
+        return stage is None or int(stage[1]) > max(stages)
 
     def _missing(self, key: str) -> SrattnError:
         if key in _CLASS:

@@ -12,6 +12,7 @@ from torch import nn
 
 from srattn.convert import hf
 from srattn.convert.fit import Fit, Fitter, Mismatch
+from srattn.convert.heads import fit_head, head_of, own_state
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, merged, to_ours
 from srattn.convert.variants import backbone_of, context_of, describe, family_of
@@ -73,12 +74,13 @@ def load_checkpoint(
     The first convolution is adapted to the model's channels, position embeddings are resized to its grid.
 
     Args:
-        model: from `srattn.create_model`; also with `features_only`.
+        model: from `srattn.create_model`, also with `features_only`; or a whole model of `srattn.tasks.dense`. From
+            the weights of a whole model, a backbone takes its own part.
         source: a state dict, a .safetensors, .pth, .pt or .bin file, or a transformers folder.
         strict: refuse missing and unexpected keys. A classifier is not expected by a model without one, nor a class
             token by one built with class_token=False; these are left out and reported.
         layout: the layout's name, where it should not be recognised.
-        head: "keep" leaves the model's own classifier alone.
+        head: "keep" leaves the model's own classifier alone, and the whole head of a whole model.
 
     Raises:
         SrattnError: the file cannot be read or the weights do not fit; names the first key. The model is unchanged.
@@ -96,13 +98,20 @@ def load_checkpoint(
             raise SrattnError(f"{error}{describe(ours.state, ours.detected.family)}") from error
         # After the shapes: weights of another model are better told by the model that they fit.
         _check_heads(read, ours, backbone.config)
-        _check_values(fit.values, backbone)
+        _check_values(fit.values, backbone.state_dict())
+        head_module, head_fit = head_of(model), Fit(unexpected=[] if ours.head is None else list(ours.head.state))
+        if head_module is not None:
+            head_fit = fit_head(ours.head, head_module, strict=strict, keep=head == "keep")
+            _check_values(head_fit.values, own_state(head_module).state)
     except SrattnError as error:
         raise SrattnError(f"{read.origin}: {error}") from error
 
-    targets = backbone.state_dict()
+    targets: dict[str, torch.Tensor] = dict(backbone.state_dict())
+    if head_module is not None:
+        targets |= own_state(head_module).state
+        hf.set_depth(head_module, read.config, read.metadata)
     with torch.no_grad():
-        for key, tensor in fit.values.items():
+        for key, tensor in (fit.values | head_fit.values).items():
             targets[key].copy_(tensor)
     if norm_eps is not None:
         backbone.set_norm_eps(**norm_eps)
@@ -111,11 +120,11 @@ def load_checkpoint(
     return LoadReport(
         layout=ours.detected.layout.name,
         origin=read.origin,
-        loaded=tuple(fit.values),
-        missing=tuple(fit.missing),
-        unexpected=(*fit.unexpected, *beside),
+        loaded=(*fit.values, *head_fit.values),
+        missing=(*fit.missing, *head_fit.missing),
+        unexpected=(*fit.unexpected, *head_fit.unexpected, *beside),
         resized=fit.resized,
-        adapted=fit.adapted,
+        adapted=fit.adapted | head_fit.adapted,
         norm_eps=backbone.norm_eps,
         edge=backbone.edge,
         family=ours.detected.family,
@@ -141,21 +150,23 @@ def _fit(
 
 
 def _check_heads(read: Source, ours: Ours, config: Mapping[str, Any]) -> None:
-    """Refuses weights of another number of heads, which no shape shows."""
+    """Refuses weights of another number of heads or size of windows, which no shape shows."""
     if ours.detected.layout.name == "transformers":
         hf.check_config(read.config, config)
     saved = read.metadata.get("model")
-    if isinstance(saved, dict) and saved.get("num_heads", config.get("num_heads")) != config.get("num_heads"):
-        raise SrattnError(f"the weights have num_heads {saved['num_heads']}, the model has {config.get('num_heads')}")
+    saved = saved if isinstance(saved, dict) else {}
+    for option in ("num_heads", "window_sizes"):
+        if saved.get(option, config.get(option)) != config.get(option):
+            raise SrattnError(f"the weights have {option} {saved[option]}, the model has {config.get(option)}")
 
 
 def _settings(read: Source, ours: Ours) -> tuple[dict[str, float] | None, str | None]:
     """The epsilons and the edge policy of the weights' origin; None where the model's own stay."""
     layout = ours.detected.layout
     if layout.name == "transformers":
-        return hf.eps_from(read.config), layout.edge
+        return hf.eps_from(read.config, ours.detected.family), layout.edge
     if layout.name != "srattn":
-        return dict(layout.norm_eps), layout.edge
+        return layout.eps_of(ours.detected.family), layout.edge
     eps, edge = read.metadata.get("norm_eps"), read.metadata.get("edge")
     if eps is not None and not (
         isinstance(eps, dict) and set(eps) == set(_KINDS) and all(_is_small(x) for x in eps.values())
@@ -175,16 +186,18 @@ def _beside(ours: Ours, strict: bool) -> tuple[str, ...]:
     if strange and strict:
         layout = f"the {detected.layout.name} layout of {detected.family}"
         raise Mismatch(f"{layout} has no key {strange[0]!r} {tuple(detected.state[strange[0]].shape)}")
-    return (*ours.unknown, *detected.beside)
+    return (*ours.unknown, *ours.beside)
 
 
-def _check_values(values: Mapping[str, torch.Tensor], backbone: Backbone) -> None:
+def _check_values(values: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
     for key, tensor in values.items():
-        if not tensor.is_floating_point():
+        if wanted[key].is_floating_point() and not tensor.is_floating_point():
             raise SrattnError(f"{key!r} holds {tensor.dtype}, not floating-point numbers")
+        if tensor.dtype != wanted[key].dtype and not wanted[key].is_floating_point():  # a batch norm's counter
+            raise SrattnError(f"{key!r} holds {tensor.dtype}, the model {wanted[key].dtype}")
         if tensor.is_meta:
             raise SrattnError(f"{key!r} holds no numbers (a meta tensor)")
-    if any(parameter.is_meta for parameter in backbone.parameters()):
+    if any(tensor.is_meta for tensor in wanted.values()):
         raise SrattnError(
             'the model is on the meta device and cannot hold weights; call model.to_empty(device="cpu") first'
         )

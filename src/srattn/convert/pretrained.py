@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from srattn.convert.load import load_checkpoint
 from srattn.convert.variants import backbone_of
@@ -18,7 +20,22 @@ if TYPE_CHECKING:
     from srattn.models.backbone import Backbone
     from srattn.models.features import PyramidFeatures
 
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
 
+
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: Literal[True], **options: Any
+) -> PyramidFeatures: ...
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: Literal[False] = False, **options: Any
+) -> Backbone: ...
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: bool = False, **options: Any
+) -> Backbone | PyramidFeatures: ...
 def create_model(
     name: str,
     pretrained: bool = False,
@@ -37,7 +54,8 @@ def create_model(
 
     With `pretrained` the published weights are fetched from the Hugging Face hub (or its local cache) and loaded with
     their origin's norm epsilons and edge policy; an `edge` that is given stays. A classifier of another `num_classes`
-    keeps its fresh weights; other `in_chans` and `img_size` are adapted.
+    keeps its fresh weights; other `in_chans` and `img_size` are adapted. The licence of the weights is told once a
+    process: by a UserWarning where it forbids commercial use (MiT), else in the log.
 
     Args:
         name: one of `srattn.list_models()`.
@@ -74,6 +92,7 @@ def create_model(
         return model
     head = "keep" if num_classes not in (None, 0, weights.classes) else "load"
     load_checkpoint(model, fetch(weights), layout=weights.layout, head=head)
+    _tell_licence(weights)
     if overrides.get("edge") is not None:
         backbone_of(model).set_edge(overrides["edge"])
     return model
@@ -98,6 +117,18 @@ def fetch(weights: Weights) -> Path:
             "the file in the hub's cache (HF_HUB_CACHE; HF_HUB_OFFLINE=1 asks no server), or download it elsewhere "
             "and give it to srattn.load_checkpoint"
         ) from error
+
+
+def _tell_licence(weights: Weights) -> None:
+    """Says under which licence weights are, once a process for each licence."""
+    if weights.licence in _told:
+        return
+    _told.add(weights.licence)
+    text = f"the weights of {weights.model} ({weights.repo}) are under the {weights.licence}"
+    if weights.commercial:
+        _log.info("%s", text)
+    else:
+        warnings.warn(f"{text}: for non-commercial use only, see {weights.source}", UserWarning, stacklevel=3)
 
 
 def _weights_for(name: str) -> Weights:

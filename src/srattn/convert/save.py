@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from srattn.convert import hf
+from srattn.convert.heads import head_of, own_state
 from srattn.convert.layouts import Layout, get_layout
 from srattn.convert.state import from_ours
 from srattn.convert.tensor_file import write_tensors
@@ -39,10 +40,10 @@ def save_checkpoint(
     policy, parts that the layout has no place for.
 
     Args:
-        model: from `srattn.create_model`.
+        model: from `srattn.create_model`, or a whole model of `srattn.tasks.dense`.
         path: a .safetensors, .pth, .pt or .bin file; with layout "transformers" a path without such a suffix is a
             folder with config.json and model.safetensors, as its `from_pretrained` takes it.
-        layout: "srattn", "official", "timm", "transformers" or "mmdet".
+        layout: "srattn", "official", "timm", "transformers", "mmdet" or "mmseg".
         overwrite: replace what is there.
         metadata: JSON-able entries beside the model's configuration; layout "srattn" alone.
 
@@ -61,13 +62,17 @@ def save_checkpoint(
     folder = layout == "transformers" and path.suffix not in _SUFFIXES
     config: dict[str, Any] = dict(backbone.config)
     norm_eps, edge = backbone.norm_eps, backbone.edge
-    hub_config = hf.config_for(family, config, norm_eps) if layout == "transformers" else None
+    module = head_of(model)
+    head_config: dict[str, Any] | None = None if module is None else dict(module.config)  # type: ignore[arg-type]
+    hub_config = hf.config_for(family, config, norm_eps, head_config) if layout == "transformers" else None
     if not folder:
         check_suffix(path)
-    state, left_out = from_ours(backbone.state_dict(), layout, family, context_of(backbone))
+    head = None if module is None else own_state(module)
+    state, left_out = from_ours(backbone.state_dict(), layout, family, context_of(backbone), head)
 
     described = {
-        "model": getattr(model, "config", config),
+        "model": getattr(model, "config", config) if module is None else config,
+        **({} if module is None else {"head": head_config}),
         "norm_eps": norm_eps,
         "edge": edge,
         "version": __version__,
@@ -78,26 +83,32 @@ def save_checkpoint(
         write_folder(path, state, hub_config, overwrite)
     else:
         write_file(path, state, overwrite, described if layout == "srattn" else None)
-    notes = differences(target, norm_eps, edge, config, left_out)
+    notes = differences(target, norm_eps, edge, config, left_out, family)
     if notes:
         warnings.warn(f"{path} in the {layout} layout: {'; '.join(notes)}", UserWarning, stacklevel=2)
     return path
 
 
 def differences(
-    target: Layout, norm_eps: Mapping[str, float], edge: str, config: Mapping[str, Any], left_out: Sequence[str]
+    target: Layout,
+    norm_eps: Mapping[str, float],
+    edge: str,
+    config: Mapping[str, Any],
+    left_out: Sequence[str],
+    family: str = "",
 ) -> list[str]:
     """What the code of a layout would do otherwise than the model that was written in it, in words."""
     if target.name == "srattn":
         return []
     notes = []
-    theirs = dict(target.norm_eps)
+    theirs = target.eps_of(family)
     if target.name == "transformers":
-        theirs = {kind: norm_eps["block"] for kind in norm_eps}  # written into config.json
+        theirs = hf.written_eps(family, norm_eps)
     changed = [f"{kind} {norm_eps[kind]:g} -> {theirs[kind]:g}" for kind in norm_eps if norm_eps[kind] != theirs[kind]]
     if changed:
         notes.append(f"its code uses other norm epsilons ({', '.join(changed)}), so its numbers differ slightly")
-    if edge != target.edge and not config.get("linear", False):
+    no_edge = config.get("linear", False) or "pool_ratios" in config or family == "mvitv2"
+    if edge != target.edge and not no_edge:
         policies = f"its code has the edge policy {target.edge!r}, the model {edge!r}"
         notes.append(f"{policies}: they differ where a ratio does not divide the grid")
     if left_out:
@@ -106,6 +117,9 @@ def differences(
         for key, usual in (("stem_stride", 4), ("pool_size", 7)):
             if config.get(key, usual) != usual:
                 notes.append(f"its code has {key} {usual}, the model {config[key]}")
+    if config.get("window_sizes") and config.get("mask_padding", False) != (target.name == "mmseg"):
+        habit = "masks" if target.name == "mmseg" else "attends to"
+        notes.append(f"its code {habit} the padding of windows: they differ where windows do not divide the map")
     if target.name == "official" and config.get("class_token") is False:
         notes.append("its classifier needs a class token, which this model has not")
     return notes

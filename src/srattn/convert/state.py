@@ -9,21 +9,27 @@ from typing import Any
 
 import torch
 
-from srattn.convert.detect import Detected, recognise
+from srattn.convert.detect import Detected, recognise, unwrap
+from srattn.convert.heads import FoundHead, Head, find_head, write_head
 from srattn.convert.layouts import get_layout
 from srattn.convert.layouts.keys import apply_rules, find_rule
-from srattn.convert.layouts.transforms import POSITIONS, Context
+from srattn.convert.layouts.transforms import PAIRS, POSITIONS, Context
 from srattn.errors import SrattnError
 
 
 @dataclass(frozen=True)
 class Ours:
-    """Tensors by our keys. names: our key -> their keys; unknown: their keys without a rule."""
+    """Tensors by our keys. names: our key -> their keys; unknown: their keys without a rule.
+
+    head: the head of a whole model beside the backbone; beside: other keys outside of the backbone's wrappers.
+    """
 
     detected: Detected
     state: dict[str, torch.Tensor]
     names: dict[str, tuple[str, ...]]
     unknown: tuple[str, ...]
+    head: FoundHead | None = None
+    beside: tuple[str, ...] = ()
 
 
 def to_ours(
@@ -33,13 +39,24 @@ def to_ours(
     detected = recognise(state, layout=layout, prefer=prefer)
     rules = detected.layout.rules[detected.family]
     applied = apply_rules(detected.state, rules, to_ours=True, context=_with_grids(detected, context or Context()))
-    return Ours(detected, applied.state, applied.sources, tuple(applied.unknown))
+    tensors = unwrap(state) if detected.beside else {}
+    rest = {key.removeprefix(detected.outer): tensors[key] for key in detected.beside}
+    rest |= {key: detected.state[key] for key in applied.unknown}
+    head = find_head(detected.layout, detected.family, rest)
+    taken = () if head is None else head.state
+    unknown = tuple(key for key in applied.unknown if key not in taken)
+    beside = tuple(key for key in detected.beside if key.removeprefix(detected.outer) not in taken)
+    return Ours(detected, applied.state, applied.sources, unknown, head, beside)
 
 
 def from_ours(
-    state: Mapping[str, torch.Tensor], layout: str, family: str, context: Context | None = None
+    state: Mapping[str, torch.Tensor],
+    layout: str,
+    family: str,
+    context: Context | None = None,
+    head: Head | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Converts tensors by our keys to `layout`.
+    """Converts tensors by our keys to `layout`; with a head, to the whole model's.
 
     Returns:
         The tensors by their keys, contiguous and sharing no memory, and our keys that the layout has no place for.
@@ -53,21 +70,27 @@ def from_ours(
         raise SrattnError(f"cannot write the {layout} layout: {reason}")
     kept = {key: tensor for key, tensor in state.items() if not target.has_no_place_for(key)}
     left_out = [key for key in state if key not in kept]
-    applied = apply_rules(kept, target.rules[family], to_ours=False, context=context or Context())
+    rules = target.rules[family]
+    if head is not None:
+        rules = target.beside_head.get((family, head.kind), rules)
+    applied = apply_rules(kept, rules, to_ours=False, context=context or Context())
     if applied.unknown:
         raise SrattnError(f"the {layout} layout of {family} has no rule for {applied.unknown[0]!r}")
-    whole = {key: _alone(tensor) for key, tensor in applied.state.items()}
-    return whole, left_out
+    converted = applied.state
+    if head is not None:
+        converted = {target.prefix + key: tensor for key, tensor in converted.items()}
+        converted |= write_head(head, target, family)
+    return {key: _alone(tensor) for key, tensor in converted.items()}, left_out
 
 
 def convert_state_dict(
     state: Mapping[str, Any], target: str, source: str | None = None, *, context: Context | None = None
 ) -> dict[str, torch.Tensor]:
-    """Converts a state dict from one layout to another; tensors move bit for bit.
+    """Converts a state dict from one layout to another, a backbone's or a whole model's; tensors move bit for bit.
 
     Args:
         state: a state dict in any known layout, or a checkpoint that wraps one.
-        target: "srattn", "official", "timm", "transformers" or "mmdet".
+        target: "srattn", "official", "timm", "transformers", "mmdet" or "mmseg".
         source: the layout of `state`; recognised by its keys where it is not given.
         context: ratios and grids that the shapes do not tell (reductions and images that are not square).
 
@@ -78,7 +101,8 @@ def convert_state_dict(
     if ours.unknown:
         layout, family = ours.detected.layout.name, ours.detected.family
         raise SrattnError(f"the {layout} layout of {family} has no key {ours.unknown[0]!r}")
-    converted, left_out = from_ours(ours.state, target, ours.detected.family, context)
+    head = None if ours.head is None else ours.head.to_ours()
+    converted, left_out = from_ours(ours.state, target, ours.detected.family, context, head)
     if left_out:
         raise SrattnError(f"the {target} layout has no place for {left_out[0]!r}; remove it first")
     return converted
@@ -94,10 +118,10 @@ def _with_grids(detected: Detected, context: Context) -> Context:
         return context
     rules = detected.layout.rules[detected.family]
     for key, tensor in detected.state.items():
-        found = find_rule(key, rules, theirs=True)
+        found = find_rule(key, rules, theirs=True, keys=detected.state)
         if (
             found is None
-            or rules[found[0]].transform is not POSITIONS
+            or rules[found[0]].transform not in (POSITIONS, PAIRS)
             or ("i", "0") not in found[2]
             or tensor.ndim != 3
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,14 @@ from srattn.models.backbone import Backbone
 from srattn.models.registry import list_models, model_options, variant
 
 # What distinguishes the variants of a family; the rest (classes, channels, image size) any of them can take.
-_NUMBERS = ("embed_dims", "depths", "mlp_ratios", "sr_ratios", "linear")
+_NUMBERS = (
+    *("embed_dims", "depths", "mlp_ratios", "sr_ratios", "linear", "window_sizes", "num_conv"),
+    *("stem_channels", "fc_dim", "expand_attn"),
+)
+
+
+# Families whose keys are the same: weights of one, taken for the other, are still called by their name.
+TWINS_IN_NAME = {"pvt_v2": ("mit",), "mit": ("pvt_v2",)}
 
 
 def backbone_of(model: nn.Module) -> Backbone:
@@ -37,7 +45,7 @@ def context_of(backbone: Backbone) -> Context:
     state = backbone.state_dict()
     grids = []
     for i in range(len(config.get("depths", ()))):
-        position = state.get(f"stages.{i}.position.weight")
+        position = state.get(f"stages.{i}.position.weight", state.get(f"stages.{i}.position_bias.weight"))
         if position is not None:
             grids.append((position.shape[1], position.shape[2]))
     return Context(ratios=ratios_of(config), model_grids=tuple(grids))
@@ -59,29 +67,51 @@ def infer(state: Mapping[str, torch.Tensor], family: str) -> tuple[str | None, I
     """
     # Heads play no part in finding the variant: one a stage always divides.
     found = infer_config(state, family, [1] * 4)
+    name = _registered(found)
+    if name is None:
+        return None, infer_config(state, family)
+    heads = list(model_options(name)["num_heads"])
+    config = {**found.config, "num_heads": heads}
+    return name, Inferred(family, config, (f"num_heads {tuple(heads)} as in {name}",))
+
+
+def _registered(found: Inferred) -> str | None:
     for name in list_models():
-        options = model_options(name)
-        if variant(name).family.__module__.rpartition(".")[2] != family:
+        if variant(name).family.__module__.rpartition(".")[2] != found.family:
             continue
+        options = model_options(name)
         if all(_equal(options.get(key), found.config.get(key)) for key in _NUMBERS):
-            heads = list(options["num_heads"])
-            config = {**found.config, "num_heads": heads}
-            return name, Inferred(family, config, (f"num_heads {tuple(heads)} as in {name}",))
-    return None, infer_config(state, family)
+            return name
+    return None
+
+
+def likelihood(state: Mapping[str, torch.Tensor], family: str) -> int:
+    """How well shapes speak for a family: 2 for a registered model, 1 for its usual feed-forward, else 0."""
+    try:
+        found = infer_config(state, family, [1] * 4)
+    except SrattnError:
+        return 0
+    if _registered(found) is not None:
+        return 2
+    classes = {variant(name).family for name in list_models()}
+    usual = [inspect.signature(c).parameters.get("mlp_ratios") for c in classes if c.__module__.endswith(f".{family}")]
+    return int(any(p is not None and _equal(p.default, found.config["mlp_ratios"]) for p in usual))
 
 
 def describe(state: Mapping[str, torch.Tensor], family: str) -> str:
     """What would fit these weights, as the end of an error message; empty where it cannot be told."""
     try:
         name, found = infer(state, family)
+        for twin in TWINS_IN_NAME.get(family, ()) if name is None else ():
+            name, found = infer(state, twin)
     except SrattnError:
         return ""
     if name is None:
         numbers = ", ".join(f"{key}={tuple(found.config[key])}" for key in ("embed_dims", "depths"))
         return f"; these weights are a {family} with {numbers}"
     extras = []
-    for key, usual in (("num_classes", 1000), ("in_chans", 3)):
-        if found.config[key] not in (usual, 0):
+    for key, usual in (("num_classes", 1000), ("in_chans", 3), ("norm_after_stage", False)):
+        if found.config.get(key, usual) not in (usual, 0):
             extras.append(f"{key}={found.config[key]}")
     return f"; these weights fit {name}" + (f" with {', '.join(extras)}" if extras else "")
 

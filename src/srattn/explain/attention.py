@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,10 +37,12 @@ class AttentionMap:
     ratio: tuple[int, int]
     """(Rh, Rw): each key sees a block of so many tokens. (1, 1) where `pooled`."""
     pooled: bool
-    """Whether the reduction pools to a fixed grid of cells."""
+    """Whether the keys are even shares of the map: pooled to a fixed grid of cells, or finer than the queries."""
     class_token: bool
     stride: int
     """Pixels from one query token to the next."""
+    spread: Callable[[Tensor], Tensor] | None = None
+    """Where the keys lie on no single grid (a pyramid): their weights (B, M) over the query grid, (B, H, W)."""
 
 
 def attention_maps(
@@ -60,6 +63,8 @@ def attention_maps(
     backbone = model.model if isinstance(model, PyramidFeatures) else model
     if not isinstance(backbone, Backbone):
         raise SrattnError(f"attention maps need a model of srattn.create_model, got {type(model).__name__}")
+    if backbone.dimensions != 2:
+        raise SrattnError(f"attention maps are drawn on images, {backbone.config['name']} takes volumes")
     stages: Any = backbone.stages
     wanted = _choose(stages, blocks)
     inputs: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -134,8 +139,11 @@ def _map_of(
     tokens = args[0] if args else arguments["x"]
     probabilities = attn.attention_map(*args, **arguments)
     class_token = probabilities.shape[-2] == grid[0] * grid[1] + 1
-    key_grid = grid if class_token else attn.reduced_size(*grid)
-    pooled = attn.reduction.cells is not None
+    # Beside a class token the attention may see one row; else what it sees is the map, which it may pool itself.
+    seen = grid if class_token else (tokens.shape[1], tokens.shape[2])
+    grid, key_grid = attn.query_size(*seen), attn.reduced_size(*seen)
+    # Keys finer than the queries are drawn as even shares, too.
+    pooled = attn.reduction.cells is not None or key_grid[0] > grid[0] or key_grid[1] > grid[1]
     return AttentionMap(
         stage=stage,
         block=block,
@@ -147,6 +155,7 @@ def _map_of(
         pooled=pooled,
         class_token=class_token,
         stride=stride,
+        spread=None if attn.reduction.on_grid else partial(attn.reduction.spread, height=grid[0], width=grid[1]),
     )
 
 
@@ -198,8 +207,11 @@ def _heads(attention: AttentionMap, head: int | None) -> Tensor:
 def _to_pixels(attention: AttentionMap, weights: Tensor, image_size: tuple[int, int]) -> Tensor:
     """(B, M) -> (B, height, width)."""
     a = attention
-    keys = weights[:, int(attention.class_token) :].reshape(-1, *attention.key_grid)
-    rows, columns = (_spread(image_size[i], a.stride, a.grid[i], a.key_grid[i], a.ratio[i], a.pooled) for i in (0, 1))
+    if a.spread is None:
+        keys, key_grid = weights[:, int(a.class_token) :].reshape(-1, *a.key_grid), a.key_grid
+    else:
+        keys, key_grid = a.spread(weights), a.grid
+    rows, columns = (_spread(image_size[i], a.stride, a.grid[i], key_grid[i], a.ratio[i], a.pooled) for i in (0, 1))
     return rows.to(keys) @ keys @ columns.to(keys).T
 
 

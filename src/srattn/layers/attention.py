@@ -1,7 +1,7 @@
 """Spatial-Reduction Attention as a module: self- and cross-attention on maps, masks, and a planned path."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,60 @@ from srattn.ops import attend
 from srattn.ops.plan import Choice, Shape, choose
 
 
-class SpatialReductionAttention(nn.Module):
+class HeadsPlan(NamedTuple):
+    """The plan of heads that share their keys: how many, the grid of the keys, the path, and the work beside it."""
+
+    heads: int
+    dim: int
+    keys: tuple[int, int]
+    choice: Choice
+    shared: int
+    """Multiply-adds that are the same on every path: the reduction, W^K and W^V."""
+
+
+class MapAttention(nn.Module):
+    """What plans and explanations ask of an attention on maps (batch, height, width, channels)."""
+
+    dim: int
+    num_heads: int
+    ratio: tuple[int, int]
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The attention weights, (B, num_heads, N, M) over the reduced tokens in raster order."""
+        raise NotImplementedError
+
+    def query_size(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of the queries, and of the output, for a map of (height, width) tokens; the map's own unless pooled."""
+        return height, width
+
+    def reduced_size(self, height: int, width: int) -> tuple[int, int]:
+        """Grid (M_h, M_w) of the keys for a key map of (height, width) tokens."""
+        raise NotImplementedError
+
+    def plan_for(
+        self, height: int, width: int, batch: int = 1, *, training: bool = False, device: str | None = None
+    ) -> Choice:
+        """The path that `forward` takes at this size, with its cost and the reason in words."""
+        raise NotImplementedError
+
+    def plan_heads(
+        self, height: int, width: int, batch: int = 1, *, training: bool = False, device: str | None = None
+    ) -> list[HeadsPlan]:
+        """What `forward` does at this size, for each set of heads that share their keys."""
+        raise NotImplementedError
+
+
+def logit_bias(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of the keys (B, ...) as a bias (B, 1, 1, M), and the values v (B, M, C).
+
+    Images without any valid key (all scores minus infinity) attend to nothing: every key counts, with a value of zero.
+    """
+    bias = scores.flatten(1).to(v.dtype)
+    lost = torch.isneginf(bias).all(1, keepdim=True)
+    return bias.masked_fill(lost, 0.0)[:, None, None, :], v.masked_fill(lost.unsqueeze(-1), 0.0)
+
+
+class SpatialReductionAttention(MapAttention):
     """Multi-head attention whose keys and values are shrunk in space first (PVT, arXiv:2102.12122, eq. 1 to 4).
 
     Tokens are (batch, height, width, channels). The definition is `srattn.ops.reference`; which of the equal paths
@@ -83,6 +136,8 @@ class SpatialReductionAttention(nn.Module):
 
         if reduction is not None and (self.ratio != (1, 1) or linear or self.key_dim != self.value_dim):
             raise SrattnError("a reduction of your own stands for ratio and linear, and for one width of key and value")
+        if reduction is not None:
+            self.ratio = reduction.ratio
 
         def reduce(width: int) -> Reduction:
             if linear:
@@ -125,11 +180,13 @@ class SpatialReductionAttention(nn.Module):
             The shape of x.
         """
         k, v, bias = self._keys_values(x, key, value, key_mask, key_bias)
-        queries = x.flatten(1, -2)
+        return self.proj_drop(self._attend(x.flatten(1, -2), k, v, bias).view(x.shape))
+
+    def _attend(self, queries: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries (B, N, dim) before W^Q to the output of W^O, by the planned path."""
         projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
         dropout = self.attn_drop if self.training else 0.0
-        out = attend.attention(queries, k, v, projections, self.num_heads, self.scale, bias, dropout)
-        return self.proj_drop(out.view(x.shape))
+        return attend.attention(queries, k, v, projections, self.num_heads, self.scale, bias, dropout)
 
     def attention_map(
         self,
@@ -163,6 +220,10 @@ class SpatialReductionAttention(nn.Module):
         `device` is a type such as "cuda", that of the parameters by default (a CPU's for the meta device).
         """
         keys = math.prod(self.reduced_size(*(key_size or (height, width))))
+        return self._choose(height * width, keys, batch, training, device)
+
+    def _choose(self, queries: int, keys: int, batch: int, training: bool, device: str | None) -> Choice:
+        """The choice for these numbers of tokens."""
         weight = self.q.weight
         device = device or weight.device.type
         keeps_scores = training and (self.q.bias is not None or self.position_bias is not None)
@@ -170,7 +231,7 @@ class SpatialReductionAttention(nn.Module):
         return choose(
             Shape(
                 batch,
-                height * width,
+                queries,
                 keys,
                 self.dim,
                 self.num_heads,
@@ -181,11 +242,20 @@ class SpatialReductionAttention(nn.Module):
             )
         )
 
+    def plan_heads(
+        self, height: int, width: int, batch: int = 1, *, training: bool = False, device: str | None = None
+    ) -> list[HeadsPlan]:
+        keys = self.reduced_size(height, width)
+        projections = math.prod(keys) * (self.k.weight.numel() + self.v.weight.numel())
+        choice = self.plan_for(height, width, batch, training=training, device=device)
+        shared = batch * (self.reduction.macs(height, width) + projections)
+        return [HeadsPlan(self.num_heads, self.dim, keys, choice, shared)]
+
     def _keys_values(
         self, x: Tensor, key: Tensor | None, value: Tensor | None, key_mask: Tensor | None, key_bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Reduced and projected keys and values, (B, M, dim) each, and a bias of the logits or None."""
-        self._check(x, key, value, key_mask, key_bias)
+        check_maps(self.dim, self.key_dim, self.value_dim, x, key, value, key_mask, key_bias)
         key = x if key is None else key
         z_key = self.reduction(key, key_mask).flatten(1, 2)
         if self.value_reduction is None and (value is None or value is key):
@@ -200,41 +270,44 @@ class SpatialReductionAttention(nn.Module):
             position = self.position_bias(grid, self.reduction.size(*key.shape[1:3])).unsqueeze(0)
         if key_mask is None and key_bias is None:
             return k, v, position
-        bias = self.reduction.reduce_scores(key_mask, key_bias).flatten(1).to(k.dtype)
-        if key_mask is not None:
-            # Images without any valid key attend to nothing: every key counts, with a value of zero.
-            lost = torch.isneginf(bias).all(1, keepdim=True)
-            bias, v = bias.masked_fill(lost, 0.0), v.masked_fill(lost.unsqueeze(-1), 0.0)
-        bias = bias[:, None, None, :]
+        bias, v = logit_bias(self.reduction.reduce_scores(key_mask, key_bias), v)
         return k, v, bias if position is None else bias + position
-
-    def _check(
-        self, x: Tensor, key: Tensor | None, value: Tensor | None, key_mask: Tensor | None, key_bias: Tensor | None
-    ) -> None:
-        if x.shape[-1] != self.dim or not (x.ndim == 4 or (x.ndim == 3 and key is not None)):
-            raise SrattnError(
-                f"queries are (batch, height, width, {self.dim}), or (batch, tokens, {self.dim}) beside a key; "
-                f"got {tuple(x.shape)}"
-            )
-        if value is not None and key is None:
-            raise SrattnError("a value needs its key: attn(x, key=k, value=v)")
-        source = x if key is None else key
-        for name, given, width in (("key", source, self.key_dim), ("value", value, self.value_dim)):
-            if given is not None and (given.ndim != 4 or given.shape[-1] != width or given.shape[0] != x.shape[0]):
-                raise SrattnError(f"{name} is (batch {x.shape[0]}, height, width, {width}), got {tuple(given.shape)}")
-        if value is None and self.value_dim != self.key_dim:
-            raise SrattnError(f"key_dim {self.key_dim} and value_dim {self.value_dim} differ: give the value as well")
-        if value is not None and value.shape[1:3] != source.shape[1:3]:
-            raise SrattnError(
-                f"key and value lie on one grid, got {tuple(source.shape[1:3])} and {tuple(value.shape[1:3])}"
-            )
-        for name, given in (("key_mask", key_mask), ("key_bias", key_bias)):
-            if given is not None and given.shape != source.shape[:3]:
-                raise SrattnError(
-                    f"{name} has the shape of the key map, {tuple(source.shape[:3])}, got {tuple(given.shape)}"
-                )
-        if key_mask is not None and key_mask.dtype != torch.bool:
-            raise SrattnError(f"key_mask is boolean, true where a key token is valid, got {key_mask.dtype}")
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}"
+
+
+def check_maps(
+    dim: int,
+    key_dim: int,
+    value_dim: int,
+    x: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    key_mask: Tensor | None,
+    key_bias: Tensor | None,
+) -> None:
+    """Refuses what does not fit together, with the shapes at hand."""
+    if x.shape[-1] != dim or not (x.ndim == 4 or (x.ndim == 3 and key is not None)):
+        raise SrattnError(
+            f"queries are (batch, height, width, {dim}), or (batch, tokens, {dim}) beside a key; got {tuple(x.shape)}"
+        )
+    if value is not None and key is None:
+        raise SrattnError("a value needs its key: attn(x, key=k, value=v)")
+    source = x if key is None else key
+    for name, given, width in (("key", source, key_dim), ("value", value, value_dim)):
+        if given is not None and (given.ndim != 4 or given.shape[-1] != width or given.shape[0] != x.shape[0]):
+            raise SrattnError(f"{name} is (batch {x.shape[0]}, height, width, {width}), got {tuple(given.shape)}")
+    if value is None and value_dim != key_dim:
+        raise SrattnError(f"key_dim {key_dim} and value_dim {value_dim} differ: give the value as well")
+    if value is not None and value.shape[1:3] != source.shape[1:3]:
+        raise SrattnError(
+            f"key and value lie on one grid, got {tuple(source.shape[1:3])} and {tuple(value.shape[1:3])}"
+        )
+    for name, given in (("key_mask", key_mask), ("key_bias", key_bias)):
+        if given is not None and given.shape != source.shape[:3]:
+            raise SrattnError(
+                f"{name} has the shape of the key map, {tuple(source.shape[:3])}, got {tuple(given.shape)}"
+            )
+    if key_mask is not None and key_mask.dtype != torch.bool:
+        raise SrattnError(f"key_mask is boolean, true where a key token is valid, got {key_mask.dtype}")

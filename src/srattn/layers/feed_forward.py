@@ -7,16 +7,25 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear (PVT, arXiv:2102.12122)."""
+    """Linear, GELU, linear (PVT, arXiv:2102.12122); to `out_dim` channels, where they are not those of the input."""
 
-    def __init__(self, dim: int, hidden: int, *, drop: float = 0.0, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        out_dim: int | None = None,
+        drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, dim if out_dim is None else out_dim, device=device, dtype=dtype)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) to the same shape."""
+        """(B, H, W, dim) to (B, H, W, out_dim)."""
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from srattn.ops.reduce import reduced_size
 
 
-class PatchEmbed(nn.Module):
+class Embedding(nn.Module):
+    """What every patch embedding answers, beside its forward from (B, C, H, W) to (B, H', W', dim)."""
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of tokens for an input of (height, width)."""
+        raise NotImplementedError
+
+
+class PatchEmbed(Embedding):
     """Patches that do not overlap, kernel = stride (PVT, arXiv:2102.12122, section 3.2).
 
     `edge` says what happens to pixels that fill no patch, as in `SpatialReductionAttention`.
@@ -38,7 +46,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
         height, width = x.shape[2:]
-        rows, columns = self.size(height, width)
+        rows, columns = reduced_size(height, width, (self.stride, self.stride), self.edge)
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
         if self.edge == "pad" and (torch.compiler.is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
@@ -49,20 +57,29 @@ class PatchEmbed(nn.Module):
         return reduced_size(height, width, (self.stride, self.stride), self.edge)
 
 
-class OverlapPatchEmbed(nn.Module):
+class OverlapPatchEmbed(Embedding):
     """Patches that overlap (PVT v2, arXiv:2106.13797, section 3.1): kernel 2 S - 1, stride S, padding S - 1.
 
     Kernel 7 at stride 4 and 3 at stride 2, as published; at stride 1, kernel 3. Every pixel is covered at any size.
+    `norm=False` leaves out the layer norm, as MViT does.
     """
 
     def __init__(
-        self, in_chans: int, dim: int, stride: int, *, eps: float = 1e-5, device: Any = None, dtype: Any = None
+        self,
+        in_chans: int,
+        dim: int,
+        stride: int,
+        *,
+        norm: bool = True,
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         self.stride = stride
         kernel = max(3, 2 * stride - 1)
         self.proj = nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, ceil(H / S), ceil(W / S), dim)."""

@@ -37,6 +37,8 @@ class Reduction(nn.Module):
     ratio: tuple[int, int] = (1, 1)
     cells: tuple[int, int] | None = None
     edge: str = "pad"
+    on_grid: bool = True
+    """Whether the reduced tokens lie on one grid that covers the map; else `size` is one row of them."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, H, W, C), mask (B, H, W) true where valid. Returns (B, M_h, M_w, C)."""
@@ -53,6 +55,13 @@ class Reduction(nn.Module):
     def sum(self, x: Tensor) -> Tensor:
         """Sums a value of each token, (B, H, W), over the sources of each reduced token, (B, M_h, M_w)."""
         return x
+
+    def spread(self, weights: Tensor, height: int, width: int) -> Tensor:
+        """Spreads a weight of each reduced token, (B, M), evenly over its sources, (B, height, width)."""
+        weights = weights.unflatten(1, self.size(height, width))
+        count = self.sum(weights.new_ones(1, height, width))
+        backwards = torch.func.vjp(self.sum, weights.new_zeros(weights.shape[0], height, width))[1]
+        return backwards(weights / count.clamp(min=1))[0]
 
     def reduce_scores(self, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         """Mask and key bias (B, H, W) reduced to a score for each reduced token, (B, M_h, M_w).

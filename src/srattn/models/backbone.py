@@ -5,18 +5,27 @@ A family composes stages and implements `run_stage` (and `pool`, where it does n
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from srattn.errors import SrattnError
-from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.patch_embed import OverlapPatchEmbed, PatchEmbed
-from srattn.layers.reduction import Reduction, StridedReduction, check_edge
+from srattn.layers.attention import MapAttention
+from srattn.layers.patch_embed import Embedding
+from srattn.layers.recompute import recomputed
+from srattn.layers.reduction import StridedReduction, check_edge
+from srattn.layers.volume import VolumeReduction
 from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
+
+
+class Attended(NamedTuple):
+    """One attention of a stage: the grid of tokens that it sees, and how many such grids an image has (windows)."""
+
+    attn: MapAttention
+    tokens: tuple[int, int]
+    copies: int = 1
 
 
 class Stage(nn.Module):
@@ -24,7 +33,7 @@ class Stage(nn.Module):
 
     def __init__(
         self,
-        patch_embed: PatchEmbed | OverlapPatchEmbed,
+        patch_embed: Embedding,
         blocks: Sequence[nn.Module],
         norm: nn.Module | None = None,
         position: nn.Module | None = None,
@@ -43,15 +52,22 @@ class Stage(nn.Module):
     def run(self, tokens: Tensor) -> Tensor:
         """The blocks and the norm on (B, H, W, C)."""
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = self.run_block(block, tokens)
         return self.norm(tokens)
+
+    def run_block(self, block: nn.Module, tokens: Tensor, *context: Any) -> Tensor:
+        """One block (with what else its forward takes), computed again in backward under gradient checkpointing."""
+        if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            return recomputed(block, tokens, *context)
+        return block(tokens, *context)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of the stage's map for an input of (height, width); that of its embedding, unless blocks change it."""
+        return self.patch_embed.size(height, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to a map (B, C, H', W'), a view of channels-last tokens."""
-        return self.run(self.embed(x)).permute(0, 3, 1, 2)
+        return self.run(self.embed(x)).movedim(-1, 1)
 
 
 class Backbone(nn.Module):
@@ -61,6 +77,7 @@ class Backbone(nn.Module):
         config: a JSON-able dict; `srattn.create_model(**model.config)` builds the same architecture.
         feature_info: channels and reduction of each stage's map.
         num_features: channels of the last stage.
+        head_hidden_size: channels of what the head reads; `num_features`, unless the family widens it.
         min_size: smallest height or width in pixels, the stride of the last stage.
     """
 
@@ -70,6 +87,12 @@ class Backbone(nn.Module):
     img_size: int | tuple[int, int]
     features_defaults: ClassVar[dict[str, Any]] = {}
     """Arguments that a feature pyramid of this family takes by default."""
+    dimensions: ClassVar[int] = 2
+    """2 for images, 3 for volumes."""
+    formats: ClassVar[tuple[str, str]] = ("NCHW", "NHWC")
+    """What `output_fmt` may be, the default first."""
+    published_eps: ClassVar[dict[str, float]] = {"block": 1e-6, "reduction": 1e-5, "patch": 1e-5}
+    """Epsilons of the norms in the official code."""
 
     def _finish_init(
         self,
@@ -80,6 +103,7 @@ class Backbone(nn.Module):
         num_classes: int,
         drop_rate: float,
         edge: str,
+        head_hidden_size: int | None = None,
     ) -> None:
         """Head, feature info and initialisation, once the stages stand."""
         reductions = [math.prod(strides[: i + 1]) for i in range(len(strides))]
@@ -90,7 +114,8 @@ class Backbone(nn.Module):
         self.min_size = reductions[-1]
         self.edge = check_edge(edge)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head_hidden_size = self.num_features if head_hidden_size is None else head_hidden_size
+        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         self.apply(_init_weights)
 
     # -- forward ----------------------------------------------------------------------------------------------------
@@ -102,6 +127,12 @@ class Backbone(nn.Module):
     def tokens_of(self, index: int, grid: tuple[int, int]) -> tuple[int, int]:
         """Grid that the attention of a stage sees, for a map of `grid` tokens."""
         return grid
+
+    def attended(self, index: int, grid: tuple[int, int]) -> list[Attended]:
+        """Every attention of a stage in order of execution, for a map of `grid` tokens."""
+        tokens = self.tokens_of(index, grid)
+        modules = self.stages[index].modules()
+        return [Attended(m, tokens) for m in modules if isinstance(m, MapAttention)]
 
     def final(self, x: Tensor, class_token: Tensor | None) -> Tensor:
         """What `forward_features` returns, from the last stage's map and class token."""
@@ -134,7 +165,7 @@ class Backbone(nn.Module):
         indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
-        output_fmt: str = "NCHW",
+        output_fmt: str | None = None,
         intermediates_only: bool = False,
     ) -> Any:
         """The final features and a list of feature maps.
@@ -145,14 +176,17 @@ class Backbone(nn.Module):
             norm: apply the family's final norm, where it has one, to the last stage's map (norms that belong to a
                 stage are always applied).
             stop_early: do not run stages after the last one asked for; only with `intermediates_only`.
-            output_fmt: "NCHW" or "NHWC".
+            output_fmt: "NCHW" or "NHWC" ("NCDHW" or "NDHWC" for volumes).
             intermediates_only: return the list alone.
 
         Returns:
             (final features, [maps (B, C, H, W)]), or the list alone.
         """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise SrattnError(f"output_fmt is 'NCHW' or 'NHWC', got {output_fmt!r}")
+        first, last_axis = self.formats
+        if output_fmt is None:
+            output_fmt = first
+        if output_fmt not in self.formats:
+            raise SrattnError(f"output_fmt is {first!r} or {last_axis!r}, got {output_fmt!r}")
         if stop_early and not intermediates_only:
             raise SrattnError("stop_early leaves no final features: set intermediates_only=True as well")
         self.check_images(x)
@@ -162,8 +196,8 @@ class Backbone(nn.Module):
         for index in range(max(wanted) + 1 if intermediates_only else last + 1):
             x, token = self.run_stage(index, x)
             if index in wanted:
-                out = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if norm and index == last else x
-                maps[index] = out if output_fmt == "NCHW" else out.permute(0, 2, 3, 1)
+                out = self.norm(x.movedim(1, -1)).movedim(-1, 1) if norm and index == last else x
+                maps[index] = out if output_fmt == first else out.movedim(1, -1)
         ordered = [maps[i] for i in wanted]
         return ordered if intermediates_only else (self.final(x, token), ordered)
 
@@ -189,7 +223,7 @@ class Backbone(nn.Module):
         like = next(self.parameters())
         self.num_classes = num_classes
         self.head = (
-            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             if num_classes
             else nn.Identity()
         )
@@ -203,11 +237,11 @@ class Backbone(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that group parameters by depth, for layer-wise learning rates: by stage if coarse, else by block."""
         return {
-            "stem": r"^stages\.0\.(patch_embed|position)|^class_",
+            "stem": r"^stages\.0\.(?!blocks|norm)|^class_",
             "blocks": r"^stages\.(\d+)"
             if coarse
             else [
-                (r"^stages\.(\d+)\.(?:patch_embed|position)", (0,)),
+                (r"^stages\.(\d+)\.(?!blocks|norm)", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
                 (r"^stages\.(\d+)\.norm", (99998,)),
                 (r"^norm", (99999,)),
@@ -229,35 +263,45 @@ class Backbone(nn.Module):
 
     @property
     def norm_eps(self) -> dict[str, float]:
-        """Epsilons of the layer norms: of blocks and stages, after reductions, after patch embeddings."""
+        """Epsilons of the norms: of blocks and stages, after reductions, after patch embeddings."""
         found: dict[str, float] = {}
-        for name, module in self.named_modules():
-            if isinstance(module, nn.LayerNorm):
-                found.setdefault(_norm_kind(name), module.eps)
-        return {"block": 1e-6, "reduction": 1e-5, "patch": 1e-5} | found
+        for kind, module in self._norms():
+            found.setdefault(kind, module.eps)
+        return self.published_eps | found
 
-    def set_norm_eps(self, block: float = 1e-6, reduction: float = 1e-5, patch: float = 1e-5) -> None:
+    def set_norm_eps(
+        self, block: float | None = None, reduction: float | None = None, patch: float | None = None
+    ) -> None:
         """Sets the epsilons, which differ by a checkpoint's origin; the defaults are those of the official code."""
-        eps = {"block": block, "reduction": reduction, "patch": patch}
+        given = {"block": block, "reduction": reduction, "patch": patch}
+        eps = self.published_eps | {kind: value for kind, value in given.items() if value is not None}
+        for kind, module in self._norms():
+            module.eps = eps[kind]
+
+    def _norms(self) -> Iterator[tuple[str, nn.LayerNorm | nn.BatchNorm2d]]:
+        """The norms whose epsilons are settings, with their kind: layer norms, and batch norms after a reduction."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = eps[_norm_kind(name)]
+            kind = _norm_kind(name)
+            if isinstance(module, nn.LayerNorm) or (isinstance(module, nn.BatchNorm2d) and kind == "reduction"):
+                yield kind, module
 
     def set_edge(self, edge: str) -> None:
-        """Sets the edge policy of every reduction (and of patches that do not overlap): "pad", "floor" or "error"."""
-        self.edge = check_edge(edge)
+        """Sets the edge policy of every reduction and patch embedding that has one: "pad", "floor" or "error"."""
+        check_edge(edge)
         for module in self.modules():
-            if isinstance(module, Reduction | PatchEmbed):
-                module.edge = edge
+            if hasattr(module, "edge"):
+                module.edge = edge  # type: ignore[assignment]
         self.config = {**self.config, "edge": edge}
 
     def iter_stages(self) -> list[Stage]:
         """The stages as what they are (a ModuleList forgets)."""
         return [stage for stage in self.stages if isinstance(stage, Stage)]
 
-    def attentions(self) -> list[tuple[str, SpatialReductionAttention]]:
-        """Every Spatial-Reduction Attention with its name, in order of execution."""
-        return [(name, m) for name, m in self.named_modules() if isinstance(m, SpatialReductionAttention)]
+    def attentions(self) -> list[tuple[str, MapAttention]]:
+        """Every attention on maps with its name, in order of execution."""
+        found = {name: m for name, m in self.named_modules() if isinstance(m, MapAttention)}
+        # Attention within windows holds that of one window, which is no other.
+        return [(name, m) for name, m in found.items() if name.rpartition(".")[0] not in found]
 
 
 def _norm_kind(name: str) -> str:
@@ -268,13 +312,13 @@ def _norm_kind(name: str) -> str:
 
 def _init_weights(module: nn.Module) -> None:
     """As published: linear maps truncated normal 0.02, convolutions (the reduction is one) normal by fan-out."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
     elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     else:
-        if isinstance(module, StridedReduction):
+        if isinstance(module, StridedReduction | VolumeReduction):
             nn.init.normal_(module.proj.weight, 0.0, math.sqrt(2.0 / module.proj.in_features))
         return
     if module.bias is not None:

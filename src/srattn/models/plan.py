@@ -1,16 +1,17 @@
 """The plan of a model: which path each stage takes at a size, why, and what it costs."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from srattn.layers.attention import SpatialReductionAttention
+from srattn.errors import SrattnError
+from srattn.layers.attention import HeadsPlan
 from srattn.layers.reduction import as_pair
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
-from srattn.ops.plan import Choice
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class PlanRow:
     bytes: int
     """Bytes that one block's attention moves through memory, from the query's input to the output."""
     reason: str
+    windows: int = 1
+    """How many grids of `tokens` an image has, each with `keys` of its own; the counts are of all of them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A row for each stage (and for each kind of attention in it); prints as a table."""
+    """A row for each stage, for each kind of attention and each ratio in it; prints as a table."""
 
     model: str
     size: tuple[int, int]
@@ -54,7 +57,7 @@ class Plan:
             [
                 row.stage,
                 str(row.blocks),
-                f"{row.tokens[0]}x{row.tokens[1]}",
+                f"{row.tokens[0]}x{row.tokens[1]}" + (f" x {row.windows}" if row.windows > 1 else ""),
                 f"{row.keys[0]}x{row.keys[1]}",
                 str(row.heads),
                 row.path,
@@ -89,33 +92,36 @@ def plan(
     model's parameters and on their device (or on `device`, a type such as "cuda").
     """
     backbone = model.model if isinstance(model, PyramidFeatures) else model
+    if backbone.dimensions != 2:
+        raise SrattnError(f"plans are of models of images, {backbone.config['name']} takes volumes")
     size = as_pair(backbone.img_size if size is None else size, "size")
     probe = torch.empty(batch, backbone.in_chans, *size, device="meta")
     backbone.check_images(probe)
     grid, rows = size, []
     for index, stage in enumerate(backbone.iter_stages()):
-        grid = stage.patch_embed.size(*grid)
-        attentions = [m for m in stage.modules() if isinstance(m, SpatialReductionAttention)]
-        tokens, attn = backbone.tokens_of(index, grid), attentions[0]
-        choice = attn.plan_for(*tokens, batch, training=training, device=device)
-        rows.append(_row(f"{index + 1}", attn, tokens, batch, len(attentions), choice))
+        tokens = stage.patch_embed.size(*grid)
+        kinds = Counter(
+            (found.tokens, found.copies, part)
+            for found in backbone.attended(index, tokens)
+            for part in found.attn.plan_heads(*found.tokens, batch * found.copies, training=training, device=device)
+        )
+        rows += [_row(f"{index + 1}", blocks, *kind) for kind, blocks in kinds.items()]
+        grid = stage.size(*grid)
     return Plan(backbone.config["name"], size, batch, training, tuple(rows))
 
 
-def _row(
-    stage: str, attn: SpatialReductionAttention, grid: tuple[int, int], batch: int, blocks: int, choice: Choice
-) -> PlanRow:
-    keys = attn.reduced_size(*grid)
-    shared = batch * (attn.reduction.macs(*grid) + 2 * keys[0] * keys[1] * attn.dim**2)
+def _row(stage: str, blocks: int, tokens: tuple[int, int], copies: int, part: HeadsPlan) -> PlanRow:
+    choice = part.choice
     return PlanRow(
         stage,
         blocks,
-        grid,
-        keys,
-        attn.num_heads,
-        attn.dim,
+        tokens,
+        part.keys,
+        part.heads,
+        part.dim,
         choice.path,
-        choice.cost.macs + shared,
+        choice.cost.macs + part.shared,
         choice.cost.bytes,
         choice.reason,
+        copies,
     )

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from srattn.errors import SrattnError, nearest
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
 
-FAMILIES = ("pvt", "pvt_v2")
+FAMILIES = ("pvt", "pvt_v2", "twins", "mit", "cmt", "p2t", "shunted", "cvt", "mvitv2")
 
 
 class Variant(NamedTuple):
@@ -49,10 +49,14 @@ def _all() -> dict[str, Variant]:
     return _variants
 
 
-def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
-    """Registered names that match a shell-style pattern (or any of several), in natural order."""
+def list_models(pattern: str | Sequence[str] = "*", *, dimensions: int | None = None) -> list[str]:
+    """Registered names that match a shell-style pattern (or any of several), in natural order.
+
+    `dimensions` is 2 for the models of images alone, 3 for those of volumes.
+    """
     patterns = [pattern] if isinstance(pattern, str) else pattern
-    return [name for name in _all() if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    names = [name for name in _all() if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    return [name for name in names if dimensions in (None, getattr(_variants[name].family, "dimensions", 2))]
 
 
 def variant(name: str) -> Variant:
@@ -70,6 +74,12 @@ def model_options(name: str) -> dict[str, Any]:
     return {p.name: numbers.get(p.name, p.default) for p in parameters}
 
 
+@overload
+def build_model(name: str, *, features_only: Literal[True], **options: Any) -> PyramidFeatures: ...
+@overload
+def build_model(name: str, *, features_only: Literal[False] = False, **options: Any) -> Backbone: ...
+@overload
+def build_model(name: str, *, features_only: bool = False, **options: Any) -> Backbone | PyramidFeatures: ...
 def build_model(
     name: str,
     *,

@@ -32,6 +32,7 @@ class Weights:
         top1: ImageNet-1k accuracy in per cent, as published by `top1_source`.
         classes: of the classifier in the file.
         source: the authors' repository, where the weights come from.
+        commercial: whether the licence allows commercial use.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Weights:
     preprocessing: Preprocessing
     classes: int = 1000
     note: str = ""
+    commercial: bool = True
 
 
 _AUTHORS = "https://github.com/whai362/PVT"
@@ -80,6 +82,67 @@ def _pvt_v2(size: str, top1: float) -> Weights:
     )
 
 
+def _twins(size: str, top1: float, note: str = "") -> Weights:
+    return Weights(
+        model=f"twins_{size}",
+        repo=f"timm/twins_{size}.in1k",
+        file="model.safetensors",
+        layout="timm",
+        licence="Apache-2.0",
+        source="https://github.com/Meituan-AutoML/Twins",
+        top1=top1,
+        top1_source="timm's results table",
+        preprocessing=Preprocessing(),
+        note=note,
+    )
+
+
+def _mit(size: str, top1: float) -> Weights:
+    return Weights(
+        model=f"mit_{size}",
+        repo=f"nvidia/mit-{size}",
+        file="pytorch_model.bin",
+        layout="transformers",
+        licence="NVIDIA Source Code License for SegFormer",
+        source="https://github.com/NVlabs/SegFormer",
+        top1=top1,
+        top1_source="the SegFormer paper (arXiv:2105.15203)",
+        preprocessing=_PVT_PREPROCESSING,
+        note="the hub calls the licence 'other' and points to the authors' repository",
+        commercial=False,
+    )
+
+
+def _cvt(size: str, file: str, top1: float) -> Weights:
+    return Weights(
+        model=f"cvt_{size}",
+        repo=f"microsoft/cvt-{size}",
+        file=file,
+        layout="transformers",
+        licence="Apache-2.0",
+        source="https://github.com/microsoft/CvT",
+        top1=top1,
+        top1_source="the authors' repository",
+        preprocessing=_PVT_PREPROCESSING,
+        note="the repository's listing was seen, with its licence and kinds of files, but not the file's name",
+    )
+
+
+def _mvitv2(size: str, top1: float, note: str = "") -> Weights:
+    return Weights(
+        model=f"mvitv2_{size}",
+        repo=f"timm/mvitv2_{size}.fb_in1k",
+        file="model.safetensors",
+        layout="timm",
+        licence="Apache-2.0",
+        source="https://github.com/facebookresearch/mvit",
+        top1=top1,
+        top1_source="the MViTv2 paper (arXiv:2112.01526)",
+        preprocessing=Preprocessing(),
+        note=note,
+    )
+
+
 WEIGHTS: tuple[Weights, ...] = (
     _pvt("tiny", 75.1),
     _pvt("small", 79.8, note="the repository's listing was seen to hold safetensors, but not the file's name"),
@@ -92,6 +155,24 @@ WEIGHTS: tuple[Weights, ...] = (
     _pvt_v2("b3", 83.12),
     _pvt_v2("b4", 83.71),
     _pvt_v2("b5", 83.76),
+    _twins("pcpvt_small", 81.12),
+    _twins("pcpvt_base", 82.72),
+    _twins("pcpvt_large", 83.16),
+    _twins("svt_small", 81.69),
+    _twins("svt_base", 83.12, note="the repository was seen to be linked, but not its listing of files"),
+    _twins("svt_large", 83.72),
+    _mit("b0", 70.5),
+    _mit("b1", 78.7),
+    _mit("b2", 81.6),
+    _mit("b3", 83.1),
+    _mit("b4", 83.6),
+    _mit("b5", 83.8),
+    _cvt("13", "model.safetensors", 81.6),
+    _cvt("21", "pytorch_model.bin", 82.5),
+    _mvitv2("tiny", 82.3, note="the repository is named by timm, but its listing was not seen"),
+    _mvitv2("small", 83.6),
+    _mvitv2("base", 84.4),
+    _mvitv2("large", 85.3, note="the repository was seen, with its licence and kinds of files, but not their names"),
 )
 
 

@@ -107,7 +107,8 @@ def _reason(path: Path, s: Shape) -> str:
         return f"one head, x itself is the query: {counts}"
     if path == "absorbed":
         return f"few keys ({s.heads} heads x {s.keys} keys): {counts}"
-    return f"{s.heads} heads x {s.keys} keys are too many to absorb at {s.dim} channels: {counts}"
+    heads = "1 head" if s.heads == 1 else f"{s.heads} heads"
+    return f"{heads} x {s.keys} keys are too many to absorb at {s.dim} channels: {counts}"
 
 
 @contextmanager
@@ -125,6 +126,11 @@ def force_path(path: Path) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def forced() -> Path | None:
+    """The path that `force_path` asks for, or None: for attentions that have other paths to choose from."""
+    return _forced
 
 
 def known(*sizes: int) -> bool:

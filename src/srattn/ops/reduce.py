@@ -67,6 +67,21 @@ def strided(
     return F.conv2d(fit(x, ratio, edge).permute(0, 3, 1, 2), kernel, bias, stride=ratio).permute(0, 2, 3, 1)
 
 
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, edge: str, mask: Tensor | None = None) -> Tensor:
+    """A depthwise convolution whose stride is its kernel (CMT, arXiv:2107.06263), before the norm.
+
+    x (B, H, W, C), weight (C, 1, R_h, R_w), mask (B, H, W) true where valid. Returns (B, H/R_h, W/R_w, C).
+    """
+    if mask is not None:
+        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    ratio = (weight.shape[2], weight.shape[3])
+    if not torch.compiler.is_exporting() and 0 in x.shape[1:3]:  # a convolution refuses an empty map
+        mh, mw = reduced_size(x.shape[1], x.shape[2], ratio, edge)
+        return x.new_zeros(x.shape[0], mh, mw, x.shape[3])
+    x = fit(x, ratio, edge).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias, stride=ratio, groups=weight.shape[0]).permute(0, 2, 3, 1)
+
+
 def block_sum(x: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
     """Sums each R x R block of (B, H, W) to (B, H/R, W/R)."""
     x = fit(x, ratio, edge)

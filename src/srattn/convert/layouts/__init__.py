@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from srattn.convert.layouts.base import Layout
 from srattn.convert.layouts.mmdet import MMDET
+from srattn.convert.layouts.mmseg import MMSEG
 from srattn.convert.layouts.official import OFFICIAL
 from srattn.convert.layouts.own import SRATTN
 from srattn.convert.layouts.timm import TIMM
 from srattn.convert.layouts.transformers import TRANSFORMERS
 from srattn.errors import SrattnError, nearest
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (SRATTN, OFFICIAL, TIMM, TRANSFORMERS, MMDET)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (SRATTN, OFFICIAL, TIMM, TRANSFORMERS, MMDET, MMSEG)}
 
 
 def families() -> list[str]:

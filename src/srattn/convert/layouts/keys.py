@@ -1,14 +1,15 @@
 """Key patterns and rules: one table per layout and family, applied in both directions.
 
 A pattern is a key with named places: ``stages.{i}.blocks.{j}.attn.q.{p}``. `i` (stage), `j` (block) and `n` (any other
-index) stand for a number, `p` for the last part of a parameter (weight, bias). ``{i+1}`` is counted from one.
+index) stand for a number, `p` for the last part of a parameter (weight, bias). ``{i+1}`` is counted from one,
+``{i@}`` is a letter, a for 0.
 A `Rule` says which keys of ours hold the same numbers as which keys of a foreign layout, and how the tensors change.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -20,22 +21,26 @@ from srattn.errors import SrattnError
 State = Mapping[str, torch.Tensor]
 Bindings = tuple[tuple[str, str], ...]
 
-_PLACE = re.compile(r"\{([a-z])(?:\+(\d+))?\}")
+_PLACE = re.compile(r"\{([a-z])(?:\+(\d+)|(@))?\}")
 _OPTIONAL = "?"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`ours` and `theirs`: key patterns of the same numbers; a trailing "?" marks a key that may be absent."""
+    """`ours` and `theirs`: key patterns of the same numbers; a trailing "?" marks a key that may be absent.
+
+    beside: a key of theirs that must be there as well for their keys to be meant, where one name has two meanings.
+    """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     transform: Transform = SAME
+    beside: str | None = None
 
 
-def same(ours: str, theirs: str, transform: Transform = SAME) -> Rule:
+def same(ours: str, theirs: str, transform: Transform = SAME, beside: str | None = None) -> Rule:
     """One key for one key."""
-    return Rule((ours,), (theirs,), transform)
+    return Rule((ours,), (theirs,), transform, beside)
 
 
 def joined(ours: Sequence[str], theirs: str, transform: Transform) -> Rule:
@@ -61,7 +66,7 @@ def apply_rules(state: State, rules: Sequence[Rule], *, to_ours: bool, context: 
     groups: dict[tuple[int, Bindings], dict[int, str]] = {}
     unknown: list[str] = []
     for key in state:
-        found = find_rule(key, rules, theirs=to_ours)
+        found = find_rule(key, rules, theirs=to_ours, keys=state)
         if found is None:
             unknown.append(key)
             continue
@@ -97,19 +102,27 @@ def apply_rules(state: State, rules: Sequence[Rule], *, to_ours: bool, context: 
     return Applied(out, sources, unknown)
 
 
-def find_rule(key: str, rules: Sequence[Rule], *, theirs: bool) -> tuple[int, int, Bindings] | None:
-    """The first rule with a pattern that `key` fits: its number, the pattern's place in it, and the places' values."""
+def find_rule(
+    key: str, rules: Sequence[Rule], *, theirs: bool, keys: Container[str]
+) -> tuple[int, int, Bindings] | None:
+    """The first rule with a pattern that `key` (one of `keys`) fits.
+
+    Returns:
+        The rule's number, the pattern's place in it, and the places' values.
+    """
     for number, rule in enumerate(rules):
         for member, pattern in enumerate(rule.theirs if theirs else rule.ours):
             bindings = match(pattern, key)
-            if bindings is not None:
+            if bindings is None:
+                continue
+            if not theirs or rule.beside is None or fill(rule.beside, bindings) in keys:
                 return number, member, bindings
     return None
 
 
-def count_known(keys: Iterable[str], rules: Sequence[Rule]) -> int:
+def count_known(keys: Collection[str], rules: Sequence[Rule]) -> int:
     """How many of `keys` these rules know as theirs."""
-    return sum(find_rule(key, rules, theirs=True) is not None for key in keys)
+    return sum(find_rule(key, rules, theirs=True, keys=keys) is not None for key in keys)
 
 
 def match(pattern: str, key: str) -> Bindings | None:
@@ -123,7 +136,7 @@ def match(pattern: str, key: str) -> Bindings | None:
         if name == "p":
             values.append((name, text))
             continue
-        number = int(text) - offsets[name]
+        number = ord(text) - ord("a") if text.isalpha() else int(text) - offsets[name]
         if number < 0:
             return None
         values.append((name, str(number)))
@@ -136,6 +149,8 @@ def fill(pattern: str, bindings: Bindings) -> str:
 
     def value(place: re.Match[str]) -> str:
         name, offset = place[1], int(place[2] or 0)
+        if place[3]:
+            return chr(ord("a") + int(values[name]))
         return values[name] if name == "p" else str(int(values[name]) + offset)
 
     return _PLACE.sub(value, pattern.removesuffix(_OPTIONAL))
@@ -150,7 +165,8 @@ def _compiled(pattern: str) -> tuple[re.Pattern[str], dict[str, int]]:
         name = place[1]
         parts.append(re.escape(text[end : place.start()]))
         # At most four digits: a key is never a reason to build a huge number.
-        parts.append(rf"(?P<{name}>{'[a-z_]+' if name == 'p' else '[0-9]{1,4}'})")
+        text_of = "[a-z]" if place[3] else "[a-z_]+" if name == "p" else "[0-9]{1,4}"
+        parts.append(rf"(?P<{name}>{text_of})")
         offsets[name] = int(place[2] or 0)
         end = place.end()
     parts.append(re.escape(text[end:]))

@@ -1,10 +1,12 @@
-"""Our own layout: one for all families. Its vocabulary is that of the official tables, so it cannot drift."""
+"""Our own layout: one for all families. Its vocabulary is that of the foreign tables, so it cannot drift."""
 
 from __future__ import annotations
 
 from srattn.convert.layouts.base import Layout
+from srattn.convert.layouts.heads import own_heads
 from srattn.convert.layouts.keys import Rule, same
 from srattn.convert.layouts.official import OFFICIAL
+from srattn.convert.layouts.timm import TIMM
 
 
 def _identity(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -12,7 +14,14 @@ def _identity(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return tuple(same(pattern, pattern) for pattern in patterns)
 
 
+# timm's tables name the families that have no table of the official code.
+_TABLES = {**OFFICIAL.rules, **{family: rules for family, rules in TIMM.rules.items() if family not in OFFICIAL.rules}}
+
 # The epsilons and the edge policy are the model's own and stand in the file's metadata; these are for files without.
 SRATTN = Layout(
-    "srattn", "srattn's own", {family: _identity(rules) for family, rules in OFFICIAL.rules.items()}, edge="pad"
+    "srattn",
+    "srattn's own",
+    {family: _identity(rules) for family, rules in _TABLES.items()},
+    edge="pad",
+    heads={family: own_heads() for family in _TABLES},
 )

@@ -1,10 +1,11 @@
-"""The layout of timm, which has PVT v2 alone: stages of blocks, the first patch embedding outside of them."""
+"""The layout of timm, which has PVT v2 and MViTv2 (stages of blocks, the first patch embedding outside) and Twins."""
 
 from __future__ import annotations
 
-from srattn.convert.layouts.base import Layout
+from srattn.convert.layouts.base import UNIFORM_EPS, Layout
 from srattn.convert.layouts.keys import Rule, joined, same
-from srattn.convert.layouts.transforms import KEY_VALUE, REDUCTION
+from srattn.convert.layouts.official import OFFICIAL
+from srattn.convert.layouts.transforms import KEY_VALUE, QUERY_KEY_VALUE, REDUCTION
 
 _BLOCK = "stages.{i}.blocks.{j}"
 
@@ -29,4 +30,30 @@ PVT_V2: tuple[Rule, ...] = (
     same("head.{p}", "head.{p}"),
 )
 
-TIMM = Layout("timm", "timm (pytorch-image-models)", {"pvt_v2": PVT_V2})
+# timm keeps the authors' names, and has no norm after a stage.
+TWINS: tuple[Rule, ...] = tuple(rule for rule in OFFICIAL.rules["twins"] if rule.theirs != ("norm_list.{i}.{p}",))
+
+_POOLED = {"query_reduction": "q", "reduction": "k", "value_reduction": "v"}
+MVITV2: tuple[Rule, ...] = (
+    same("stages.0.patch_embed.proj.{p}", "patch_embed.proj.{p}"),
+    *_kept("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"),
+    joined([f"{_BLOCK}.attn.{x}.{{p}}" for x in "qkv"], f"{_BLOCK}.attn.qkv.{{p}}", QUERY_KEY_VALUE),
+    *(
+        same(f"{_BLOCK}.attn.{ours}.{part}.{{p}}", f"{_BLOCK}.attn.{theirs}_{x}.{{p}}")
+        for ours, x in _POOLED.items()
+        for part, theirs in (("proj", "pool"), ("norm", "norm"))
+    ),
+    same(f"{_BLOCK}.attn.position.rows", f"{_BLOCK}.attn.rel_pos_h"),
+    same(f"{_BLOCK}.attn.position.columns", f"{_BLOCK}.attn.rel_pos_w"),
+    same(f"{_BLOCK}.attn_shortcut.{{p}}", f"{_BLOCK}.shortcut_proj_attn.{{p}}"),
+    same(f"{_BLOCK}.mlp_shortcut.{{p}}", f"{_BLOCK}.shortcut_proj_mlp.{{p}}"),
+    same("norm.{p}", "norm.{p}"),
+    same("head.{p}", "head.fc.{p}"),
+)
+
+TIMM = Layout(
+    "timm",
+    "timm (pytorch-image-models)",
+    {"pvt_v2": PVT_V2, "twins": TWINS, "mvitv2": MVITV2},
+    family_eps={"mvitv2": UNIFORM_EPS},
+)

@@ -19,7 +19,7 @@ Grid = tuple[int, int]
 class Context:
     """What shapes alone do not tell.
 
-    ratios: (height, width) of each stage's reduction, needed to write one that is not square.
+    ratios: (height, width) of each stage's reduction, needed where one is not square.
     grids: (height, width) of each stage's position embedding, where the source itself states its image size.
     model_grids: the same of the model at hand, taken where the first stage's number of tokens is no square.
     """
@@ -100,6 +100,18 @@ class _Pointwise:
         return [weight if weight.ndim == 1 else weight[:, :, None, None]]
 
 
+class _PointwiseReversed(_Pointwise):
+    """As `_Pointwise`, over concatenated maps of the output's width, which they have in the other order."""
+
+    def read(self, tensors: Tensors, places: Mapping[str, str], context: Context) -> Tensors:
+        (weight,) = _present(super().read(tensors, places, context))
+        return [weight.unflatten(1, (-1, weight.shape[0])).flip(1).flatten(1)]
+
+    def write(self, tensors: Tensors, places: Mapping[str, str], context: Context) -> Tensors:
+        (weight,) = _present(tensors)
+        return super().write([weight.unflatten(1, (-1, weight.shape[0])).flip(1).flatten(1)], places, context)
+
+
 @dataclass(frozen=True)
 class Positions:
     """Position embeddings: our grid (1, H, W, C) against their tokens (1, H * W, C).
@@ -136,6 +148,39 @@ class Positions:
         return [torch.cat([token for token in first if token is not None] + [tokens], dim=1)]
 
 
+class _Pairs:
+    """Biases of query cells by key cells: our grids (heads, H, W, M_h, M_w) against their counts (heads, N, M)."""
+
+    def read(self, tensors: Tensors, places: Mapping[str, str], context: Context) -> Tensors:
+        (bias,) = _present(tensors)
+        stage = int(places["i"])
+        if bias.ndim != 3:
+            raise SrattnError(f"its shape {tuple(bias.shape)} is not (heads, queries, keys)")
+        grid = _grid(bias.shape[1], stage, context)
+        keys = None if grid is None else _key_grid(bias.shape[2], grid, stage, context)
+        if grid is None or keys is None:
+            raise SrattnError(
+                f"its {bias.shape[1]} queries and {bias.shape[2]} keys are no square grids, and nothing else says "
+                "which height and width they have"
+            )
+        return [bias.unflatten(2, keys).unflatten(1, grid)]
+
+    def write(self, tensors: Tensors, places: Mapping[str, str], context: Context) -> Tensors:
+        (bias,) = _present(tensors)
+        return [bias.flatten(3).flatten(1, 2)]
+
+
+def _key_grid(count: int, grid: Grid, stage: int, context: Context) -> Grid | None:
+    """Height and width of `count` keys: as the stage's ratio makes them of the queries' grid, else square."""
+    if stage < len(context.ratios):
+        (height, width), (rh, rw) = grid, context.ratios[stage]
+        for keys in ((height // rh, width // rw), (-(-height // rh), -(-width // rw))):
+            if math.prod(keys) == count:
+                return keys
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side and side * side == count else None
+
+
 def _grid(count: int, stage: int, context: Context) -> Grid | None:
     """Height and width of `count` tokens: as the context says, else square."""
     if stage < len(context.grids):
@@ -153,5 +198,7 @@ KEY_VALUE: Transform = Stacked(2)
 QUERY_KEY_VALUE: Transform = Stacked(3)
 REDUCTION: Transform = _Reduction()
 POINTWISE: Transform = _Pointwise()
+POINTWISE_REVERSED: Transform = _PointwiseReversed()
 POSITIONS: Transform = Positions()
 LAST_POSITIONS: Transform = Positions(stage=3)
+PAIRS: Transform = _Pairs()

@@ -1,0 +1,22 @@
+"""A depthwise convolution beside a residual: what a token learns from its neighbours."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class LocalPerception(nn.Module):
+    """x + DWConv(x), 3x3 with zero padding: the local perception unit of CMT (arXiv:2107.06263, eq. 1).
+
+    P2T applies it to each of its pooled maps (arXiv:2106.12011, eq. 3). In Twins it is the conditional positional
+    encoding (arXiv:2102.10882, section 3.3): the padding tells a token how far the border is, and there is nothing to
+    resize whatever the size of the map.
+    """
+
+    def __init__(self, dim: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) to the same shape."""
+        return x + self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last views, no copy

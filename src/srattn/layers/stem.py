@@ -1,0 +1,57 @@
+"""A convolutional stem before the first patch embedding."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srattn.layers.patch_embed import PatchEmbed
+
+
+class StemLayer(nn.Module):
+    """3x3 convolution, GELU, batch norm on (batch, channels, height, width)."""
+
+    def __init__(self, in_chans: int, channels: int, stride: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, channels, 3, stride, 1, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm2d(channels, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.conv(x)))
+
+
+class StemPatchEmbed(PatchEmbed):
+    """Three stem layers, then patches that do not overlap (CMT, arXiv:2107.06263, section 3.1).
+
+    The whole stride is divided between the two: at 4, as published, the stem and the patches halve the image each. An
+    odd stride, or one below 4, is that of the patches alone.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        stem_channels: int,
+        dim: int,
+        stride: int,
+        *,
+        edge: str = "pad",
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        factory = {"device": device, "dtype": dtype}
+        self.stem_stride = 2 if stride >= 4 and stride % 2 == 0 else 1
+        super().__init__(stem_channels, dim, stride // self.stem_stride, edge=edge, eps=eps, **factory)
+        self.stem = nn.Sequential(
+            StemLayer(in_chans, stem_channels, self.stem_stride, **factory),
+            StemLayer(stem_channels, stem_channels, 1, **factory),
+            StemLayer(stem_channels, stem_channels, 1, **factory),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
+        return super().forward(self.stem(x))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of tokens for an image of (height, width)."""
+        return super().size(-(-height // self.stem_stride), -(-width // self.stem_stride))
