@@ -32,6 +32,7 @@ _CONTAINERS = (
 )
 # What data parallelism, compilation, weight averaging and surrounding models put before every key.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "ema_model.", "ema.", "net.", "network.", "base_model.")
+_PREFIXES += ("segformer_encoder.",)
 _MAX_DEPTH = 5
 
 

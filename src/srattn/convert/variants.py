@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from srattn.convert.infer import Inferred, infer_config
-from srattn.convert.layouts.transforms import Context, Grid
+from srattn.convert.layouts.transforms import Context
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
 from srattn.models.registry import list_models, model_options, variant
@@ -51,13 +51,10 @@ def context_of(backbone: Backbone) -> Context:
     return Context(ratios=ratios_of(config), model_grids=tuple(grids))
 
 
-def ratios_of(config: Mapping[str, Any]) -> tuple[Grid, ...]:
-    """`sr_ratios` of a configuration as pairs (height, width)."""
-    pairs = []
-    for ratio in config.get("sr_ratios", ()):
-        height, width = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
-        pairs.append((int(height), int(width)))
-    return tuple(pairs)
+def ratios_of(config: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """`sr_ratios` of a configuration as pairs (height, width), or as the triples of volumes that it gives."""
+    given = (ratio if isinstance(ratio, list | tuple) else (ratio, ratio) for ratio in config.get("sr_ratios", ()))
+    return tuple(tuple(int(side) for side in ratio) for ratio in given)
 
 
 def infer(state: Mapping[str, torch.Tensor], family: str) -> tuple[str | None, Inferred]:

@@ -14,7 +14,7 @@ from srattn.errors import SrattnError, nearest
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
 
-FAMILIES = ("pvt", "pvt_v2", "twins", "mit", "cmt", "p2t", "shunted", "cvt", "mvitv2")
+FAMILIES = ("pvt", "pvt_v2", "twins", "mit", "cmt", "p2t", "shunted", "cvt", "mvitv2", "segformer3d")
 
 
 class Variant(NamedTuple):

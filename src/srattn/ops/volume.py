@@ -1,7 +1,7 @@
 """The strided reduction of PVT on volumes (batch, depth, height, width, channels), and the edge policy there.
 
-The formula as it stands (arXiv:2102.12122, eq. 3): each block of R_d x R_h x R_w tokens is laid end to end and
-multiplied by W^S. A matrix product after one copy, for convolutions over volumes are slow on many machines.
+The formula as it stands (arXiv:2102.12122, eq. 3): each block of R_d x R_h x R_w tokens is laid end to end, which
+copies the volume once, and multiplied by W^S.
 """
 
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ def reduced_size(size: Triple, ratio: Triple, edge: str) -> Triple:
 
 def blocks(x: Tensor, ratio: Triple, edge: str) -> Tensor:
     """Reshape(x, R): (B, D, H, W, C) to (B, D/R_d, H/R_h, W/R_w, R_d R_h R_w C), padded or cropped as `edge` says."""
-    batch, depth, height, width, channels = x.shape
+    depth, height, width = x.shape[1:4]
     grid = reduced_size((depth, height, width), ratio, edge)
     extra = [m * r - n for m, r, n in zip(grid, ratio, (depth, height, width), strict=True)]
     if edge == "pad":
@@ -45,9 +45,9 @@ def blocks(x: Tensor, ratio: Triple, edge: str) -> Tensor:
             x = F.pad(x, (0, 0, 0, extra[2], 0, extra[1], 0, extra[0]))
     else:
         x = x[:, : depth + extra[0], : height + extra[1], : width + extra[2]]
-    (m_d, m_h, m_w), (r_d, r_h, r_w) = grid, ratio
-    x = x.reshape(batch, m_d, r_d, m_h, r_h, m_w, r_w, channels)
-    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, m_d, m_h, m_w, r_d * r_h * r_w * channels)
+    for axis, r in enumerate(ratio, 1):
+        x = x.unfold(axis, r, r)  # a view, also where sizes are symbols
+    return x.movedim(4, -1).flatten(4)  # (B, M_d, M_h, M_w, R_d, R_h, R_w, C) before
 
 
 def strided(

@@ -19,12 +19,13 @@ Grid = tuple[int, int]
 class Context:
     """What shapes alone do not tell.
 
-    ratios: (height, width) of each stage's reduction, needed where one is not square.
+    ratios: (height, width) of each stage's reduction (with the depth before them, in volumes), needed where one is not
+        square.
     grids: (height, width) of each stage's position embedding, where the source itself states its image size.
     model_grids: the same of the model at hand, taken where the first stage's number of tokens is no square.
     """
 
-    ratios: tuple[Grid, ...] = ()
+    ratios: tuple[tuple[int, ...], ...] = ()
     grids: tuple[Grid, ...] = ()
     model_grids: tuple[Grid, ...] = ()
 
