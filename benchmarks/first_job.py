@@ -2,8 +2,9 @@
 
     python benchmarks/first_job.py      # writes benchmarks/results/first_job.json and first_job.md
 
-Clones the commit that is checked out into a temporary folder, runs `make demo` and `make test` there, each twice: the
-first run of each installs what it needs, the second installs nothing. Then the default job with further seeds.
+Clones the commit that is checked out into a temporary folder and runs there `make demo`, which installs what it needs,
+`make demo` again, which installs nothing, and `make test`, which installs the development tools first. Then the default
+job with further seeds.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
         reference = ROOT.parent / "shared"
         if reference.is_dir():  # beside the clone as beside the checkout, so that no test is skipped
             (folder / "shared").symlink_to(reference)
-        for command in ("make demo", "make demo", "make test", "make test"):
+        for command in ("make demo", "make demo", "make test"):
             seconds, last = timed(*command.split(), cwd=clone)
             first = command not in [c["command"] for c in commands]
             commands.append(
@@ -82,7 +83,7 @@ def write(result: dict) -> None:
     lines = [
         "# The first job",
         "",
-        "From a bare clone; made by `benchmarks/first_job.py`. The first run of each command installs what it needs.",
+        "From a bare clone; made by `benchmarks/first_job.py`.",
         "",
     ]
     lines += [f"{m['cpu']}, {m['cores']} cores, Python {m['python']}, torch {m['torch']}, commit {m['commit']}.", ""]

@@ -1,4 +1,4 @@
-"""What every test may rely on: the same seed, two threads, a headless plot, and the data beside the repository."""
+"""What every test may rely on: the same seed, one thread, a headless plot, and the data beside the repository."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tests compute on tiny tensors, where on a busy machine threads only wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
