@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_numbers(options: dict[str, Any], whole: Pa
 def test_interrupted_by_ctrl_c_and_resumed(
     options: dict[str, Any], whole: Path, tmp_path: Path, steps: tuple[int, ...]
 ) -> None:
+    before = signal.getsignal(signal.SIGINT)  # a job in the background is started with it ignored
     folder = tmp_path / "run"
     config = TrainConfig(**options, out=str(folder))
     for stop_at in steps:
@@ -83,7 +84,7 @@ def test_interrupted_by_ctrl_c_and_resumed(
     result = train(config)
     assert result.result["epochs"] == 3
     same_run(whole, folder)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_killed_it_goes_on_from_the_last_epoch(options: dict[str, Any], whole: Path, tmp_path: Path) -> None:

@@ -31,8 +31,18 @@ _CONTAINERS = (
     "ema",
 )
 # What data parallelism, compilation, weight averaging and surrounding models put before every key.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "ema_model.", "ema.", "net.", "network.", "base_model.")
-_PREFIXES += ("segformer_encoder.",)
+_PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "backbone.",
+    "ema_model.",
+    "ema.",
+    "net.",
+    "network.",
+    "base_model.",
+    "segformer_encoder.",
+)
 _MAX_DEPTH = 5
 
 
