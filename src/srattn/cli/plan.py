@@ -63,9 +63,12 @@ def _print(plan: Plan) -> None:
     table.caption = "multiply-adds (millions) and bytes moved (MB) of the attention in one block"
     for name in ("stage", "blocks", "tokens", "keys", "heads", "path", "MMACs", "MB"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("blocks", "heads", "MMACs", "MB") else "left")
-    table.add_column("reason", overflow="fold")
     for row in plan:
         tokens, keys = (f"{grid[0]}x{grid[1]}" for grid in (row.tokens, row.keys))
+        tokens += f" x {row.windows}" if row.windows > 1 else ""
         work, moved = f"{row.macs / 1e6:,.1f}", f"{row.bytes / 1e6:,.2f}"
-        table.add_row(row.stage, str(row.blocks), tokens, keys, str(row.heads), row.path, work, moved, row.reason)
-    Console().print(table)
+        table.add_row(row.stage, str(row.blocks), tokens, keys, str(row.heads), row.path, work, moved)
+    console = Console()
+    console.print(table)
+    for row in plan:  # below the table, since a narrow terminal would fold a column of them to nothing readable
+        console.print(f"stage {row.stage}: {row.reason}", highlight=False)
