@@ -87,9 +87,10 @@ def test_the_plan_of_a_model() -> None:
     plan = srattn.plan(build_model("pvt_v2_b0"), 512)
     assert [(row.tokens, row.keys) for row in plan] == [((s, s), (16, 16)) for s in (128, 64, 32, 16)]
     text = str(plan)
-    assert text.count("\n") == 5 and "pvt_v2_b0 at 512x512" in text
+    assert text.count("\n") == 9 and "pvt_v2_b0 at 512x512" in text
     for row in plan:
         assert row.path in text and row.reason in text and row.macs > 0 and row.bytes > 0
+        assert f"feed-forward of stage {row.stage}: {row.feed_forward}" in text
     assert plan.to_rows()[0]["path"] == "absorbed"
 
 

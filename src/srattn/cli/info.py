@@ -37,6 +37,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "srattn": {"version": __version__, "location": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))},
         "python": {"version": platform.python_version(), "executable": sys.executable, "system": platform.platform()},
         "torch": _torch(),
+        "kernels": _kernels(),
         "cuda": _cuda(),
         "mps": _mps(),
         **{package: _package(module, package, extra) for module, (package, extra) in EXTRAS.items()},
@@ -59,6 +60,16 @@ def _torch() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "bf16": bf16,
     }
+
+
+def _kernels() -> dict[str, Any]:
+    """The compiled kernels for CPUs; asking compiles them, where that has not been done."""
+    from srattn.ops import native
+    from srattn.ops.native.library import cache_bytes
+
+    if (reason := native.why_not()) is not None:
+        return {"available": False, "reason": reason}
+    return {"available": True, "lanes": native.lanes(), "cache_bytes": cache_bytes()}
 
 
 def _cuda() -> dict[str, Any]:

@@ -72,3 +72,5 @@ def _print(plan: Plan) -> None:
     console.print(table)
     for row in plan:  # below the table, since a narrow terminal would fold a column of them to nothing readable
         console.print(f"stage {row.stage}: {row.reason}", highlight=False)
+        if row.feed_forward:
+            console.print(f"stage {row.stage}, feed-forward: {row.feed_forward}", highlight=False)

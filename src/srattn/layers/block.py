@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from srattn.layers import native
+from srattn.layers.block_kernels import lay_out_block
 from srattn.layers.drop import DropPath
 
 
@@ -32,5 +34,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        kernels = native.layout_of(self, x, lay_out_block)
+        if kernels is not None:
+            return kernels(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))

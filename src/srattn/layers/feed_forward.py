@@ -2,11 +2,72 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.ops import feed_forward as ops
 
-class Mlp(nn.Module):
+
+class FeedForward(nn.Module):
+    """fc1, [ReLU], [depthwise 3x3], GELU, fc2, with the setting of how much is kept for backward.
+
+    Attributes:
+        memory: "fast", the quickest way to the gradients, or "lean", which never keeps what is hidden; the same
+            numbers either way, see `srattn.ops.feed_forward`.
+    """
+
+    fc1: nn.Linear
+    fc2: nn.Linear
+    drop: nn.Dropout
+    dwconv: nn.Conv2d | None  # a value here would hide the module of the same name
+    extra_relu: bool = False
+    memory: str = "fast"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) to (B, H, W, out_dim)."""
+        if torch.compiler.is_compiling() or not self._is_plain():
+            return self._by_parts(x)
+        drop = self.drop.p if self.drop.training else 0.0
+        return self.drop(ops.feed_forward(x, self._weights(), self.extra_relu, drop, self.memory))
+
+    def plan_for(
+        self, height: int, width: int, batch: int = 1, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> ops.Choice:
+        """How a training step passes a map of this size: the path, the rows of one band, and the reason in words."""
+        if not self._is_plain():
+            return ops.Choice("plain", 0, "a part was replaced or is listened to by a hook")
+        drop = self.drop.p if self.drop.training else 0.0
+        shape = (batch, height, width, self.fc1.in_features)
+        return ops.planned(shape, self._weights(), self.extra_relu, drop, self.memory, device, dtype)
+
+    def _weights(self) -> ops.Weights:
+        conv = self.dwconv
+        taps = (None, None) if conv is None else (conv.weight, conv.bias)
+        return ops.Weights(self.fc1.weight, self.fc1.bias, *taps, self.fc2.weight, self.fc2.bias)
+
+    def _is_plain(self) -> bool:
+        """Whether the parts are what they were built as, so that their weights say everything."""
+        parts = (self.fc1, self.fc2) if self.dwconv is None else (self.fc1, self.dwconv, self.fc2)
+        if torch.nn.modules.module._has_any_global_hook():
+            return False
+        return all(type(m) in (nn.Linear, nn.Conv2d) and not _has_hooks(m) for m in parts)
+
+    def _by_parts(self, x: Tensor) -> Tensor:
+        """The parts one after the other: for parts that were replaced (by an adapter, say) or that have hooks."""
+        x = self.fc1(x)
+        if self.extra_relu:
+            x = F.relu(x)
+        if self.dwconv is not None:
+            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(F.gelu(x))))
+
+
+def _has_hooks(m: nn.Module) -> bool:
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+class Mlp(FeedForward):
     """Linear, GELU, linear (PVT, arXiv:2102.12122); to `out_dim` channels, where they are not those of the input."""
 
     def __init__(
@@ -21,15 +82,12 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
+        self.dwconv = None
         self.fc2 = nn.Linear(hidden, dim if out_dim is None else out_dim, device=device, dtype=dtype)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) to (B, H, W, out_dim)."""
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
-
-class ConvMlp(nn.Module):
+class ConvMlp(FeedForward):
     """Linear, depthwise 3x3 with zero padding, GELU, linear (PVT v2, arXiv:2106.13797, section 3.1).
 
     `extra_relu` puts a ReLU before the convolution, as the published linear variant (b2_li) does.
@@ -51,11 +109,3 @@ class ConvMlp(nn.Module):
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
         self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) to the same shape."""
-        x = self.fc1(x)
-        if self.extra_relu:
-            x = F.relu(x)
-        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels-last view, no copy
-        return self.drop(self.fc2(self.drop(F.gelu(x))))

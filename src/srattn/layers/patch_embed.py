@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.layers import native
+from srattn.ops.native import NormWeights, PatchKernel
 from srattn.ops.reduce import reduced_size
 
 
@@ -47,6 +49,9 @@ class PatchEmbed(Embedding):
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
         height, width = x.shape[2:]
         rows, columns = reduced_size(height, width, (self.stride, self.stride), self.edge)
+        kernel = native.layout_of(self, x, _lay_out)
+        if kernel is not None:
+            return kernel(x, (rows, columns)).to(x.dtype)
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
         if self.edge == "pad" and (torch.compiler.is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
@@ -83,8 +88,22 @@ class OverlapPatchEmbed(Embedding):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, ceil(H / S), ceil(W / S), dim)."""
+        kernel = native.layout_of(self, x, _lay_out)
+        if kernel is not None:
+            return kernel(x, self.size(*x.shape[2:])).to(x.dtype)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an input of (height, width)."""
         return -(-height // self.stride), -(-width // self.stride)
+
+
+def _lay_out(embed: PatchEmbed | OverlapPatchEmbed) -> PatchKernel | None:
+    """The embedding for the compiled kernels; None where its parts are of another form."""
+    proj, norm = embed.proj, embed.norm
+    if type(proj) is not nn.Conv2d or proj.groups != 1 or type(norm) not in (nn.LayerNorm, nn.Identity):
+        return None
+    after = NormWeights(norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else None
+    stride, padding = proj.stride, proj.padding
+    assert isinstance(padding, tuple)
+    return PatchKernel(proj.weight, proj.bias, (stride[0], stride[1]), (padding[0], padding[1]), after)

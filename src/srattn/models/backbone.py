@@ -15,9 +15,10 @@ from srattn.errors import SrattnError
 from srattn.layers.attention import MapAttention
 from srattn.layers.patch_embed import Embedding
 from srattn.layers.recompute import recomputed
-from srattn.layers.reduction import StridedReduction, check_edge
-from srattn.layers.volume import VolumeReduction
+from srattn.layers.reduction import check_edge
 from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
+from srattn.models.initialise import init_weights
+from srattn.models.memory import set_memory
 
 
 class Attended(NamedTuple):
@@ -44,6 +45,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
+        self.lean = False
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to tokens (B, H', W', C) with their positions."""
@@ -57,7 +59,7 @@ class Stage(nn.Module):
 
     def run_block(self, block: nn.Module, tokens: Tensor, *context: Any) -> Tensor:
         """One block (with what else its forward takes), computed again in backward under gradient checkpointing."""
-        if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if (self.grad_checkpointing or self.lean) and torch.is_grad_enabled() and not torch.compiler.is_exporting():
             return recomputed(block, tokens, *context)
         return block(tokens, *context)
 
@@ -79,8 +81,10 @@ class Backbone(nn.Module):
         num_features: channels of the last stage.
         head_hidden_size: channels of what the head reads; `num_features`, unless the family widens it.
         min_size: smallest height or width in pixels, the stride of the last stage.
+        memory: "fast" or "lean", see `set_memory`.
     """
 
+    memory: str = "fast"
     stages: nn.ModuleList
     norm: nn.Module
     config: dict[str, Any]
@@ -116,7 +120,7 @@ class Backbone(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head_hidden_size = self.num_features if head_hidden_size is None else head_hidden_size
         self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     # -- forward ----------------------------------------------------------------------------------------------------
 
@@ -227,7 +231,7 @@ class Backbone(nn.Module):
             if num_classes
             else nn.Identity()
         )
-        self.head.apply(_init_weights)
+        self.head.apply(init_weights)
         self.config = {**self.config, "num_classes": num_classes}
 
     def no_weight_decay(self) -> set[str]:
@@ -252,6 +256,16 @@ class Backbone(nn.Module):
         """Recomputes each block in backward instead of keeping its activations."""
         for stage in self.iter_stages():
             stage.grad_checkpointing = enable
+
+    def set_memory(self, memory: str) -> None:
+        """How much a training step keeps for backward; the numbers are the same.
+
+        "fast", the default, is the quickest: on a CPU in float32 a compiled kernel that computes what is hidden in
+        the feed-forwards twice, in the cache, and keeps none of it; elsewhere torch's operators, which keep it.
+        "lean" never keeps it: it is computed again in backward, band by band on a CPU. Blocks with a feed-forward of
+        another kind (Shunted, CMT, P2T, volumes) are then computed again as under `set_grad_checkpointing`.
+        """
+        set_memory(self, memory)
 
     def prune_stages(self, count: int) -> None:
         """Keeps the first `count` stages and no head: the feature extractor behind `features_only`."""
@@ -308,18 +322,3 @@ def _norm_kind(name: str) -> str:
     if re.search(r"reductions?(\.\d+)?\.norm$", name):
         return "reduction"
     return "patch" if name.endswith("patch_embed.norm") else "block"
-
-
-def _init_weights(module: nn.Module) -> None:
-    """As published: linear maps truncated normal 0.02, convolutions (the reduction is one) normal by fan-out."""
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
-        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-    elif isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    else:
-        if isinstance(module, StridedReduction | VolumeReduction):
-            nn.init.normal_(module.proj.weight, 0.0, math.sqrt(2.0 / module.proj.in_features))
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)

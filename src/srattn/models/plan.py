@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from srattn.errors import SrattnError
 from srattn.layers.attention import HeadsPlan
+from srattn.layers.block import Block
+from srattn.layers.block_plan import BlockPlan, plan_block
 from srattn.layers.reduction import as_pair
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
@@ -30,6 +32,8 @@ class PlanRow:
     bytes: int
     """Bytes that one block's attention moves through memory, from the query's input to the output."""
     reason: str
+    feed_forward: str = ""
+    """How the feed-forward of these blocks is computed: the path, the rows in hand at a time, and why."""
     windows: int = 1
     """How many grids of `tokens` an image has, each with `keys` of its own; the counts are of all of them."""
 
@@ -75,7 +79,8 @@ class Plan:
         mode = "training" if self.training else "inference"
         size = f"{self.size[0]}x{self.size[1]}"
         title = f"{self.model} at {size}, batch {self.batch}, {mode}: figures of one block's attention"
-        return "\n".join([title, *lines])
+        halves = [f"feed-forward of stage {row.stage}: {row.feed_forward}" for row in self.rows if row.feed_forward]
+        return "\n".join([title, *lines, *dict.fromkeys(halves)])
 
 
 def plan(
@@ -88,8 +93,9 @@ def plan(
 ) -> Plan:
     """What `forward` does in every stage for images of `size`, an int or (height, width); img_size by default.
 
-    Nothing is computed: the choice is the one that the attention itself makes for these shapes, in the type of the
-    model's parameters and on their device (or on `device`, a type such as "cuda").
+    Nothing is computed: the choice is the one that the blocks themselves make for these shapes, in the type of the
+    model's parameters and on their device (or on `device`, a type such as "cuda"). Inference is that without
+    gradients, as under `torch.inference_mode()`: on a CPU it is for the compiled kernels, where they can run.
     """
     backbone = model.model if isinstance(model, PyramidFeatures) else model
     if backbone.dimensions != 2:
@@ -97,31 +103,29 @@ def plan(
     size = as_pair(backbone.img_size if size is None else size, "size")
     probe = torch.empty(batch, backbone.in_chans, *size, device="meta")
     backbone.check_images(probe)
+    where = device or next(backbone.parameters()).device.type
     grid, rows = size, []
     for index, stage in enumerate(backbone.iter_stages()):
         tokens = stage.patch_embed.size(*grid)
-        kinds = Counter(
-            (found.tokens, found.copies, part)
-            for found in backbone.attended(index, tokens)
-            for part in found.attn.plan_heads(*found.tokens, batch * found.copies, training=training, device=device)
-        )
-        rows += [_row(f"{index + 1}", blocks, *kind) for kind, blocks in kinds.items()]
+        blocks = {part: block for block in stage.modules() if isinstance(block, Block) for part in block.attn.modules()}
+        kinds: Counter[PlanRow] = Counter()
+        for found in backbone.attended(index, tokens):
+            parts = found.attn.plan_heads(*found.tokens, batch * found.copies, training=training, device=device)
+            block = blocks.get(found.attn)
+            planned = None if block is None else plan_block(block, found.tokens, batch, training, where, parts)
+            for part in parts:
+                kinds[_row(f"{index + 1}", found.tokens, found.copies, part, planned)] += 1
+        rows += [replace(row, blocks=count) for row, count in kinds.items()]
         grid = stage.size(*grid)
     return Plan(backbone.config["name"], size, batch, training, tuple(rows))
 
 
-def _row(stage: str, blocks: int, tokens: tuple[int, int], copies: int, part: HeadsPlan) -> PlanRow:
-    choice = part.choice
+def _row(stage: str, tokens: tuple[int, int], copies: int, part: HeadsPlan, planned: BlockPlan | None) -> PlanRow:
+    choice, shared = part.choice, part.shared
+    path, macs, moved, reason = choice.path, choice.cost.macs, choice.cost.bytes, choice.reason
+    if planned is not None and planned.attention is not None:
+        path, macs, moved, reason = planned.attention
+    feed_forward = "" if planned is None else planned.feed_forward
     return PlanRow(
-        stage,
-        blocks,
-        tokens,
-        part.keys,
-        part.heads,
-        part.dim,
-        choice.path,
-        choice.cost.macs + part.shared,
-        choice.cost.bytes,
-        choice.reason,
-        copies,
+        stage, 1, tokens, part.keys, part.heads, part.dim, path, macs + shared, moved, reason, feed_forward, copies
     )

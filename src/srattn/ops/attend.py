@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srattn.ops.plan import Shape, cheapest, known, streams
+from srattn.ops.plan import Shape, cheapest, known, streams, takes_kernel
 
 
 class Projections(NamedTuple):
@@ -35,6 +35,24 @@ class Projections(NamedTuple):
     q_bias: Tensor | None
     out_weight: Tensor
     out_bias: Tensor | None
+
+
+class Norm(NamedTuple):
+    """A layer norm over channels, as torch stores it."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+class Add(NamedTuple):
+    """What a block puts around its attention: `residual` (B, N, C_out) is added to the output.
+
+    With a `norm`, x is what that norm makes of the residual, and a kernel may compute it from there itself.
+    """
+
+    residual: Tensor
+    norm: Norm | None = None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -126,14 +144,42 @@ def absorbed_streamed(
     return out if w.out_bias is None else out + w.out_bias.to(out.dtype)
 
 
-def shape_of(x: Tensor, k: Tensor, w: Projections, heads: int, bias: Tensor | None) -> Shape:
+def absorbed_kernel(
+    x: Tensor, k: Tensor, v: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None, add: Add | None
+) -> Tensor:
+    """As `plain`, and what `add` asks for, by one kernel on a GPU; keeps no scores."""
+    from srattn.ops.triton.attention import attend  # loads Triton
+
+    keys, values, key_bias = _absorb(k, v, w, heads, scale)
+    if add is not None and add.norm is not None:  # the norm's affine part goes into the keys as well
+        weight, shift = add.norm.weight, add.norm.bias
+        if shift is not None:
+            key_bias = _add(key_bias, (keys @ shift.to(keys.dtype)).unsqueeze(2))
+        keys = keys if weight is None else keys * weight.to(keys.dtype)
+    if bias is not None and bias.shape[2] == 1:
+        key_bias, bias = _add(key_bias, bias), None
+    each = (x.shape[0], heads, -1)
+    return attend(
+        x if add is None or add.norm is None else add.residual,
+        keys,
+        values,
+        None if key_bias is None else key_bias.squeeze(2).expand(*each),
+        None if bias is None else bias.expand(*each, -1),
+        w.out_bias,
+        None if add is None or add.norm is not None else add.residual,
+        add is not None and add.norm is not None,
+        None if add is None or add.norm is None else add.norm.eps,
+    )
+
+
+def shape_of(x: Tensor, k: Tensor, w: Projections, heads: int, bias: Tensor | None, dropout: float = 0.0) -> Shape:
     """What the choice of a path depends on, read off the tensors."""
     # A fused attention has no gradient for its bias, and under absorption the query bias becomes one.
     wanted = torch.is_grad_enabled() and (k.requires_grad or (bias is not None and bias.requires_grad))
     keeps_scores = wanted and (w.q_bias is not None or bias is not None)
-    return Shape(
-        x.shape[0], x.shape[1], k.shape[1], x.shape[2], heads, k.shape[2], k.itemsize, k.device.type, keeps_scores
-    )
+    kernel = dropout == 0.0 and not torch.compiler.is_exporting()
+    sizes = (x.shape[0], x.shape[1], k.shape[1], x.shape[2], heads, k.shape[2])
+    return Shape(*sizes, k.itemsize, k.device.type, keeps_scores, kernel)
 
 
 def attention(
@@ -145,15 +191,19 @@ def attention(
     scale: float,
     bias: Tensor | None = None,
     dropout: float = 0.0,
+    add: Add | None = None,
 ) -> Tensor:
-    """As `plain`, by the path that `srattn.ops.plan` chooses for these shapes."""
-    shape = shape_of(x, k, w, heads, bias)
+    """As `plain`, by the path that `srattn.ops.plan` chooses for these shapes; and adds what `add` asks for."""
+    shape = shape_of(x, k, w, heads, bias, dropout)
     # Symbolic sizes while exporting: the path that is right at every size.
     path = cheapest(shape) if known(shape.batch, shape.queries, shape.keys) else "sdpa"
+    if path == "absorbed" and takes_kernel(shape):
+        return absorbed_kernel(x, k, v, w, heads, scale, bias, add)
     if path == "plain":
         run = plain
     elif path == "sdpa":
         run = sdpa
     else:
         run = absorbed_streamed if streams(path, shape) else absorbed_grouped
-    return run(x, k, v, w, heads, scale, bias, dropout)
+    out = run(x, k, v, w, heads, scale, bias, dropout)
+    return out if add is None else add.residual + out

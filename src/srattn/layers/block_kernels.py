@@ -1,0 +1,113 @@
+"""A block's modules laid out for the compiled kernels, where they are of a form that the kernels know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from srattn.layers.attention import SpatialReductionAttention
+from srattn.layers.feed_forward import ConvMlp, Mlp
+from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
+from srattn.ops import native
+from srattn.ops.native import AttentionKernel, FeedForwardKernel, Linear, NormWeights, PatchKernel
+
+if TYPE_CHECKING:
+    from srattn.layers.block import Block
+
+
+class BlockKernels:
+    """A block: its two halves by the kernels, or by its own modules where a half is of another form."""
+
+    def __init__(self, block: Block, attention: AttentionKernel | None, mlp: FeedForwardKernel | None) -> None:
+        self.block, self.attention, self.mlp = block, attention, mlp
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (B, H, W, dim) to the same shape and type; float32 in between."""
+        block, dtype = self.block, x.dtype
+        if self.attention is None:
+            y = x + block.attn(block.norm1(x))
+        else:
+            assert isinstance(block.attn, SpatialReductionAttention)
+            y = self.attention(x.float().contiguous(), block.attn.reduced_size(*x.shape[1:3]))
+        if self.mlp is None:
+            y = y.to(dtype)
+            return y + block.mlp(block.norm2(y))
+        return self.mlp.run_in_place(y.float().contiguous()).to(dtype)
+
+
+def lay_out_block(block: Block) -> BlockKernels | None:
+    """None where neither half is of a form that the kernels know."""
+    attention = _lay_out_attention(block) if knows_attention(block) else None
+    mlp = _lay_out_mlp(block) if knows_mlp(block) else None
+    return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
+
+
+def knows_attention(block: Block) -> bool:
+    """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters."""
+    attn = block.attn
+    if type(attn) is not SpatialReductionAttention or not _is_known(block.norm1):
+        return False
+    if attn.position_bias is not None or attn.value_reduction is not None or attn.key_dim != attn.dim:
+        return False
+    if any(type(m) is not nn.Linear for m in (attn.q, attn.k, attn.v, attn.proj)):
+        return False
+    reduction = attn.reduction
+    if type(reduction) is Reduction:
+        return True
+    if not isinstance(reduction, StridedReduction | PooledReduction):
+        return False
+    return type(reduction.proj) is nn.Linear and _is_known(reduction.norm)
+
+
+def knows_mlp(block: Block) -> bool:
+    """Whether the kernels compute the feed-forward half."""
+    mlp = block.mlp
+    if type(mlp) not in (ConvMlp, Mlp) or not _is_known(block.norm2):
+        return False
+    if type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
+        return False
+    if mlp.fc1.out_features % native.lanes() or mlp.fc2.out_features != mlp.fc1.in_features:
+        return False
+    return type(mlp) is Mlp or type(mlp.dwconv) is nn.Conv2d
+
+
+def _is_known(norm: nn.Module) -> bool:
+    """A layer norm over the last axis alone, with weight and bias."""
+    return (
+        type(norm) is nn.LayerNorm
+        and len(norm.normalized_shape) == 1
+        and norm.weight is not None
+        and norm.bias is not None
+    )
+
+
+def _norm(norm: nn.Module) -> NormWeights:
+    assert isinstance(norm, nn.LayerNorm)
+    return NormWeights(norm.weight, norm.bias, norm.eps)
+
+
+def _linear(module: nn.Module) -> Linear:
+    assert isinstance(module, nn.Linear)
+    return Linear(module.weight, module.bias)
+
+
+def _lay_out_mlp(block: Block) -> FeedForwardKernel:
+    mlp = block.mlp
+    assert isinstance(mlp, ConvMlp | Mlp)
+    taps = None if mlp.dwconv is None else Linear(mlp.dwconv.weight, mlp.dwconv.bias)
+    return FeedForwardKernel(_norm(block.norm2), _linear(mlp.fc1), _linear(mlp.fc2), taps, mlp.extra_relu)
+
+
+def _lay_out_attention(block: Block) -> AttentionKernel:
+    norm, attn = _norm(block.norm1), block.attn
+    assert isinstance(attn, SpatialReductionAttention)
+    reduction, kernel, cells = attn.reduction, None, None
+    if isinstance(reduction, StridedReduction):
+        weight = reduction.proj.weight.unflatten(1, (*reduction.ratio, attn.dim)).permute(0, 3, 1, 2)
+        kernel = PatchKernel(weight, reduction.proj.bias, reduction.ratio, (0, 0), _norm(reduction.norm), norm)
+    elif isinstance(reduction, PooledReduction):
+        cells, weight = reduction.cells, reduction.proj.weight[:, :, None, None]
+        kernel = PatchKernel(weight, reduction.proj.bias, (1, 1), (0, 0), _norm(reduction.norm))
+    q, k, v, out = map(_linear, (attn.q, attn.k, attn.v, attn.proj))
+    return AttentionKernel(norm, attn.num_heads, attn.scale, q, k, v, out, kernel, cells)

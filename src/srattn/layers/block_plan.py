@@ -1,0 +1,86 @@
+"""What a block computes at a size, in words: compiled kernels in inference on a CPU, torch's operators elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from srattn.layers.attention import HeadsPlan, SpatialReductionAttention
+from srattn.layers.block import Block
+from srattn.layers.block_kernels import knows_attention, knows_mlp
+from srattn.layers.feed_forward import FeedForward
+from srattn.layers.native import DTYPES, has_half_units
+from srattn.ops import native
+from srattn.ops.feed_forward import words
+from srattn.ops.plan import forced
+
+
+class AttentionPlan(NamedTuple):
+    """The attention half by a kernel: its form, its counted cost, and why."""
+
+    path: str
+    macs: int
+    bytes: int
+    reason: str
+
+
+class BlockPlan(NamedTuple):
+    """Both halves; `attention` is None where torch computes it and its own plan holds."""
+
+    attention: AttentionPlan | None
+    feed_forward: str
+
+
+def plan_block(
+    block: Block, tokens: tuple[int, int], batch: int, training: bool, device: str, parts: Sequence[HeadsPlan]
+) -> BlockPlan:
+    """The plan of a block for maps of `tokens`, on a `device` such as "cpu" ("meta" counts as one).
+
+    `parts` is what the attention plans for itself; of attention within windows, `tokens` is one window.
+    """
+    height, width = tokens
+    dtype = block.norm1.weight.dtype
+    device = "cpu" if device == "meta" else device
+    against = _reason_against(device, dtype, training)
+    attention = None
+    if against is None and knows_attention(block):
+        attention = _plan_attention(block, tokens, batch, parts[0].keys)
+    if not isinstance(block.mlp, FeedForward):
+        return BlockPlan(attention, "")
+    if against is None and knows_mlp(block):
+        hidden, dim = block.mlp.fc1.weight.shape
+        rows, channels = native.feed_forward_cut(dim, hidden, block.mlp.dwconv is not None, height, width)
+        size = f"{rows} rows of the map and {channels} of {hidden} hidden channels"
+        return BlockPlan(attention, f"kernel: {size} are in the cache at a time")
+    if training:
+        choice = block.mlp.plan_for(height, width, batch, device=device, dtype=dtype)
+        return BlockPlan(attention, words(choice, height))
+    return BlockPlan(attention, f"torch: {against or 'its parts are of a form that the kernels do not know'}")
+
+
+def _reason_against(device: str, dtype: torch.dtype, training: bool) -> str | None:
+    """Why the kernels do not compute a block, as `srattn.layers.native.reason_against` will find."""
+    if training:
+        return "gradients are recorded"
+    if device != "cpu":
+        return f"the compiled kernels are for CPUs, not for {device}"
+    if dtype not in DTYPES or (dtype != torch.float32 and has_half_units()):
+        return f"{dtype} is computed by torch"
+    if forced() is not None:
+        return "a path is forced by force_path"
+    return native.why_not()
+
+
+def _plan_attention(block: Block, tokens: tuple[int, int], batch: int, keys: tuple[int, int]) -> AttentionPlan:
+    attn = block.attn
+    assert isinstance(attn, SpatialReductionAttention)
+    n, m, width = math.prod(tokens), math.prod(keys), attn.q.out_features
+    absorbed, projected = native.attention_macs(n, m, attn.dim, attn.num_heads, width)
+    moved = 4 * batch * (3 * n * attn.dim + 2 * attn.num_heads * m * attn.dim)  # x twice, the output; K' and V'
+    counts = f"kernel: absorbed needs {absorbed / projected:.2f}x the multiply-adds of projected"
+    if absorbed < projected:
+        return AttentionPlan("absorbed", batch * absorbed, moved, f"{counts}; nothing but the output leaves the cache")
+    return AttentionPlan("projected", batch * projected, moved, f"{counts}; queries and heads stay in the cache")

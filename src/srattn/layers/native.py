@@ -1,0 +1,117 @@
+"""When modules in eval mode go through the compiled kernels: who may, and weights laid out that follow every change.
+
+A block or an embedding in eval mode on a CPU takes the kernels by itself where no gradient is wanted. They work on a
+copy of the weights in a layout of their own. It is made at the first call, and made anew as soon as a parameter is
+another one or has changed: every call compares the address and the version counter of each. (Changes through `.data`
+are not counted by torch; `forget` is for those.)
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from srattn.ops import native
+from srattn.ops.plan import forced
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Layout = TypeVar("Layout")
+
+
+class _Prepared:
+    """A module's layout for the kernels, and everything that it depends on."""
+
+    def __init__(self, module: nn.Module) -> None:
+        inner = list(module.modules())
+        self.modules = inner
+        self.children = [(m._modules, name, child) for m in inner for name, child in m._modules.items()]
+        self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
+        self.state: list[tuple[int, int]] | None = None
+        self.dtypes: set[torch.dtype] = set()
+        self.layout: Any = None
+
+    def is_changed(self) -> bool:
+        """Whether a module inside has been replaced."""
+        return any(owner.get(name) is not child for owner, name, child in self.children)
+
+    def is_disturbed(self) -> bool:
+        """Whether a module inside is in training mode or is listened to by a hook."""
+        return any(m.training or m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+
+    def read_state(self) -> list[tuple[int, int]]:
+        """Address and version of each parameter."""
+        found = [owner[name] for owner, name in self.parameters]
+        return [(p.data_ptr(), p._version) for p in found if p is not None]
+
+
+_prepared: weakref.WeakKeyDictionary[nn.Module, _Prepared] = weakref.WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Drops the prepared weights of every module in `model`: for weights that were changed through `.data`."""
+    for module in model.modules():
+        _prepared.pop(module, None)
+
+
+def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any], Layout | None]) -> Layout | None:
+    """The weights of `module` as `make` lays them out for the kernels; None where x or the module speaks against it."""
+    if reason_against(x) is not None:
+        return None
+    entry = _prepared.get(module)
+    if entry is None or entry.is_changed():
+        entry = _prepared[module] = _Prepared(module)
+    if entry.is_disturbed():
+        return None
+    try:
+        state = entry.read_state()
+    except RuntimeError:  # an inference tensor counts no versions
+        return None
+    if state != entry.state:
+        entry.layout = make(module)
+        entry.state = state
+        entry.dtypes = {p.dtype for p in module.parameters()}
+    if entry.dtypes != {x.dtype} and not (entry.dtypes == {torch.float32} and torch.is_autocast_enabled("cpu")):
+        return None
+    return entry.layout
+
+
+def reason_against(x: Tensor) -> str | None:
+    """Why the kernels do not take this tensor here and now, in words; None where they do."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return "torch traces the model"
+    if torch.is_grad_enabled():
+        return "gradients are recorded: call within torch.inference_mode() or torch.no_grad()"
+    if x.device.type != "cpu":
+        return f"the kernels are for CPUs, the tensor is on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is computed by torch"
+    if x.dtype != torch.float32 and has_half_units():
+        return f"this processor has instructions for {x.dtype}, which torch uses"
+    if forced() is not None:
+        return "a path is forced by force_path"
+    if type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return "a tensor subclass or a dispatch mode"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func transforms the call, or it is differentiated forwards"
+    if torch.nn.modules.module._has_any_global_hook():
+        return "a global hook listens to every module"
+    if not x.numel():
+        return "the tensor is empty"
+    return native.why_not()
+
+
+@functools.lru_cache(maxsize=1)
+def has_half_units() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -1,0 +1,192 @@
+"""The feed-forward of a block where gradients are wanted: fc1, [ReLU], [depthwise 3x3], GELU, fc2 on maps.
+
+What it costs to keep is what is hidden: four to eight times the width of the map, three times over. Four paths give
+the same numbers and the same gradients:
+
+- `plain`: torch's own operators and their graph, everything kept. The definition.
+- `kernel`: the compiled kernel of `ops/native/kernels/training.h`; keeps x alone, forward and backward in the cache.
+- `bands`: x alone is kept, and backward computes what is hidden again, a band of rows at a time (the 3x3 needs up to
+  two rows beyond), in torch's operators.
+- `whole`: x alone is kept, and backward computes everything again at once (gradient checkpointing): what remains for
+  dropout, autocast and devices that are fastest on whole maps.
+
+`choose` says which, and why. Under `memory="fast"` it is the quickest of `kernel` and `plain`; under "lean" `plain` is
+ruled out. Where torch traces, transforms or differentiates forwards, it is always `plain`.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from srattn.errors import SrattnError, nearest
+from srattn.ops import feed_forward_kernel as kernel
+from srattn.ops.feed_forward_bands import banded_backward, banded_forward
+
+Memory = Literal["lean", "fast"]
+MEMORIES: tuple[Memory, ...] = ("lean", "fast")
+BAND_BYTES = 1 << 21
+"""Of one hidden band in torch's operators, which share it among all threads."""
+
+
+class Weights(NamedTuple):
+    """fc1 (hidden, in), taps (hidden, 1, 3, 3) or None, fc2 (out, hidden), with a bias each, which may be absent."""
+
+    fc1: Tensor
+    fc1_bias: Tensor | None
+    taps: Tensor | None
+    taps_bias: Tensor | None
+    fc2: Tensor
+    fc2_bias: Tensor | None
+
+
+class Choice(NamedTuple):
+    """A path, rows of the map in one band (several whole maps where it exceeds the height), and the reason."""
+
+    path: Literal["plain", "kernel", "bands", "whole"]
+    rows: int
+    reason: str
+
+
+def check_memory(memory: str) -> str:
+    """Refuses what is no setting of `memory`."""
+    if memory not in MEMORIES:
+        raise SrattnError(f"memory is {' or '.join(map(repr, MEMORIES))}, got {memory!r}{nearest(memory, MEMORIES)}")
+    return memory
+
+
+def plain(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0) -> Tensor:
+    """The definition. x (B, H, W, in) to (B, H, W, out); `drop` is the dropout behind GELU."""
+    x = F.linear(x, w.fc1, w.fc1_bias)
+    if relu:
+        x = F.relu(x)
+    if w.taps is not None:
+        x = x.permute(0, 3, 1, 2)  # a channels-last view, no copy
+        x = F.conv2d(x, w.taps, w.taps_bias, padding=1, groups=w.taps.shape[0]).permute(0, 2, 3, 1)
+    x = F.gelu(x)
+    return F.linear(F.dropout(x, drop) if drop else x, w.fc2, w.fc2_bias)
+
+
+def feed_forward(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0, memory: str = "fast") -> Tensor:
+    """As `plain`, by the path that `choose` names for this call."""
+    choice = choose(x, w, relu, drop, memory)
+    if choice.path in ("kernel", "bands"):
+        return _Recomputed.apply(_as_map(x), relu, choice.rows, choice.path == "kernel", *w).view(*x.shape[:-1], -1)
+    if choice.path == "whole":
+        return checkpoint(plain, x, w, relu, drop, use_reentrant=False, preserve_rng_state=drop > 0)
+    return plain(x, w, relu, drop)
+
+
+def choose(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0, memory: str = "fast") -> Choice:
+    """The path of this call, with its reason. Only the shape, type and place of x matter, and who is watching."""
+    if (reason := _traced(x)) is not None:
+        return Choice("plain", 0, reason)
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *w)):
+        return Choice("plain", 0, "no gradient is wanted, so nothing is kept")
+    if not x.numel() or (x.ndim != 4 and w.taps is not None):
+        return Choice("plain", 0, "there is no token" if not x.numel() else f"no batch of maps: {tuple(x.shape)}")
+    return planned(tuple(_as_map(x).shape), w, relu, drop, memory, x.device.type, x.dtype)
+
+
+def planned(
+    shape: tuple[int, ...],
+    w: Weights,
+    relu: bool = False,
+    drop: float = 0.0,
+    memory: str = "fast",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Choice:
+    """As `choose`, for a map of this shape (B, H, W, in) in training, with nobody watching."""
+    if drop:
+        reason = "dropout inside the feed-forward"
+    elif device != "cpu":
+        reason = f"{device} is quickest on whole maps"
+    elif torch.is_autocast_enabled(device):
+        reason = "autocast chooses the precision"
+    elif any(t is not None and not _fits(t, dtype, device) for t in w):
+        reason = "the weights are of another precision, place or kind than the map"
+    else:
+        against = kernel.reason_against(dtype, w.taps is not None, relu)
+        if against is None:
+            rows = kernel.rows(shape, w.fc1.shape[0], w.fc2.shape[0], w.taps is not None)
+            return Choice("kernel", rows, "hidden channels are computed twice in the cache, and never kept")
+        if memory == "fast":
+            return Choice("plain", 0, f"keeps what is hidden: {against}")
+        rows = _rows(shape, w.fc1.shape[0] * dtype.itemsize)
+        return Choice("bands", rows, f"what is hidden is computed again in bands of rows; {against}")
+    if memory == "fast":
+        return Choice("plain", 0, f"keeps what is hidden: {reason}")
+    return Choice("whole", shape[1], f"what is hidden is computed again at once: {reason}")
+
+
+def words(choice: Choice, height: int) -> str:
+    """A choice for a map of `height` rows, as one line that a person can read."""
+    if choice.path in ("plain", "whole"):
+        return f"{choice.path}: {choice.reason}"
+    maps = choice.rows // height
+    size = f"{choice.rows} of {height} rows" if not maps else "a whole map" if maps == 1 else f"{maps} whole maps"
+    return f"{choice.path}, {size} at a time: {choice.reason}"
+
+
+def _traced(x: Tensor) -> str | None:
+    """Who is watching this call and wants to see torch's own operators; None if nobody."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return "torch traces the model"
+    if type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
+        return "a tensor subclass or a dispatch mode"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms the call"
+    if forward_ad._current_level >= 0:
+        return "differentiated forwards"
+    return None
+
+
+def _fits(weight: Tensor, dtype: torch.dtype, device: str) -> bool:
+    plain = type(weight) in (Tensor, torch.nn.Parameter)
+    return plain and weight.dtype == dtype and weight.device.type in (device, "meta")
+
+
+def _as_map(x: Tensor) -> Tensor:
+    """Tokens of any raster as one map that is one token wide, which a feed-forward without convolution may do."""
+    return x if x.ndim == 4 else x.reshape(1, -1, 1, x.shape[-1])
+
+
+def _rows(shape: tuple[int, ...], row_bytes: int) -> int:
+    """Rows in a band of torch's operators: as many as fit, evenly divided; whole maps where one fits."""
+    height, width = shape[1:3]
+    fit = max(1, BAND_BYTES // max(1, width * row_bytes))
+    if fit >= height:
+        return fit // height * height
+    bands = -(-height // fit)
+    return -(-height // bands)
+
+
+class _Recomputed(torch.autograd.Function):
+    """Keeps x and the weights; backward computes the rest again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, relu: bool, rows: int, compiled: bool, *weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.relu, ctx.rows, ctx.compiled = relu, rows, compiled
+        w = Weights(*weights)  # type: ignore[arg-type]
+        return kernel.forward(x, w, relu, rows) if compiled else banded_forward(x, w, relu, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        w, (dy,) = Weights(*weights), gradients
+        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+            inputs = [t for t, want in zip((x, *weights), wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(plain(x, w, ctx.relu), inputs, dy, create_graph=True))
+            every = [next(found) if want else None for want in wanted]
+        elif ctx.compiled:
+            every = kernel.backward(x, dy, w, ctx.relu, ctx.rows, wanted[0])
+        else:
+            every = banded_backward(x, dy, w, ctx.relu, ctx.rows)
+        dx, *others = (g if want else None for g, want in zip(every, wanted, strict=True))
+        return dx, None, None, None, *others

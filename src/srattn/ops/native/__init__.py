@@ -1,0 +1,12 @@
+"""Kernels for CPUs, written in C++ and compiled for the machine at first use: inference alone, float32 inside."""
+
+from srattn.ops.native.calls import AttentionKernel as AttentionKernel
+from srattn.ops.native.calls import FeedForwardKernel as FeedForwardKernel
+from srattn.ops.native.calls import Linear as Linear
+from srattn.ops.native.calls import NormWeights as NormWeights
+from srattn.ops.native.calls import PatchKernel as PatchKernel
+from srattn.ops.native.calls import attention_macs as attention_macs
+from srattn.ops.native.calls import feed_forward_cut as feed_forward_cut
+from srattn.ops.native.calls import lanes as lanes
+from srattn.ops.native.library import available as available
+from srattn.ops.native.library import why_not as why_not

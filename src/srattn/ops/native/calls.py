@@ -1,0 +1,209 @@
+"""The kernels on tensors: what each computes, from weights as torch stores them.
+
+`AttentionKernel`, `FeedForwardKernel` and `PatchKernel` lay the weights out once and are then called on channels-last
+tokens. They are inference alone: no gradient flows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srattn.errors import SrattnError
+from srattn.ops.native.library import (
+    Attention,
+    FeedForward,
+    Held,
+    Patch,
+    cache_bytes,
+    library,
+    padded,
+    panels,
+    plain,
+    put_norm,
+)
+
+
+class NormWeights(NamedTuple):
+    """A layer norm over channels: weight and bias (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Linear(NamedTuple):
+    """A linear map as torch stores it: weight (out, in), bias (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise SrattnError("out of memory in a CPU kernel: give a smaller batch or image")
+
+
+class PatchKernel:
+    """A convolution to tokens and a layer norm.
+
+    weight (out, in, kernel_h, kernel_w), bias (out,); `padding` before the first row and column, zeros wherever a
+    kernel reaches over the edge.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        after: NormWeights | None,
+        before: NormWeights | None = None,
+    ) -> None:
+        out, channels, kernel_h, kernel_w = weight.shape
+        self.held = Held(Patch(channels, out, kernel_h, kernel_w, *stride, *padding))
+        self.held.put("weight", panels(weight.permute(0, 2, 3, 1).reshape(out, -1)))
+        self.held.put("bias", padded(bias))
+        put_norm(self.held, "before", before)
+        put_norm(self.held, "after", after)
+        self.out = out
+
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images (B, in, H, W) of any strides to tokens (B, *size, out), float32."""
+        images = images.float()
+        batch, _, height, width = images.shape
+        out = torch.empty(batch, *size, self.out)
+        steps = (ctypes.c_long * 4)(*images.stride())
+        patch, threads = self.held.structure, torch.get_num_threads()
+        _check(
+            library().srattn_patches(
+                patch, images.data_ptr(), steps, batch, height, width, out.data_ptr(), *size, threads
+            )
+        )
+        return out
+
+
+class FeedForwardKernel:
+    """x + fc2(GELU(conv(relu(fc1(norm(x)))))), the hidden tensor in the cache; conv and relu may be absent.
+
+    taps: a depthwise 3x3 convolution with zero padding, weight (hidden, 1, 3, 3) and bias (hidden,). The number of
+    hidden channels is a multiple of `lanes()`.
+    """
+
+    def __init__(
+        self, norm: NormWeights, fc1: Linear, fc2: Linear, taps: Linear | None = None, relu: bool = False
+    ) -> None:
+        hidden, dim = fc1.weight.shape
+        self.held = Held(FeedForward(dim, hidden, taps is not None, relu))
+        put_norm(self.held, "norm", norm)
+        self.held.put("fc1", panels(fc1.weight))
+        self.held.put("fc1_bias", padded(zeros(fc1)))
+        if taps is not None:
+            self.held.put("taps", plain(taps.weight.flatten(1).T))
+            self.held.put("taps_bias", plain(zeros(taps)))
+        self.held.put("fc2", panels(fc2.weight))
+        self.held.put("fc2_bias", padded(fc2.bias))
+
+    def run_in_place(self, x: Tensor) -> Tensor:
+        """x (B, H, W, dim), contiguous float32; overwritten and returned."""
+        batch, height, width, _ = x.shape
+        _check(
+            library().srattn_feed_forward(
+                self.held.structure, x.data_ptr(), batch, height, width, cache_bytes(), torch.get_num_threads()
+            )
+        )
+        return x
+
+
+class AttentionKernel:
+    """x + SRA(norm(x)): projections as torch stores them, a strided reduction, a pooled one, or none.
+
+    Args:
+        reduction: `PatchKernel` of kernel and stride R whose `before` is `norm` (strided), or of kernel 1 (pooled).
+        cells: the grid of the pooled reduction.
+    """
+
+    def __init__(
+        self,
+        norm: NormWeights,
+        heads: int,
+        scale: float,
+        query: Linear,
+        key: Linear,
+        value: Linear,
+        out: Linear,
+        reduction: PatchKernel | None = None,
+        cells: tuple[int, int] | None = None,
+    ) -> None:
+        width, dim = query.weight.shape
+        self.dim, self.heads, self.width = dim, heads, width
+        strided = reduction is not None and cells is None
+        self.held = Held(Attention(dim, heads, width, *(cells or (0, 0)), strided))
+        self.held.structure.scale = scale
+        put_norm(self.held, "norm", norm)
+        if reduction is not None:
+            self.held.structure.patch = reduction.held.structure
+            self.held.tensors += reduction.held.tensors
+        d, dv = width // heads, dim // heads
+        self.held.put("key", _heads(key.weight, d))
+        self.held.put("key_bias", _heads_bias(key.bias, d))
+        self.held.put("value", _heads(value.weight, dv))
+        self.held.put("value_bias", _heads_bias(value.bias, dv))
+        self.held.put("query", panels(query.weight))
+        self.held.put("query_bias", padded(query.bias))
+        self.held.put("out", panels(out.weight))
+        self.held.put("out_bias", padded(out.bias))
+        self.held.put("query_heads", torch.cat([panels(w.T) for w in query.weight.split(d)]))
+        self.held.put("out_heads", torch.cat([panels(w) for w in out.weight.split(dv, 1)]))
+
+    def __call__(self, x: Tensor, keys: tuple[int, int]) -> Tensor:
+        """x (B, H, W, dim), contiguous float32, to a tensor of the same shape; `keys` is the grid of the keys."""
+        batch, height, width, _ = x.shape
+        out = torch.empty_like(x)
+        absorbed, projected = attention_macs(height * width, keys[0] * keys[1], self.dim, self.heads, self.width)
+        attend, sizes, form = library().srattn_attend, (batch, height, width, *keys), absorbed < projected
+        _check(attend(self.held.structure, x.data_ptr(), out.data_ptr(), *sizes, form, torch.get_num_threads()))
+        return out
+
+
+def attention_macs(tokens: int, keys: int, dim: int, heads: int, width: int) -> tuple[int, int]:
+    """Multiply-adds of one image in the kernel's two forms, absorbed and projected, once keys and values are there.
+
+    The kernel takes the smaller. Scores are counted as computed, in whole vectors of keys.
+    """
+    d, dv, columns = width // heads, dim // heads, library().srattn_packed
+    wide = columns(keys)
+    absorbed = heads * (tokens * (wide + keys) * dim + keys * (d + dv) * dim)
+    projected = tokens * (dim * (width + dim) + heads * (wide * d + keys * columns(dv)))
+    return absorbed, projected
+
+
+def feed_forward_cut(dim: int, hidden: int, convolution: bool, height: int, width: int) -> tuple[int, int]:
+    """(rows of the map, hidden channels) that the feed-forward has in the cache at a time."""
+    rows, chunk = ctypes.c_long(), ctypes.c_long()
+    library().srattn_cut(FeedForward(dim, hidden, convolution), height, width, cache_bytes(), rows, chunk)
+    return rows.value, chunk.value
+
+
+def lanes() -> int:
+    """Numbers in a vector of the compiled kernels."""
+    return library().srattn_lanes()
+
+
+def zeros(linear: Linear) -> Tensor:
+    """The bias, zeros where there is none."""
+    return torch.zeros(linear.weight.shape[0]) if linear.bias is None else linear.bias
+
+
+def _heads(weight: Tensor, columns: int) -> Tensor:
+    """Panels of each head, one after the other."""
+    return torch.cat([panels(part) for part in weight.split(columns)])
+
+
+def _heads_bias(bias: Tensor | None, columns: int) -> Tensor | None:
+    if bias is None:
+        return None
+    return torch.cat([part for each in bias.split(columns) if (part := padded(each)) is not None])

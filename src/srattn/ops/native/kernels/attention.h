@@ -1,0 +1,168 @@
+// x + attention(norm(x)) over few keys: x is read once for the keys and once for everything else.
+//
+// Two forms, one result. `absorbed`: W^Q goes into the keys and W^O into the values, so that a tile of queries meets
+// two GEMMs a head. `projected`: queries, heads and W^O, all within the tile. Scores never leave the cache.
+#pragma once
+#include "patch.h"
+
+struct Attention {
+  long dim, heads, width;        // channels of x, heads, channels of all queries
+  long cells_h, cells_w;         // pooled reduction; 0 where there is none
+  long reduces;                  // a strided reduction: `patch`
+  Patch patch;                   // strided: the reduction; pooled: its projection
+  Norm norm;
+  float scale;
+  const float *key, *key_bias;      // heads x panels (width / heads columns, depth dim)
+  const float *value, *value_bias;  // heads x panels (dim / heads columns, depth dim)
+  const float *query, *query_bias;  // panels (width columns, depth dim), for `projected`
+  const float *out, *out_bias;      // panels (dim columns, depth dim), for `projected`
+  const float *query_heads;         // heads x panels (dim columns, depth width / heads), for `absorbed`
+  const float *out_heads;           // heads x panels (dim columns, depth dim / heads), for `absorbed`
+};
+
+// Mean of norm(x) over the cells of row `cell` of a fixed grid, (cells_w, dim).
+static void pool_row(const Attention& a, const float* x, long height, long width, long cell, float* to) {
+  float *line = worker.take((width + a.cells_w) * a.dim), *sums = line + width * a.dim;
+  long top = cell * height / a.cells_h, bottom = ((cell + 1) * height + a.cells_h - 1) / a.cells_h;
+  std::memset(sums, 0, 4 * a.cells_w * a.dim);
+  for (long y = top; y < bottom; ++y) {
+    norm_rows(x + y * width * a.dim, width, a.dim, a.norm, line);
+    for (long cx = 0; cx < a.cells_w; ++cx) {
+      long left = cx * width / a.cells_w, right = ((cx + 1) * width + a.cells_w - 1) / a.cells_w;
+      for (long w = left; w < right; ++w)
+        for (long i = 0; i < a.dim; ++i) sums[cx * a.dim + i] += line[w * a.dim + i];
+    }
+  }
+  for (long cx = 0; cx < a.cells_w; ++cx) {
+    long left = cx * width / a.cells_w, right = ((cx + 1) * width + a.cells_w - 1) / a.cells_w;
+    float factor = 1.0f / ((bottom - top) * (right - left));
+    for (long i = 0; i < a.dim; ++i) to[cx * a.dim + i] = sums[cx * a.dim + i] * factor;
+  }
+}
+
+// The reduced tokens z (batch, keys, dim).
+static void reduce(const Attention& a, const float* x, long batch, long height, long width, long keys_h, long keys_w,
+                   float* z, int threads) {
+  long size = height * width * a.dim, keys = keys_h * keys_w;
+  if (a.reduces) {
+    long steps[4] = {size, 1, width * a.dim, a.dim};
+    patches(a.patch, x, steps, batch, height, width, z, keys_h, keys_w, threads);
+  } else if (a.cells_h) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+    for (long b = 0; b < batch; ++b)
+      for (long cell = 0; cell < keys_h; ++cell)
+        pool_row(a, x + b * size, height, width, cell, z + (b * keys + cell * keys_w) * a.dim);
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+    for (long b = 0; b < batch; ++b)
+      for (long cell = 0; cell < keys_h; ++cell) {
+        float *rows = worker.take(keys_w * a.dim), *to = z + (b * keys + cell * keys_w) * a.dim;
+        std::memcpy(rows, to, 4 * keys_w * a.dim);
+        Tail tail;
+        tail.bias = a.patch.bias;
+        gemm(keys_w, a.dim, a.dim, rows, a.dim, a.patch.weight, a.dim, 0, to, a.dim, tail);
+        norm_rows(to, keys_w, a.dim, a.patch.after, to);
+        gelu_all(to, keys_w * a.dim);
+      }
+  } else {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < batch * keys; ++i) norm_row(x + i * a.dim, a.dim, a.norm, z + i * a.dim);
+  }
+}
+
+// Sizes of what one head keeps of one image, in numbers.
+struct Kept {
+  long keys, wide, depth, columns;  // keys, keys padded to whole panels, depth of scores, columns of values
+  long keys_size() const { return wide * depth; }
+  long values_size() const { return packed_columns(columns) * keys; }
+  long size() const { return keys_size() + values_size() + wide; }
+};
+
+// Keys and values of one head as panels, and a bias of each key.
+static void prepare_head(const Attention& a, const Kept& kept, bool absorbed, const float* z, long head, float* to) {
+  long d = a.width / a.heads, dv = a.dim / a.heads, m = kept.keys;
+  float *k = worker.take(m * (d + dv + 2 * a.dim)), *v = k + m * d, *wide = v + m * dv;
+  float *values = to + kept.keys_size(), *bias = values + kept.values_size();
+  Tail tail;
+  tail.bias = a.key_bias ? a.key_bias + head * packed_columns(d) : nullptr;
+  gemm(m, d, a.dim, z, a.dim, a.key + head * packed_columns(d) * a.dim, a.dim, 0, k, d, tail);
+  tail.bias = a.value_bias ? a.value_bias + head * packed_columns(dv) : nullptr;
+  gemm(m, dv, a.dim, z, a.dim, a.value + head * packed_columns(dv) * a.dim, a.dim, 0, v, dv, tail);
+  for (long i = 0; i < m * d; ++i) k[i] *= a.scale;
+  std::fill(bias, bias + m, 0.0f);
+  std::fill(bias + m, bias + kept.wide, -1e30f);  // what fills the last panel is no key
+  if (!absorbed) {
+    pack(k, m, d, d, 1, to);
+    pack(v, dv, m, 1, dv, values);
+    return;
+  }
+  if (a.query_bias)
+    for (long i = 0; i < m; ++i)
+      for (long j = 0; j < d; ++j) bias[i] += k[i * d + j] * a.query_bias[head * d + j];
+  gemm(m, a.dim, d, k, d, a.query_heads + head * packed_columns(a.dim) * d, d, 0, wide, a.dim, Tail());
+  pack(wide, m, a.dim, a.dim, 1, to);
+  gemm(m, a.dim, dv, v, dv, a.out_heads + head * packed_columns(a.dim) * dv, dv, 0, wide, a.dim, Tail());
+  pack(wide, a.dim, m, 1, a.dim, values);
+}
+
+// `rows` tokens of x to y, which may be x.
+static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, const float* heads, const float* x,
+                        float* y, long rows) {
+  long d = a.width / a.heads, dv = a.dim / a.heads;
+  float* xn = worker.take(rows * (2 * a.dim + a.width + kept.wide));
+  float *scores = xn + rows * a.dim, *q = scores + rows * kept.wide, *o = q + rows * a.width;
+  norm_rows(x, rows, a.dim, a.norm, xn);
+  if (!absorbed) {
+    Tail tail;
+    tail.bias = a.query_bias;
+    gemm(rows, a.width, a.dim, xn, a.dim, a.query, a.dim, 0, q, a.width, tail);
+  }
+  for (long head = 0; head < a.heads; ++head) {
+    const float *keys = heads + head * kept.size(), *values = keys + kept.keys_size();
+    Tail tail;
+    tail.bias = values + kept.values_size();
+    if (absorbed)
+      gemm(rows, kept.wide, a.dim, xn, a.dim, keys, a.dim, 0, scores, kept.wide, tail);
+    else
+      gemm(rows, kept.wide, d, q + head * d, a.width, keys, d, 0, scores, kept.wide, tail);
+    softmax_rows(scores, rows, kept.wide);
+    if (absorbed) {
+      Tail into;
+      into.accumulate = head > 0;
+      if (head == 0) into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
+      gemm(rows, a.dim, kept.keys, scores, kept.wide, values, kept.keys, 0, y, a.dim, into);
+    } else {
+      gemm(rows, dv, kept.keys, scores, kept.wide, values, kept.keys, 0, o + head * dv, a.dim, Tail());
+    }
+  }
+  if (!absorbed) {
+    Tail into;
+    into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
+    gemm(rows, a.dim, a.dim, o, a.dim, a.out, a.dim, 0, y, a.dim, into);
+  }
+}
+
+// y = x + attention(norm(x)) on (batch, height, width, dim); y may be x.
+static void attend(const Attention& a, const float* x, float* y, long batch, long height, long width, long keys_h,
+                   long keys_w, bool absorbed, int threads) {
+  long tokens = height * width, size = tokens * a.dim, keys = keys_h * keys_w;
+  Kept kept{keys, packed_columns(keys), absorbed ? a.dim : a.width / a.heads, absorbed ? a.dim : a.dim / a.heads};
+  // `patches` may use the common memory only for images that are planes, never for tokens.
+  float* z = common.take(batch * (keys * a.dim + a.heads * kept.size()));
+  float* heads = z + batch * keys * a.dim;
+  reduce(a, x, batch, height, width, keys_h, keys_w, z, threads);
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+  for (long b = 0; b < batch; ++b)
+    for (long head = 0; head < a.heads; ++head)
+      prepare_head(a, kept, absorbed, z + b * keys * a.dim, head, heads + (b * a.heads + head) * kept.size());
+  long most = std::max<long>(2 * TILE_ROWS, std::min<long>(96, 49152 / kept.wide));
+  long parts = std::max((tokens + most - 1) / most, batch < threads ? threads : 1L);
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+  for (long b = 0; b < batch; ++b)
+    for (long part = 0; part < parts; ++part) {
+      long token = tokens * part / parts, count = tokens * (part + 1) / parts - token;
+      if (count == 0) continue;
+      attend_tile(a, kept, absorbed, heads + b * a.heads * kept.size(), x + b * size + token * a.dim,
+                  y + b * size + token * a.dim, count);
+    }
+  common.trim();
+}

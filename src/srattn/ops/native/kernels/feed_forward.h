@@ -1,0 +1,146 @@
+// x += fc2(GELU(conv(fc1(norm(x))))): the hidden tensor lives and dies in the cache.
+//
+// Hidden channels are taken in chunks and the rows of the map in groups. Of a chunk only the rows that the 3x3
+// convolution still needs are kept, in a ring, so that no hidden value is computed twice within a band.
+#pragma once
+#include "gemm.h"
+#include "rows.h"
+
+struct FeedForward {
+  long dim, hidden;
+  long conv, relu;               // a depthwise 3x3 convolution, a ReLU before it
+  Norm norm;
+  const float *fc1, *fc1_bias;   // panels
+  const float *taps, *taps_bias; // (9, hidden), (hidden)
+  const float *fc2, *fc2_bias;   // panels
+};
+
+// How the work of one map is cut.
+struct Cut {
+  long rows;   // of the map in one group
+  long chunk;  // hidden channels at a time
+};
+
+static Cut cut(const FeedForward& f, long height, long width, long cache) {
+  Cut c;
+  c.rows = std::max<long>(1, std::min(height, (96 + width - 1) / std::max<long>(width, 1)));
+  long each = 4 * ((f.conv ? 2 * c.rows + 3 : c.rows) * width + 2 * f.dim);  // bytes of the cache for one channel
+  // Twice the private cache: longer sums are worth more than the misses, as measured.
+  long fit = cache * 2 / std::max<long>(each, 1) / PANEL * PANEL;
+  c.chunk = std::min(f.hidden, std::max<long>(2 * PANEL, std::min<long>(fit, 512)));
+  // Chunks of nearly equal width.
+  long count = (f.hidden + c.chunk - 1) / c.chunk;
+  c.chunk = ((f.hidden + count - 1) / count + PANEL - 1) / PANEL * PANEL;
+  return c;
+}
+
+// One row of the depthwise convolution and GELU: up, mid, low (width, step) to out (width, step).
+static void depthwise_row(const float* up, const float* mid, const float* low, long width, long step, long channels,
+                          const float* taps, const float* bias, long hidden, float* out) {
+  for (long c = 0; c < channels; c += LANES) {
+    vec w[9], b = load(bias + c);
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; ++i) w[i] = load(taps + i * hidden + c);
+    vec left = {}, here = b;  // sums of the outputs before and at the column that is read
+    for (long x = 0; x < width; ++x) {
+      vec u = load(up + x * step + c), m = load(mid + x * step + c), l = load(low + x * step + c);
+      left += u * w[2] + m * w[5] + l * w[8];
+      here += u * w[1] + m * w[4] + l * w[7];
+      vec next = b + u * w[0] + m * w[3] + l * w[6];
+      if (x > 0) store(out + (x - 1) * step + c, gelu(left));
+      left = here, here = next;
+    }
+    store(out + (width - 1) * step + c, gelu(left));
+  }
+}
+
+// Adds to `y` the part of hidden channels from..to, on rows top..bottom of a map of which `xn` is the norm.
+static void hidden_part(const FeedForward& f, const Cut& c, const float* xn, float* y, long height, long width,
+                        long top, long bottom, long from, long to, bool with_bias) {
+  // One cache line more than a chunk: at a power of two apart, pixels would fall on the same lines of the cache.
+  long ring = f.conv ? c.rows + 2 : c.rows, step = c.chunk + 16;
+  float* h = worker.take((ring + c.rows + 1) * width * step);
+  float* g = h + ring * width * step;
+  float* zero = g + c.rows * width * step;
+  if (f.conv) std::memset(zero, 0, 4 * width * step);
+  for (long first = from; first < to; first += c.chunk) {
+    long channels = std::min(c.chunk, to - first);
+    long origin = std::max<long>(f.conv ? top - 1 : top, 0);  // the row in the first slot of the ring
+    long ready = origin;                                       // rows from there up to this one are in the ring
+    for (long row = top; row < bottom; row += c.rows) {
+      long end = std::min(row + c.rows, bottom), need = f.conv ? std::min(end + 1, height) : end;
+      while (ready < need) {
+        long slot = (ready - origin) % ring, count = std::min(need - ready, ring - slot);
+        Tail tail;
+        tail.bias = f.fc1_bias + first;
+        tail.relu = f.relu;
+        gemm(count * width, channels, f.dim, xn + ready * width * f.dim, f.dim, f.fc1 + first * f.dim, f.dim, 0,
+             h + slot * width * step, step, tail);
+        ready += count;
+      }
+      const float* a = g;
+      if (f.conv) {
+        for (long r = row; r < end; ++r) {
+          const float* up = r > 0 ? h + (r - 1 - origin) % ring * width * step : zero;
+          const float* low = r + 1 < height ? h + (r + 1 - origin) % ring * width * step : zero;
+          depthwise_row(up, h + (r - origin) % ring * width * step, low, width, step, channels, f.taps + first,
+                        f.taps_bias + first, f.hidden, g + (r - row) * width * step);
+        }
+      } else {
+        a = h + (row - origin) % ring * width * step;
+        gelu_all(h + (row - origin) % ring * width * step, (end - row) * width * step);
+      }
+      Tail tail;
+      tail.accumulate = true;
+      if (with_bias && first == 0) tail.bias = f.fc2_bias;
+      gemm((end - row) * width, f.dim, channels, a, step, f.fc2, f.hidden, first, y + row * width * f.dim, f.dim,
+           tail);
+    }
+  }
+}
+
+// In place on x (batch, height, width, dim).
+static void feed_forward(const FeedForward& f, float* x, long batch, long height, long width, long cache, int threads) {
+  long tokens = height * width, size = tokens * f.dim;
+  Cut c = cut(f, height, width, cache);
+  long chunks = (f.hidden + c.chunk - 1) / c.chunk;
+  bool images = batch % threads == 0 || batch >= 4L * threads;
+  if (images || threads == 1) {
+    // The norm lies behind the ring in the worker's memory, so it is taken apart from it.
+    float* norms = common.take(threads * size);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (long b = 0; b < batch; ++b) {
+      float* xn = norms + omp_get_thread_num() * size;
+      norm_rows(x + b * size, tokens, f.dim, f.norm, xn);
+      hidden_part(f, c, xn, x + b * size, height, width, 0, height, 0, f.hidden, true);
+    }
+    common.trim();
+    return;
+  }
+  // Few images: a small map is shared by chunks of channels (their sums are added afterwards), a large one by rows.
+  bool by_rows = size > (1 << 20) || chunks < threads;
+  float* xn = common.take(size * (by_rows ? 1 : threads));
+  for (long b = 0; b < batch; ++b) {
+    float* y = x + b * size;
+#pragma omp parallel num_threads(threads)
+    {
+      long me = omp_get_thread_num(), team = omp_get_num_threads();  // fewer than asked for in a nested region
+      long row = height * me / team, end = height * (me + 1) / team;
+      norm_rows(y + row * width * f.dim, (end - row) * width, f.dim, f.norm, xn + row * width * f.dim);
+#pragma omp barrier
+      if (by_rows) {
+        if (row < end) hidden_part(f, c, xn, y, height, width, row, end, 0, f.hidden, true);
+      } else {
+        long from = chunks * me / team * c.chunk, to = std::min(f.hidden, chunks * (me + 1) / team * c.chunk);
+        float* own = me == 0 ? y : xn + me * size;
+        if (me > 0) std::memset(own, 0, 4 * size);
+        hidden_part(f, c, xn, own, height, width, 0, height, from, to, me == 0);
+#pragma omp barrier
+        long begin = size * me / team, stop = size * (me + 1) / team;
+        for (long t = 1; t < team; ++t)
+          for (long i = begin; i < stop; ++i) y[i] += xn[t * size + i];
+      }
+    }
+  }
+  common.trim();
+}

@@ -1,0 +1,82 @@
+// Convolutions that make tokens: patch embeddings and spatial reductions, as GEMMs over gathered rows.
+#pragma once
+#include "gemm.h"
+#include "rows.h"
+
+struct Patch {
+  long in, out;                  // channels
+  long kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+  const float *weight, *bias;    // panels over depth (row of the kernel, column, channel)
+  Norm before, after;            // of each token that is read, of each token that is made
+};
+
+// Tokens of image `x` (height, width, in), rows and columns `step` apart, under rows first..first+count of the kernel.
+static void gather(const Patch& p, const float* x, long row_step, long height, long width, long out_width, long token,
+                   long tokens, long first, long count, float* to) {
+  for (long t = token; t < token + tokens; ++t) {
+    long top = t / out_width * p.stride_h - p.pad_h, left = t % out_width * p.stride_w - p.pad_w;
+    for (long ky = first; ky < first + count; ++ky, to += p.kernel_w * p.in) {
+      long y = top + ky;
+      long begin = std::max<long>(0, -left), end = std::min(p.kernel_w, width - left);
+      if (y < 0 || y >= height || end <= begin) {
+        std::memset(to, 0, 4 * p.kernel_w * p.in);
+        continue;
+      }
+      const float* from = x + y * row_step + left * p.in;
+      if (begin > 0) std::memset(to, 0, 4 * begin * p.in);
+      if (p.before.weight)
+        norm_rows(from + begin * p.in, end - begin, p.in, p.before, to + begin * p.in);
+      else
+        std::memcpy(to + begin * p.in, from + begin * p.in, 4 * (end - begin) * p.in);
+      if (end < p.kernel_w) std::memset(to + end * p.in, 0, 4 * (p.kernel_w - end) * p.in);
+    }
+  }
+}
+
+// Planes (in, height, width) to tokens (height, width, in).
+static void interleave(const float* x, long channel_step, long row_step, long column_step, long in, long height,
+                       long width, float* to) {
+  for (long y = 0; y < height; ++y)
+    for (long w = 0; w < width; ++w)
+      for (long c = 0; c < in; ++c) *to++ = x[c * channel_step + y * row_step + w * column_step];
+}
+
+// x: images of strides (batch, channel, row, column) in numbers; out: (batch, out_height, out_width, out).
+static void patches(const Patch& p, const float* x, const long* steps, long batch, long height, long width, float* out,
+                    long out_height, long out_width, int threads) {
+  long tokens = out_height * out_width, row = p.kernel_w * p.in;
+  long lines = std::min(p.kernel_h, std::max<long>(1, 640 / row));  // of the kernel in one GEMM
+  long most = std::max<long>(TILE_ROWS, 49152 / (lines * row));     // gathered rows stay in the second cache
+  long parts = std::max((tokens + most - 1) / most, batch < threads ? threads : 1L);
+  parts = std::max<long>(1, std::min(parts, tokens));
+  bool lie = steps[1] == 1 && steps[3] == p.in;
+  long image_size = height * width * p.in;
+  const float* images = x;
+  long image_step = steps[0], row_step = steps[2];
+  if (!lie) {
+    float* whole = common.take(batch * image_size);
+    images = whole, image_step = image_size, row_step = width * p.in;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (long b = 0; b < batch; ++b)
+      for (long y = 0; y < height; ++y)
+        interleave(x + b * steps[0] + y * steps[2], steps[1], steps[2], steps[3], p.in, 1, width,
+                   whole + b * image_size + y * row_step);
+  }
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
+  for (long b = 0; b < batch; ++b)
+    for (long part = 0; part < parts; ++part) {
+      long token = tokens * part / parts, count = tokens * (part + 1) / parts - token;
+      float* rows = worker.take(std::max<long>(count, 1) * lines * row);
+      float* to = out + (b * tokens + token) * p.out;
+      for (long ky = 0; ky < p.kernel_h; ky += lines) {
+        long now = std::min(lines, p.kernel_h - ky);
+        gather(p, images + b * image_step, row_step, height, width, out_width, token, count, ky, now, rows);
+        Tail tail;
+        if (ky == 0) tail.bias = p.bias;
+        tail.accumulate = ky > 0;
+        gemm(count, p.out, now * row, rows, now * row, p.weight, p.kernel_h * row, ky * row, to, p.out, tail);
+      }
+      if (p.after.weight) norm_rows(to, count, p.out, p.after, to);
+    }
+  if (!lie) common.trim();
+}

@@ -1,0 +1,93 @@
+// What is done to rows of tokens: layer norm, softmax, GELU. And the memory that threads work in.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+#include "simd.h"
+
+struct Norm {
+  const float *weight, *bias;  // null where there is no norm
+  float eps;
+};
+
+static inline void norm_row(const float* x, long channels, const Norm& norm, float* out) {
+  long whole = channels - channels % LANES, rest = channels - whole;
+  vec total = {};
+  for (long i = 0; i < whole; i += LANES) total += load(x + i);
+  if (rest) total += load_part(x + whole, rest);
+  float mean = sum_of(total) / channels;
+  vec square = {};
+  for (long i = 0; i < whole; i += LANES) {
+    vec d = load(x + i) - splat(mean);
+    square += d * d;
+  }
+  if (rest) {
+    vec d = load_part(x + whole, rest, mean) - splat(mean);
+    square += d * d;
+  }
+  float factor = 1.0f / std::sqrt(sum_of(square) / channels + norm.eps);
+  for (long i = 0; i < whole; i += LANES)
+    store(out + i, (load(x + i) - splat(mean)) * splat(factor) * load(norm.weight + i) + load(norm.bias + i));
+  for (long i = whole; i < channels; ++i) out[i] = (x[i] - mean) * factor * norm.weight[i] + norm.bias[i];
+}
+
+static void norm_rows(const float* x, long rows, long channels, const Norm& norm, float* out) {
+  for (long i = 0; i < rows; ++i) norm_row(x + i * channels, channels, norm, out + i * channels);
+}
+
+// Softmax over each row of `keys` numbers, whole vectors of them.
+static void softmax_rows(float* x, long rows, long keys) {
+  for (long row = 0; row < rows; ++row, x += keys) {
+    vec most = load(x);
+    for (long i = LANES; i < keys; i += LANES) most = maximum(most, load(x + i));
+    float top = most[0];
+    for (int i = 1; i < LANES; ++i) top = std::max(top, most[i]);
+    vec total = {};
+    for (long i = 0; i < keys; i += LANES) {
+      vec e = exponential(load(x + i) - splat(top));
+      total += e;
+      store(x + i, e);
+    }
+    vec factor = splat(1.0f / sum_of(total));
+    for (long i = 0; i < keys; i += LANES) store(x + i, load(x + i) * factor);
+  }
+}
+
+static void gelu_all(float* x, long count) {
+  long i = 0;
+  for (; i + LANES <= count; i += LANES) store(x + i, gelu(load(x + i)));
+  if (i < count) store_part(x + i, gelu(load_part(x + i, count - i)), count - i);
+}
+
+// Memory that is kept from call to call, since fresh pages cost more than what is done in them; large pieces are not.
+class Scratch {
+ public:
+  float* take(long count) {
+    if (count > size_) {
+      release();
+      size_ = count;
+      if (posix_memalign(reinterpret_cast<void**>(&memory_), 64, 4 * size_ + 64)) {
+        memory_ = nullptr, size_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return memory_;
+  }
+  void trim() {
+    if (size_ > KEPT) release();
+  }
+  ~Scratch() { release(); }
+
+ private:
+  static constexpr long KEPT = 4 << 20;  // numbers: 16 MB a thread
+  void release() {
+    std::free(memory_);
+    memory_ = nullptr, size_ = 0;
+  }
+  float* memory_ = nullptr;
+  long size_ = 0;
+};
+
+static thread_local Scratch worker;  // of one task
+static thread_local Scratch common;  // of a whole call, held by the thread that calls

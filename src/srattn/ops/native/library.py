@@ -1,0 +1,163 @@
+"""The compiled kernels as Python sees them: their structures, and weights laid out for them.
+
+Everything is float32 on a CPU. The structures hold addresses alone, so whoever makes one keeps the tensors (`Panels`
+and `Held` do). The kernels themselves, with their comments, are in `kernels/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srattn.ops.native.build import Unavailable, library_path, share_threads
+
+
+class Norm(ctypes.Structure):
+    """A layer norm; no weight, no norm."""
+
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float)]
+
+
+class Patch(ctypes.Structure):
+    """A convolution to tokens, with a norm of what is read and one of what is made."""
+
+    _fields_ = [
+        *((name, c_long) for name in ["in", "out", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w"]),
+        *((name, c_void_p) for name in ("weight", "bias")),
+        *((name, Norm) for name in ("before", "after")),
+    ]
+
+
+class FeedForward(ctypes.Structure):
+    _fields_ = [
+        *((name, c_long) for name in ["dim", "hidden", "conv", "relu"]),
+        ("norm", Norm),
+        *((name, c_void_p) for name in ["fc1", "fc1_bias", "taps", "taps_bias", "fc2", "fc2_bias"]),
+    ]
+
+
+class Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, c_long) for name in ["dim", "heads", "width", "cells_h", "cells_w", "reduces"]),
+        ("patch", Patch),
+        ("norm", Norm),
+        ("scale", c_float),
+        *(
+            (name, c_void_p)
+            for name in ["key", "key_bias", "value", "value_bias", "query", "query_bias", "out", "out_bias"]
+        ),
+        *((name, c_void_p) for name in ["query_heads", "out_heads"]),
+    ]
+
+
+_unavailable: str | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> ctypes.CDLL | None:
+    global _unavailable
+    try:
+        path = library_path()
+        share_threads()
+        library = ctypes.CDLL(str(path))
+    except (Unavailable, OSError) as error:
+        _unavailable = str(error)
+        return None
+    longs = [c_long] * 3
+    library.srattn_packed.restype = library.srattn_sizes.restype = library.srattn_cache.restype = c_long
+    library.srattn_packed.argtypes = [c_long]
+    library.srattn_sizes.argtypes = [c_int]
+    library.srattn_pack.argtypes = [c_void_p, c_long, c_long, c_long, c_long, c_void_p]
+    library.srattn_cut.argtypes = [POINTER(FeedForward), c_long, c_long, c_long, POINTER(c_long), POINTER(c_long)]
+    library.srattn_patches.argtypes = [
+        POINTER(Patch),
+        c_void_p,
+        POINTER(c_long),
+        *longs,
+        c_void_p,
+        c_long,
+        c_long,
+        c_int,
+    ]
+    library.srattn_feed_forward.argtypes = [POINTER(FeedForward), c_void_p, *longs, c_long, c_int]
+    library.srattn_attend.argtypes = [POINTER(Attention), c_void_p, c_void_p, *longs, c_long, c_long, c_int, c_int]
+    for which, structure in enumerate((Patch, FeedForward, Attention)):
+        if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment
+            _unavailable = f"the compiled structure of {structure.__name__} differs from Python's"
+            return None
+    return library
+
+
+def available() -> bool:
+    """Whether the kernels can run here; compiles them if that has not been tried in this process."""
+    return _load() is not None
+
+
+def why_not() -> str | None:
+    """Why the kernels cannot run here, in words; None where they can."""
+    _load()
+    return _unavailable
+
+
+def library() -> ctypes.CDLL:
+    """The library; only where `available`."""
+    found = _load()
+    assert found is not None
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def cache_bytes() -> int:
+    """Bytes of the cache that one core has to itself (its second level); 1 MB where the system does not say."""
+    size = library().srattn_cache()
+    return size if size > 0 else 1 << 20
+
+
+class Held:
+    """A structure, and the tensors whose addresses are in it."""
+
+    def __init__(self, structure: ctypes.Structure) -> None:
+        self.structure: Any = structure
+        self.tensors: list[Tensor] = []
+
+    def put(self, name: str, tensor: Tensor | None) -> None:
+        """Sets the address `name` (None leaves it empty)."""
+        if tensor is not None:
+            self.tensors.append(tensor)
+            setattr(self.structure, name, tensor.data_ptr())
+
+
+def put_norm(held: Held, name: str, norm: Any) -> None:
+    """Sets a norm of (weight, bias, eps); None leaves it empty."""
+    if norm is not None:
+        weight, bias = plain(norm.weight), plain(norm.bias)
+        held.tensors += [weight, bias]
+        setattr(held.structure, name, Norm(weight.data_ptr(), bias.data_ptr(), norm.eps))
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A contiguous float32 copy that belongs to nobody else; a view of a parameter would follow its changes in part."""
+    return tensor.detach().to(torch.float32, copy=True).contiguous()
+
+
+def padded(bias: Tensor | None) -> Tensor | None:
+    """A bias with zeros up to whole panels."""
+    if bias is None:
+        return None
+    out = torch.zeros(library().srattn_packed(bias.numel()))
+    out[: bias.numel()] = bias.detach()
+    return out
+
+
+def panels(weight: Tensor) -> Tensor:
+    """A matrix (columns of the result, depth), as torch stores linear maps, in panels for the kernels."""
+    weight = plain(weight)
+    columns, depth = weight.shape
+    out = torch.empty(library().srattn_packed(columns) * depth)
+    library().srattn_pack(weight.data_ptr(), columns, depth, depth, 1, out.data_ptr())
+    return out

@@ -1,0 +1,11 @@
+"""GPU kernels in Triton: attention over few keys, and the depthwise convolution with GELU.
+
+    attention.py    the operator `srattn::attend`: forward, gradients, fake; its definition beside it
+    depthwise.py    the operator `srattn::depthwise_gelu`, likewise
+    *_kernels.py    the kernels
+    choices.py      which kernel and block sizes for a shape, with the reason; cache.py keeps what was tuned
+    language.py     Triton where it is installed; without it every module here still imports
+
+On a CPU the operators compute their definition, unless TRITON_INTERPRET=1 was set before the first import: then
+Triton's interpreter runs the kernels themselves, slowly.
+"""

@@ -1,0 +1,199 @@
+"""The operator `srattn::depthwise_gelu`: GELU(depthwise 3x3 convolution + bias) on channels-last maps, in one pass.
+
+x (B, H, W, C) of any strides, weight (C, 1, 3, 3), bias (C), zeros around the map; `relu` puts a ReLU before it (the
+linear variant of PVT v2). Saved for backward is x alone: the convolution is computed again. The exact (erf) GELU.
+fp16, bf16 and fp32, sums in fp32; on a CPU, and in float64, the definition. Gradients are deterministic.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srattn.ops import plan
+from srattn.ops.triton import depthwise_kernels as kernels
+from srattn.ops.triton.choices import Strips, strips_for
+from srattn.ops.triton.language import INTERPRETED, ceil_div, launch, runs_on
+
+WHILE_COMPILING = "open"
+"""As in `attention`."""
+
+
+def definition(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """In plain torch, in the arithmetic of x's type."""
+    x = (F.relu(x) if relu else x).permute(0, 3, 1, 2)
+    return F.gelu(F.conv2d(x, weight.to(x.dtype), _to(bias, x), padding=1, groups=x.shape[1])).permute(0, 2, 3, 1)
+
+
+def _to(t: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if t is None else t.to(like.dtype)
+
+
+def definition_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias, in plain torch."""
+    a = (F.relu(x) if relu else x).permute(0, 3, 1, 2)
+    w, channels = weight.to(x.dtype), x.shape[-1]
+    pre = F.conv2d(a, w, _to(bias, x), padding=1, groups=channels)
+    g = torch.ops.aten.gelu_backward(dy.permute(0, 3, 1, 2).to(pre.dtype), pre)
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        g, a, w, [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], channels, [True, True, True]
+    )
+    dx = dx.permute(0, 2, 3, 1)
+    return (dx * (x > 0) if relu else dx), dw, db
+
+
+def _kernels_take(*maps: Tensor) -> bool:
+    """Floats of at most 32 bits on a GPU, and images whose elements 32-bit offsets reach."""
+    x = maps[0]
+    if not runs_on(x) or x.dtype == torch.float64 or x.numel() == 0:
+        return False
+    return all(sum((t.shape[i] + 1) * t.stride(i) for i in (1, 2, 3)) < 2**31 for t in maps)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    y = x.new_empty(x.shape)
+    if not _kernels_take(x):
+        return y.copy_(definition(x, weight, bias, relu))
+    convolve(x, weight, bias, y, None, gelu=True, relu=relu, turned=False)
+    return y
+
+
+def _forward_like(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dw, db = _backward_like(dy, x, weight, bias, relu)
+    if not _kernels_take(x, dy):
+        found = definition_gradients(dy, x, weight, bias, relu)
+        return dx.copy_(found[0]), dw.copy_(found[1]), db.copy_(found[2])
+    g, sums = slopes(dy, x, weight, bias, relu)
+    convolve(g, weight, None, dx, x if relu else None, gelu=False, relu=False, turned=True)
+    return dx, dw.copy_(sums[:9].t().reshape(weight.shape)), db.copy_(sums[9])
+
+
+def _backward_like(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    db = weight.new_empty((weight.shape[0],)) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), db
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(C, 1, 3, 3) to (9, C): the small tensor is laid out anew, so that channels are adjacent."""
+    return weight.reshape(weight.shape[0], 9).t().contiguous()
+
+
+def _steps(name: str, t: Tensor) -> dict[str, Any]:
+    return dict(zip((f"{name}_{axis}" for axis in "bhwc"), t.stride(), strict=True))
+
+
+def _walk(x: Tensor, s: Strips) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """The grid, and the sizes that place a program in it."""
+    batch, height, width, channels = (int(n) for n in x.shape)
+    bands = ceil_div(height, s.rows)
+    grid = (ceil_div(channels, s.block_c), ceil_div(width, s.block_w), batch * bands)
+    sizes = {"H": height, "W": width, "C": channels, "rows": s.rows, "bands": bands}
+    return grid, {**sizes, "BLOCK_W": s.block_w, "BLOCK_C": s.block_c}
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    gate: Tensor | None,
+    *,
+    gelu: bool,
+    relu: bool,
+    turned: bool,
+    strips: Strips | None = None,
+) -> None:
+    """Fills y (contiguous); see `depthwise_kernels.forward`."""
+    s = strips_for("depthwise", x) if strips is None else strips
+    grid, sizes = _walk(x, s)
+    arguments = {
+        "x_ptr": x,
+        "w_ptr": _taps(weight),
+        "b_ptr": x if bias is None else bias,
+        "gate_ptr": x if gate is None else gate,
+        "y_ptr": y,
+        **_steps("x", x),
+        **_steps("gate", x if gate is None else gate),
+        **sizes,
+        "HAS_B": bias is not None,
+        "GELU": gelu,
+        "RELU": relu,
+        "GATE": gate is not None,
+        "TURNED": turned,
+    }
+    launch(kernels.forward, grid, arguments, num_warps=s.warps, num_stages=s.stages)
+
+
+def slopes(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, strips: Strips | None = None
+) -> tuple[Tensor, Tensor]:
+    """g, shaped as x, and (10, C): the gradients of the nine taps and of the bias."""
+    s = strips_for("depthwise_backward", x) if strips is None else strips
+    grid, sizes = _walk(x, s)
+    g = x.new_empty(x.shape)
+    parts = x.new_empty((grid[1] * grid[2], 10, x.shape[3]), dtype=torch.float32)
+    arguments = {
+        "x_ptr": x,
+        "w_ptr": _taps(weight),
+        "b_ptr": x if bias is None else bias,
+        "dy_ptr": dy,
+        "g_ptr": g,
+        "parts_ptr": parts,
+        **_steps("x", x),
+        **_steps("dy", dy),
+        **sizes,
+        "strips": grid[1],
+        "HAS_B": bias is not None,
+        "RELU": relu,
+    }
+    launch(kernels.gradients, grid, arguments, num_warps=s.warps, num_stages=s.stages)
+    return g, parts.sum(0)
+
+
+def _register(name: str, wrap: Callable[..., Any]) -> Any:
+    forward = wrap(f"srattn::{name}", mutates_args=())(_forward)
+    backward = wrap(f"srattn::{name}_backward", mutates_args=())(_backward)
+    forward.register_fake(_forward_like)
+    backward.register_fake(_backward_like)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, ctx.relu = inputs
+        ctx.save_for_backward(x, weight, bias)
+
+    def gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, weight, bias = ctx.saved_tensors
+        dx, dw, db = backward(dy, x, weight, bias, ctx.relu)
+        return dx, dw, None if bias is None else db, None
+
+    forward.register_autograd(gradients, setup_context=setup_context)
+    return forward
+
+
+OPERATORS = {"opaque": _register("depthwise_gelu", torch.library.custom_op)}
+OPERATORS["open"] = OPERATORS["opaque"] if INTERPRETED else _register("depthwise_gelu_open", torch.library.triton_op)
+
+
+def conv_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor | None:
+    """`depthwise_gelu` where a GPU is to compute it; None where torch's own operators are: elsewhere, under a forced
+    path, in a graph that is exported, and on what is no map (B, H, W, C) of at most 32 bits a value."""
+    if x.device.type not in plan.KERNEL_DEVICES or plan.forced() is not None or torch.compiler.is_exporting():
+        return None
+    if x.ndim != 4 or weight.shape[2:] != (3, 3) or x.itemsize > 4 or plan.why_not_here() is not None:
+        return None
+    return depthwise_gelu(x, weight, bias, relu)
+
+
+def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """GELU(conv(x) + bias), shaped as x and contiguous, in x's type; see the module's docstring."""
+    run = OPERATORS[WHILE_COMPILING if torch.compiler.is_compiling() else "opaque"]
+    return run(x, weight, bias, relu)

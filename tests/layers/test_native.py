@@ -1,0 +1,211 @@
+"""Blocks and embeddings through the compiled kernels: right at every size, never with stale weights, never unasked."""
+
+from __future__ import annotations
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import srattn
+from srattn.layers import native
+from srattn.layers.attention import SpatialReductionAttention
+from srattn.layers.block import Block
+from srattn.layers.feed_forward import ConvMlp, Mlp
+from srattn.models import build_model
+from srattn.ops import native as kernels
+from tests.truth import spread_out
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels here: {kernels.why_not()}")
+
+
+def block_of(dim: int = 32, heads: int = 2, mlp: nn.Module | None = None, **options: object) -> Block:
+    attn = SpatialReductionAttention(dim, heads, **options)  # type: ignore[arg-type]
+    block = Block(dim, attn, ConvMlp(dim, 4 * dim) if mlp is None else mlp)
+    return spread_out(block).eval()  # type: ignore[return-value]
+
+
+def used(module: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a call of `module` takes the kernels."""
+    found: list[object] = []
+    original = native.layout_of
+
+    def spy(*args: object) -> object:
+        found.append(original(*args))  # type: ignore[arg-type]
+        return found[-1]
+
+    with mock.patch.object(native, "layout_of", spy):
+        module(x)
+    return any(layout is not None for layout in found)
+
+
+def check(block: nn.Module, x: torch.Tensor) -> None:
+    """The kernels are as near to float64 as twice torch's own float32, and were used."""
+    with torch.no_grad():
+        assert used(block, x)
+        result = block(x)
+        with srattn.force_path("plain"):
+            own = block(x)
+            truth = copy.deepcopy(block).double()(x.double())
+    scale = truth.abs().max().item()
+    assert (result - truth).abs().max() <= 2 * (own - truth).abs().max() + 1e-6 * scale
+    assert (result - own).abs().max() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (14, 14), (8, 40)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ratio": 2}, {"ratio": (2, 3), "edge": "pad"}, {"linear": True, "pool_size": 3}, {"qk_dim": 16, "ratio": 2},
+     {"qkv_bias": False, "ratio": 4}, {"heads": 1, "ratio": 2}, {"heads": 8}, {"dim": 40, "heads": 5, "ratio": 2}],
+)  # fmt: skip
+def test_blocks(size: tuple[int, int], options: dict[str, object]) -> None:
+    block = block_of(**options)  # type: ignore[arg-type]
+    check(block, torch.randn(2, *size, block.attn.dim))
+
+
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_both_forms_of_the_attention(absorbed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.calls, "attention_macs", lambda *sizes: (0, 1) if absorbed else (1, 0))
+    for heads in (1, 4):
+        check(block_of(heads=heads, ratio=2), torch.randn(2, 12, 10, 32))
+
+
+def test_the_floor_policy_loses_what_it_loses() -> None:
+    check(block_of(ratio=4, edge="floor"), torch.randn(1, 9, 11, 32))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+def test_inputs_that_are_not_contiguous(layout: str) -> None:
+    x = torch.randn(2, 6, 8, 32)
+    views = {"transposed": x.transpose(1, 2), "strided": x[:, ::2], "expanded": x[:1].expand(3, -1, -1, -1)}
+    check(block_of(ratio=2), views[layout])
+
+
+def test_another_feed_forward_or_attention_stays_with_torch() -> None:
+    class Own(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 0.5
+
+    check(block_of(mlp=Own()), torch.randn(1, 5, 5, 32))
+    block = block_of()
+    block.attn = Own().eval()
+    check(block, torch.randn(1, 5, 5, 32))
+    block.mlp = Own().eval()
+    assert not used(block, torch.randn(1, 5, 5, 32))
+
+
+@pytest.mark.parametrize(
+    "name", ["pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li", "mit_b0", "twins_svt_small", "twins_pcpvt_small"]
+)
+def test_models_within_1e_5(name: str) -> None:
+    model = build_model(name, depths=[1, 1, 1, 1] if "twins_svt" not in name else [2, 2, 2, 2], num_classes=10).eval()
+    spread_out(model)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        result = model(x)
+        with srattn.force_path("plain"):
+            assert (result - model(x)).abs().max() <= 1e-5 * result.abs().max()
+
+
+def test_weights_are_never_stale() -> None:
+    block, x = block_of(ratio=2), torch.randn(1, 6, 6, 32)
+
+    def same() -> bool:
+        with torch.no_grad():
+            result = block(x)
+            with srattn.force_path("plain"):
+                return torch.allclose(result, block(x), rtol=1e-4, atol=1e-4 * result.abs().max().item())
+
+    assert same()
+    for p in block.parameters():  # an optimiser step
+        p.grad = torch.randn_like(p)
+    torch.optim.AdamW(block.parameters(), lr=0.1).step()
+    assert same()
+    state = {name: torch.randn_like(p) for name, p in block.state_dict().items()}
+    block.load_state_dict(state)
+    assert same()
+    block.load_state_dict(state, assign=True)
+    assert same()
+    block.mlp.fc1 = spread_out(nn.Linear(32, 128))  # type: ignore[assignment]
+    assert same()
+    with torch.no_grad():
+        block.attn.k.bias.zero_()  # type: ignore[union-attr]
+        block.norm1.weight[3] = 7.0
+    assert same()
+    block.double().float()
+    assert same()
+    block.norm2.eps = 0.5
+    native.forget(block)  # a number, which has no version
+    assert same()
+    for p in block.parameters():
+        p.data.mul_(1.5)  # torch counts no version of this
+    native.forget(block)
+    assert same()
+
+
+def test_when_torch_computes() -> None:
+    block, x = block_of(ratio=2), torch.randn(1, 6, 6, 32)
+    assert not used(block, x), "gradients are recorded"
+    with torch.no_grad():
+        assert used(block, x)
+        assert not used(block.train(), x), "training mode"
+        block.eval()
+        block.mlp.drop.train()  # Monte Carlo dropout
+        assert not used(block, x)
+        block.eval()
+        handle = block.attn.q.register_forward_hook(lambda *args: None)  # type: ignore[union-attr]
+        assert not used(block, x), "a hook listens"
+        handle.remove()
+        assert used(block, x)
+        with srattn.force_path("sdpa"):
+            assert not used(block, x)
+        assert not used(copy.deepcopy(block).double(), x.double())
+        with FlopCounterMode(display=False):
+            assert not used(block, x)
+        assert block(x[:0]).shape == (0, 6, 6, 32)
+    y = block(x.clone().requires_grad_())
+    assert y.requires_grad
+
+
+def test_vmap_and_functional_call_are_right() -> None:
+    block, x = block_of(ratio=2), torch.randn(3, 1, 6, 6, 32)
+    with torch.no_grad():
+        alone = torch.stack([block(each) for each in x])
+        assert torch.allclose(torch.func.vmap(block)(x), alone, atol=1e-5)
+        other = {name: p * 0.5 for name, p in block.named_parameters()}
+        with srattn.force_path("plain"):
+            truth = torch.func.functional_call(block, other, (x[0],))
+        assert torch.allclose(torch.func.functional_call(block, other, (x[0],)), truth, atol=1e-5)
+        assert torch.allclose(block(x[0]), alone[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "has_half_units", lambda: False)
+    block, x = block_of(ratio=2).to(dtype), torch.randn(2, 6, 6, 32).to(dtype)
+    with torch.no_grad():
+        assert used(block, x)
+        result = block(x)
+        with srattn.force_path("plain"):
+            own, truth = block(x), copy.deepcopy(block).double()(x.double())
+    assert result.dtype == dtype
+    assert (result - truth).abs().max() <= (own - truth).abs().max()
+
+
+def test_autocast_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "has_half_units", lambda: False)
+    block, x = block_of(ratio=2), torch.randn(1, 6, 6, 32)
+    with torch.no_grad():
+        exact = block(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert used(block, x)
+            assert torch.allclose(block(x), exact, rtol=1e-2, atol=1e-2 * exact.abs().max().item())
+            assert block(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_an_mlp_of_another_width_stays_with_torch() -> None:
+    block = block_of(mlp=Mlp(32, 37))
+    check(block, torch.randn(1, 3, 3, 32))
