@@ -35,7 +35,7 @@ PUBLIC_NAMES = [
 
 # From right to left: a room may import its own level's room and those before it in this list.
 TOP = "serve export explain bench integrations"
-ROOMS = ["ops", "layers", "models", "convert", "data heads", "tasks", "engine", TOP, "cli"]
+ROOMS = ["ops", "layers", "models", "convert", "data heads recipes", "tasks", "engine", TOP, "cli"]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms.split()}
 FOR_ALL = {"errors", "files", "version"}
 TORCH_ALONE = {"ops", "layers", "models"}
@@ -106,7 +106,7 @@ def test_verb_has_its_module(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_help_needs_no_extra(verb: str) -> None:
-    extras = "PIL huggingface_hub kornia matplotlib numpy sklearn torchmetrics"
+    extras = "PIL huggingface_hub kornia matplotlib numpy pyarrow sklearn torchmetrics"
     code = f"""
 import sys
 for name in {extras!r}.split():

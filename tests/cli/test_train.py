@@ -91,6 +91,9 @@ def test_from_options_to_report(
         (["--augment", "melt"], r"augment"),
         (["--resume", "nowhere"], r"nothing to resume"),
         (["--config", "nowhere.yaml"], r"nowhere\.yaml"),
+        (["--distributed", "fsdp"], r"torchrun --nproc-per-node"),
+        (["--precision", "fp8"], r"precision"),
+        (["--sinks", "[nowhere]"], r"no sink 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(
@@ -116,22 +119,22 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
     no_scaling: None,
 ) -> None:
-    import srattn.engine.checkpoint as module
+    from srattn.engine.checkpoint_files import _Watched
 
-    save, calls = module._save, []
+    put = _Watched.put
 
-    def full(state: dict[str, Any], file: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:  # of the second epoch
-            file.write(b"half")
+    def full(self: _Watched, data: memoryview) -> int:
+        if "step-0000000012" in str(self.name):  # of the second epoch
+            put(self, data[:4])
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, file)
+        return put(self, data)
 
-    monkeypatch.setattr(module, "_save", full)
+    monkeypatch.setattr(_Watched, "put", full)
     out = tmp_path / "run"
     assert main([*tiny, "--out", str(out), "--epochs", "2"]) == 2
     assert "no space left on the disk" in capsys.readouterr().err
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["last.pt"]
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-0000000000", "step-0000000006"}
+    monkeypatch.undo()
     assert main(["train", "--resume", str(out)]) == 0
     whole = tmp_path / "whole"
     assert main([*tiny, "--out", str(whole), "--epochs", "2"]) == 0
@@ -151,6 +154,26 @@ def test_a_limit_on_file_size_in_a_real_process(tiny: list[str], tmp_path: Path)
     assert process.returncode == 2, process.stderr
     assert process.stderr.startswith("srattn: error: ") and process.stderr.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_recipe_under_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from srattn import recipes
+
+    monkeypatch.setattr(recipes, "load", lambda name: TINY | {"epochs": 7, "lr": 0.5} if name == "tiny" else {})
+    assert main(["train", "--recipe", "tiny", "--epochs", "3", "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["epochs"], shown["lr"], shown["size"]) == (3, 0.5, 8)
+    (tmp_path / "more.yaml").write_text("lr: 0.25\n")
+    assert main(["train", "--recipe", "tiny", "--config", str(tmp_path / "more.yaml"), "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["epochs"], shown["lr"]) == (7, 0.25)
+    assert main(["train", "--epochs", "3", "--recipe", "tiny"]) == 2
+    assert "give --recipe first" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", "--recipe", "digitz"]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

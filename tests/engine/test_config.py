@@ -27,8 +27,21 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
     for data in ("digits", str(tmp_path)):
         resolved = resolve(TrainConfig(data=data))
         values = dataclasses.asdict(resolved)
-        assert [name for name, value in values.items() if value is None] == ["out", "resume"]
+        unused = {"val", "init", "distill", "eval_batch_size", "out", "resume"}
+        assert {name for name, value in values.items() if value is None} == unused
         assert Path(data).name == Path(resolved.data).name
+
+
+def test_images_are_measured_at_their_size_unless_told() -> None:
+    assert resolve(TrainConfig(size=24)).eval_size == 24
+    assert resolve(TrainConfig(size=24, eval_size=32)).eval_size == 32
+
+
+def test_processes_of_a_machine_share_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert resolve(TrainConfig(data=str(tmp_path))).threads == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert resolve(TrainConfig(data=str(tmp_path))).threads == 2
 
 
 def test_options_of_the_default_model_are_for_that_model_alone() -> None:
@@ -59,6 +72,14 @@ def test_every_option_has_a_help() -> None:
         {"threads": 0},
         {"num_workers": -1},
         {"seed": 2**63},
+        {"accumulate": 0},
+        {"accumulate": 65},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.5},
+        {"keep_checkpoints": 0},
+        {"lora_rank": -1},
+        {"patience": -1},
+        {"max_minutes": -1.0},
     ],
 )
 def test_out_of_range(options: dict[str, float]) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from srattn.engine.optimiser import learning_rate, make_optimiser
+from srattn.engine.optimiser import layer_depths, make_optimiser, optimiser_state, set_learning_rate
+from srattn.engine.schedule import learning_rate, warmup_steps
+from srattn.models import build_model
 
 
 class Small(nn.Module):
@@ -30,6 +32,62 @@ def test_groups() -> None:
     assert [tuple(p.shape) for p in decay["params"]] == [(4, 3)]
     expected = {id(p) for p in (model.linear.bias, model.norm.weight, model.norm.bias, model.position)}
     assert {id(p) for p in plain["params"]} == expected
+
+
+def test_layers_by_depth() -> None:
+    model = build_model("pvt_v2_b0", num_classes=3, depths=[1, 2, 1, 1])
+    depth = layer_depths(model)
+    expected = {
+        "stages.0.patch_embed.proj.weight": 0,
+        "stages.0.blocks.0.attn.q.weight": 1,
+        "stages.0.norm.weight": 1,
+        "stages.1.patch_embed.proj.weight": 2,
+        "stages.1.blocks.0.norm1.weight": 2,
+        "stages.1.blocks.1.mlp.fc1.weight": 3,
+        "stages.1.norm.bias": 3,
+        "stages.3.blocks.0.attn.proj.weight": 5,
+        "head.weight": 6,
+        "head.bias": 6,
+    }
+    assert {name: depth[name] for name in expected} == expected
+    assert set(depth.values()) == set(range(7))
+    optimiser = make_optimiser(model, 1.0, 0.05, layer_decay=0.5)
+    set_learning_rate(optimiser, 0.1)
+    rate = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rate[id(parameter)] == pytest.approx(0.1 * 0.5 ** (6 - depth[name])), name
+    decays = {(group["scale"], group["weight_decay"]) for group in optimiser.param_groups}
+    assert len(decays) == len(optimiser.param_groups)
+
+
+@pytest.mark.parametrize("name", ["pvt_tiny", "twins_pcpvt_small", "mit_b0"])
+def test_layers_of_other_families(name: str) -> None:
+    depth = layer_depths(build_model(name, num_classes=2, device="meta"))
+    assert sorted(set(depth.values())) == list(range(max(depth.values()) + 1))
+    assert depth["head.weight"] == max(depth.values())
+    blocks = [depth[n] for n in depth if n.startswith("stages.3.blocks.")]
+    assert min(blocks) > max(depth[n] for n in depth if n.startswith("stages.1.blocks."))
+
+
+def test_primed_state_changes_nothing() -> None:
+    torch.manual_seed(0)
+    models = [nn.Linear(3, 4), nn.Linear(3, 4)]
+    models[1].load_state_dict(models[0].state_dict())
+    primed, fresh = make_optimiser(models[0], 0.1, 0.05), torch.optim.AdamW(models[1].parameters(), 0.1, fused=True)
+    primed.param_groups[-1]["weight_decay"] = fresh.param_groups[0]["weight_decay"] = 0.05
+    state = optimiser_state(models[0], primed)
+    assert sorted(state) == sorted(f"{n}.{k}" for n in ("weight", "bias") for k in ("step", "exp_avg", "exp_avg_sq"))
+    for _ in range(3):
+        for model, optimiser in zip(models, (primed, fresh), strict=True):
+            optimiser.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_warmup_is_at_most_half() -> None:
+    assert warmup_steps(2.0, 10, 100) == 20
+    assert warmup_steps(2.0, 10, 20) == 10
 
 
 def test_warmup_then_cosine() -> None:

@@ -10,7 +10,7 @@ from srattn.engine.progress import Lines, Live, make_progress
 
 RECORD = {
     "epoch": 1, "step": 10, "train_loss": 0.5, "train_accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 0.9972,
-    "learning_rate": 1e-3, "images_per_second": 812.4, "seconds": 30.0,
+    "learning_rate": 1e-3, "images_per_second": 812.4, "loader_share": 0.034, "seconds": 30.0,
 }  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def test_plain_lines_without_a_terminal() -> None:
     lines = Lines(file)
     lines.checking(10, 10)
     lines.start(step=0, steps=40, epochs=4)
-    lines.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4)
+    lines.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4, 0.034)
     lines.epoch(RECORD)
     lines.close()
     first, second = file.getvalue().splitlines()
@@ -27,7 +27,7 @@ def test_plain_lines_without_a_terminal() -> None:
     assert second.startswith(
         "epoch 1/4  train_loss 0.5000  train_accuracy 75.00%  val_loss 0.2500  val_accuracy 99.72%"
     )
-    assert second.endswith("  812 images/s  left 1:30")
+    assert second.endswith("  812 images/s  loader 3%  left 1:30")
     assert "\x1b" not in file.getvalue()
 
 
@@ -35,7 +35,7 @@ def test_time_left_of_a_resumed_run_counts_its_own_steps() -> None:
     file = io.StringIO()
     lines = Lines(file)
     lines.start(step=20, steps=40, epochs=4)
-    lines.step(3, 30, {}, 1.0)
+    lines.step(3, 30, {}, 1.0, 0.0)
     lines.epoch(RECORD | {"epoch": 3, "seconds": 3600.0})
     assert file.getvalue().rstrip().endswith("left 1:00:00")
 
@@ -49,12 +49,12 @@ def test_live_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     live.checking(2, 2)
     live.note("a [bold] name")
     live.start(step=0, steps=40, epochs=4)
-    live.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4)
+    live.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4, 0.034)
     live.epoch(RECORD)
     live.close()
     shown = capsys.readouterr().out
     assert "a [bold] name" in shown
-    assert "epoch 1/4" in shown and "accuracy 75.00% 812 images/s" in shown
+    assert "epoch 1/4" in shown and "accuracy 75.00% 812 images/s loader 3%" in shown
     assert "val_accuracy 99.72%" in shown
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ import yaml
 from safetensors.torch import load_file
 
 from srattn.engine import Interrupted, TrainConfig, train
-from srattn.engine.checkpoint import load_checkpoint, save_checkpoint
 from srattn.errors import SrattnError
 
 # Everything random is on: augmentation, dropout, stochastic depth; and the average has weights of its own.
-RANDOM = {"drop_rate": 0.2, "drop_path_rate": 0.3, "ema_decay": 0.9, "augment": "affine", "flip": 0.5, "epochs": 3}
-TIMES = ("images_per_second", "seconds")
+RANDOM = {
+    "drop_rate": 0.2, "drop_path_rate": 0.3, "ema_decay": 0.9, "augment": "affine,flip,mixup", "epochs": 3,
+    "accumulate": 2, "layer_decay": 0.8,
+}  # fmt: skip
+TIMES = ("images_per_second", "loader_share", "seconds")
+Launch = Callable[..., list[Any]]  # see conftest
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -87,22 +92,52 @@ def test_interrupted_by_ctrl_c_and_resumed(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_killed_it_goes_on_from_the_last_epoch(options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+# A checkpoint each 4 steps and after each epoch of 6; killed before the first, at one, between two, in the last epoch.
+def test_killed_at_any_step_it_ends_the_same(
+    options: dict[str, Any], whole: Path, launch: Launch, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-
-    class Killed(BaseException):
-        pass
-
-    def on_step(step: int) -> None:
-        if step == 9:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(TrainConfig(**options, out=str(folder)), on_step=on_step)
-    seen: list[int] = []
-    train(TrainConfig(resume=str(folder)), on_step=seen.append)
-    assert seen == list(range(7, 19))
+    given = options | {"out": str(folder), "checkpoint_steps": 4}
+    for kill in (1, 4, 9, 17):
+        (ended,) = launch(1, options=given, do={"kill": [0, kill]})
+        assert ended.code == -signal.SIGKILL, ended.text
+        given = {"resume": str(folder)}
+    (ended,) = launch(1, options=given)
+    assert ended.code == 0, ended.text
+    assert len(ended.report["losses"]) < 18  # it did not begin from the start
     same_run(whole, folder)
+
+
+def test_fp16_with_its_scaler_is_resumed_exactly(tiny: dict[str, Any], launch: Launch, tmp_path: Path) -> None:
+    options = tiny | {"epochs": 1, "precision": "fp16"}
+    train(TrainConfig(**options, out=str(tmp_path / "whole")))
+    folder = tmp_path / "run"
+    (ended,) = launch(1, options=options | {"out": str(folder), "checkpoint_steps": 2}, do={"kill": [0, 5]})
+    assert ended.code == -signal.SIGKILL, ended.text
+    state = json.loads(max((folder / "checkpoints").glob("step-*/state.json")).read_text())
+    assert state["scaler"]["scale"] > 0
+    train(TrainConfig(resume=str(folder)))
+    same_run(tmp_path / "whole", folder)
+
+
+def test_half_a_checkpoint_is_passed_over(options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    for damage in ("cut", "missing", "aside"):
+        folder = tmp_path / damage
+        shutil.copytree(whole, folder)
+        (folder / "model.safetensors").unlink()
+        last = folder / "checkpoints" / "step-0000000018"
+        if damage == "cut":
+            with open(last / "__0_0.distcp", "rb+") as file:
+                file.truncate(1000)
+        elif damage == "missing":
+            (last / ".metadata").unlink()
+        else:
+            last.rename(last.with_name(".aside-step-0000000018"))
+        seen: list[int] = []
+        train(TrainConfig(resume=str(folder)), on_step=seen.append)
+        assert seen == list(range(13, 19))
+        same_run(whole, folder)
+        assert all(path.name.startswith("step-") for path in (folder / "checkpoints").iterdir())
 
 
 def test_a_process_that_is_interrupted_saves_and_says_how_to_go_on(
@@ -118,6 +153,7 @@ def test_a_process_that_is_interrupted_saves_and_says_how_to_go_on(
         step = Trainer._step
         def wait(self, *batch):
             step(self, *batch)
+            self._look()
             if self.steps_done == 8:
                 print("waiting", flush=True)
                 sys.stdin.readline()
@@ -162,14 +198,33 @@ def test_other_options_are_refused(whole: Path) -> None:
         train(TrainConfig(resume=str(whole), out="elsewhere"))
 
 
+def test_where_it_computes_may_change(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    result = train(TrainConfig(resume=str(folder), num_workers=2, cache_mb=7))
+    assert (result.config.num_workers, result.config.cache_mb) == (2, 7)
+
+
 def test_what_cannot_be_resumed(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(SrattnError, match="nothing to resume"):
         train(TrainConfig(resume=str(tmp_path)))
-    state = load_checkpoint(whole / "checkpoints" / "last.pt")
     for change, message in [
         ({"fingerprint": "0"}, "has changed since the run began"),
-        ({"model": {}}, "does not fit the model"),
+        ({"format": 1}, "nothing to resume"),
+        ({"position": {"place": 1}}, "not a checkpoint of a training run of this version"),
+        ({"config": "default"}, "not a checkpoint of a training run of this version"),
     ]:
-        save_checkpoint(tmp_path / "bad" / "checkpoints" / "last.pt", state | change)
+        folder = tmp_path / next(iter(change))
+        shutil.copytree(whole, folder)
+        for path in (folder / "checkpoints").glob("step-*/state.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(SrattnError, match=message):
-            train(TrainConfig(resume=str(tmp_path / "bad")))
+            train(TrainConfig(resume=str(folder)))
+    state = json.loads(next((whole / "checkpoints").glob("step-*/state.json")).read_text())
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    other = {"config": state["config"] | {"model_options": state["config"]["model_options"] | {"depths": [1, 1, 1, 2]}}}
+    for path in (folder / "checkpoints").glob("step-*/state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    with pytest.raises(SrattnError, match="does not fit the model"):
+        train(TrainConfig(resume=str(folder)))

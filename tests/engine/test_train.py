@@ -12,20 +12,27 @@ import torch
 from PIL import Image
 
 from srattn.engine import TrainConfig, train
-from srattn.engine.trainer import Trainer
+from srattn.engine.checkpoint import Checkpoints, read_tensors
+from srattn.engine.checkpoint_files import SafeReader
+from srattn.engine.distributed import World
 from srattn.errors import SrattnError
 
 
 def test_the_run_folder(finished: Path) -> None:
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
-    assert files == {
-        "config.yaml", "metrics.csv", "metrics.jsonl", "model.safetensors", "result.json", "checkpoints/last.pt",
+    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
+    assert len(events) == 1
+    checkpoints = {f"checkpoints/step-{step:010d}" for step in (6, 12)}
+    assert files - events == {
+        "config.yaml", "metrics.csv", "metrics.jsonl", "model.safetensors", "result.json",
+        *(f"{folder}/{name}" for folder in checkpoints for name in (".metadata", "__0_0.distcp", "state.json")),
     }  # fmt: skip
+    assert b"val/accuracy" in (finished / events.pop()).read_bytes()
     table = list(csv.DictReader((finished / "metrics.csv").read_text().splitlines()))
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert list(lines[0]) == [
         "epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate",
-        "images_per_second", "seconds",
+        "images_per_second", "loader_share", "seconds",
     ]  # fmt: skip
     assert [{name: float(value) for name, value in row.items()} for row in table] == lines
     assert [(line["epoch"], line["step"]) for line in lines] == [(1, 6), (2, 12)]
@@ -70,32 +77,24 @@ def test_an_existing_folder_is_refused(tiny: dict[str, Any], tmp_path: Path) -> 
         ({"model": "pvt_v9"}, "no model 'pvt_v9'"),
         ({"model_options": {"embed_dim": [8]}}, "did you mean 'embed_dims'"),
         ({"model_options": {"num_classes": 3}}, "num_classes is set by training itself"),
-        ({"data": "nowhere/at/all"}, "neither digits nor an existing folder"),
+        ({"data": "nowhere/at/all"}, "neither digits nor an existing"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
         ({"val_fraction": 1.5}, "val_fraction"),
         ({"channels": 3}, "digits are grey"),
+        ({"eval_size": 4}, r"eval_size 4 is below the 8 pixels.*--eval_size 8"),
+        ({"augment": "melt"}, "unknown 'melt'"),
+        ({"task": "clasification"}, "did you mean 'classification'"),
+        ({"sinks": ["nowhere"]}, "no sink 'nowhere' is installed"),
+        ({"init": "nowhere"}, "nowhere does not exist"),
+        ({"distill": "nowhere"}, "nowhere does not exist"),
+        ({"freeze": ["stages.9"]}, r"nothing in the model is called 'stages\.9'"),
+        ({"lora_rank": 2, "lora_targets": ["w"]}, "no attention of this model has a projection 'w'"),
     ],
 )
 def test_refused_before_any_work(tiny: dict[str, Any], tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SrattnError, match=message):
         train(TrainConfig(**(tiny | options), out=str(tmp_path / "run")))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_loss_that_is_no_number_stops_the_run(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Trainer._step
-
-    def poisoned(self: Trainer, inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        step(self, inputs * float("nan") if self.steps_done == 8 else inputs, labels)
-
-    monkeypatch.setattr(Trainer, "_step", poisoned)
-    with pytest.raises(SrattnError, match=r"loss is nan in epoch 2, step 3: .*--lr"):
-        train(TrainConfig(**tiny, out=str(tmp_path / "run")))
-    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
-    assert state["position"]["epoch"] == 1
-    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 
 def picture(folder: Path, name: str, level: int) -> None:
@@ -139,7 +138,18 @@ def test_the_average_is_what_is_measured_and_kept(tiny: dict[str, Any], tmp_path
     average = train(TrainConfig(**tiny, ema_decay=0.99, out=str(tmp_path / "average")))
     assert plain.history[0]["train_loss"] == average.history[0]["train_loss"]
     assert plain.history[0]["val_loss"] != average.history[0]["val_loss"]
-    state = torch.load(tmp_path / "average" / "checkpoints" / "last.pt", weights_only=True)
-    name = "head.weight"
-    assert torch.equal(average.model.state_dict()[name], state["average"][name])
-    assert torch.equal(plain.model.state_dict()[name], state["model"][name])
+    for run in (plain, average):
+        state = last_state(run.folder)
+        kept = run.model.state_dict()["head.weight"]
+        assert torch.equal(kept, state["average.head.weight" if run is average else "model.head.weight"])
+    assert not torch.equal(state["model.head.weight"], state["average.head.weight"])
+
+
+def last_state(folder: Path) -> dict[str, torch.Tensor]:
+    world = World(torch.device("cpu"))
+    checkpoints = Checkpoints(folder / "checkpoints", world)
+    path = checkpoints.folder / checkpoints.names()[0]
+    index = SafeReader(path).read_metadata().state_dict_metadata
+    state = {name: torch.empty(entry.size) for name, entry in index.items()}  # type: ignore[union-attr]
+    read_tensors(path, state, world)
+    return state

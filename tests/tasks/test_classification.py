@@ -52,3 +52,33 @@ def test_postprocess_gives_probabilities() -> None:
 def test_label_smoothing_out_of_range() -> None:
     with pytest.raises(SrattnError, match="label_smoothing"):
         Classification(CLASSES, 1.0)
+
+
+def test_mixed_targets() -> None:
+    shares = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.0, 0.4, 0.6], [0.0, 0.0, 1.0]])
+    task = Classification(CLASSES)
+    tally = task.tally(LOGITS, shares)
+    assert float(tally["count"]) == 4 and float(tally["correct"]) == 2
+    assert float(tally["loss"]) == pytest.approx(float(-(shares * LOGITS.log_softmax(1)).sum()))
+    assert torch.allclose(task.loss(LOGITS, shares) * 4, tally["loss"])
+
+
+def test_metrics_of_several_processes_are_those_of_one() -> None:
+    whole, parts = Classification(CLASSES).metrics(), [Classification(CLASSES).metrics() for _ in range(2)]
+    whole.update(LOGITS, TARGETS)
+    for index, part in enumerate(parts):
+        part.update(LOGITS[index::2], TARGETS[index::2])
+    sums = [[], []]
+    for part, kept in zip(parts, sums, strict=True):
+        part.reduce(lambda tensor, kept=kept: kept.append(tensor) or tensor)
+    totals = iter([a + b for a, b in zip(*sums, strict=True)])
+    parts[0].reduce(lambda _: next(totals))
+    assert parts[0].details() == whole.details()
+    assert parts[0].compute()["accuracy"] == whole.compute()["accuracy"]
+    assert parts[0].compute()["loss"] == pytest.approx(whole.compute()["loss"], rel=1e-15)
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    metrics = Classification(CLASSES).metrics()
+    metrics.update(LOGITS[:2], TARGETS[:2])
+    assert metrics.details()["per_class_accuracy"]["c"] == 0.0

@@ -1,4 +1,4 @@
-"""``srattn predict``: classifies image files, folders or standard input with a trained run."""
+"""``srattn predict``: classifies images or whole data sets, to the screen or into one Parquet file."""
 
 from __future__ import annotations
 
@@ -6,57 +6,59 @@ import csv
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import jsonargparse
 
+from srattn.cli.embed import DATA_HELP, MODEL_HELP, add_pass_arguments, check_pass_arguments, open_on, write_out
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
-    from srattn.engine.predict import Prediction, Source
+    from srattn.engine.predict import Classes, Prediction
+    from srattn.engine.rows import Rows
+    from srattn.engine.weights import LoadedRun
 
 MAX_STDIN_BYTES = 256 << 20
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "images",
-        nargs="+",
-        type=str,
-        help="image files, folders (searched in depth), or - for one image on standard input",
-    )
-    parser.add_argument(
-        "--model", type=str, required=True, help="a run folder of srattn train, or its model.safetensors"
-    )
+    parser.add_argument("images", nargs="+", type=str, help=f"{DATA_HELP}; or - for one image on standard input")
+    parser.add_argument("--model", type=str | None, help=f"{MODEL_HELP}; without it the model in the box")
+    parser.add_argument("--out", type=str | None, help="a .parquet file to write, instead of the screen")
     parser.add_argument(
         "--format", type=Literal["table", "json", "csv"], default="table", help="for people, or for programs"
     )
     parser.add_argument(
         "--top", type=int, default=5, help="how many classes to give for each image, the likeliest first"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
-    parser.add_argument("--num_workers", type=int, default=2, help="threads that decode ahead of the model")
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, mps; auto takes cuda where there is one")
-    parser.add_argument(
-        "--on_bad_image",
-        type=Literal["skip", "error"],
-        default="skip",
-        help="unreadable images: name them on standard error and go on, or stop with exit code 2",
-    )
+    add_pass_arguments(parser)
 
 
 def run(args: jsonargparse.Namespace) -> int:
-    for name, least in (("top", 1), ("batch_size", 1), ("num_workers", 0)):
-        if args[name] < least:
-            raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
-    sources = find_sources(args.images)
+    if args.top < 1:
+        raise SrattnError(f"--top must be at least 1, got {args.top}")
+    check_pass_arguments(args)
+    if args.out is not None and "-" in args.images:
+        raise SrattnError("- (standard input) is for the screen: it cannot be read again after a kill; leave out --out")
+    rows = find_rows(args.images, args.split)
+    if args.out is None:
+        return to_screen(args, rows)
 
+    def make(loaded: LoadedRun) -> Classes:
+        from srattn.engine.predict import Classes
+
+        _check_classes(loaded)
+        return Classes(loaded, args.top)
+
+    return write_out(args, rows, make)
+
+
+def to_screen(args: jsonargparse.Namespace, rows: Rows) -> int:
     from srattn.data.decode import BadImage
-    from srattn.engine import classify, load_run
-    from srattn.engine.trainer import pick_device
+    from srattn.engine import classify
 
-    loaded = load_run(args.model, pick_device(args.device))
+    loaded = open_on(args)
+    _check_classes(loaded)
     bad = 0
 
     def name_it(error: BadImage) -> None:
@@ -66,45 +68,44 @@ def run(args: jsonargparse.Namespace) -> int:
         bad += 1
         print(f"srattn: skipped {error}", file=sys.stderr)
 
-    predictions = classify(loaded, sources, args.batch_size, args.num_workers, name_it)
+    predictions = classify(loaded, rows.read(0, len(rows)), args.batch_size, args.num_workers, name_it)
     write = {"table": write_table, "json": write_json, "csv": write_csv}[args.format]
     write(predictions, min(args.top, len(loaded.classes)), sys.stdout)
     if bad:
-        print(f"srattn: {bad} of {len(sources)} image(s) could not be read", file=sys.stderr)
-    if bad == len(sources):
+        print(f"srattn: {bad} of {len(rows)} image(s) could not be read", file=sys.stderr)
+    if bad == len(rows):
         raise SrattnError("no image could be read")
     return 0
 
 
-def find_sources(arguments: Iterable[str]) -> list[Source]:
-    """The images that the arguments name, in their order; those of a folder ascending by path.
+def find_rows(arguments: Iterable[str], split: str | None = None) -> Rows:
+    """The images that the arguments name, in their order, with what "-" stands for.
 
     Raises:
-        SrattnError: a path that does not exist, a folder without images, or "-" twice.
+        SrattnError: as `open_rows`; or "-" twice.
     """
-    from srattn.data.folder import find_images
-    from srattn.engine.predict import Source
+    from srattn.engine.rows import Joined, Source, open_rows
+    from srattn.engine.rows.base import Listed
 
-    sources: list[Source] = []
+    found: list[Rows] = []
+    seen = False
     for argument in arguments:
-        path = Path(argument)
-        if argument == "-":
-            if any(source.name == "-" for source in sources):
-                raise SrattnError("- (standard input) can be given only once")
-            data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
-            if len(data) > MAX_STDIN_BYTES:
-                raise SrattnError(f"standard input is longer than the {MAX_STDIN_BYTES} bytes that are accepted")
-            sources.append(Source("-", data))
-        elif path.is_dir():
-            images = find_images(path)
-            if not images:
-                raise SrattnError(f"{path} has no image files")
-            sources += [Source(str(image), image) for image in images]
-        elif path.exists():
-            sources.append(Source(argument, path))
-        else:
-            raise SrattnError(f"{path} does not exist")
-    return sources
+        if argument != "-":
+            found.append(open_rows([argument], split))
+            continue
+        if seen:
+            raise SrattnError("- (standard input) can be given only once")
+        seen = True
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+        if len(data) > MAX_STDIN_BYTES:
+            raise SrattnError(f"standard input is longer than the {MAX_STDIN_BYTES} bytes that are accepted")
+        found.append(Listed([Source("-", data)]))
+    return Joined(found)
+
+
+def _check_classes(loaded: LoadedRun) -> None:
+    if not loaded.classes:
+        raise SrattnError(f"{loaded.path} has no classifier; srattn embed writes its features")
 
 
 def write_table(predictions: Iterable[Prediction], top: int, file: TextIO) -> None:

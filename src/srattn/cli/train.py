@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
+import yaml
+
+from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
     from srattn.engine.run import RunResult
@@ -19,8 +24,35 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     from srattn.engine.config import TrainConfig
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser.add_argument("--config", action="config", help="options as YAML, such as the config.yaml of a run")
+    parser.add_argument(
+        "--config",
+        "--recipe",
+        action=_Options,
+        metavar="FILE, NAME",
+        help="options as YAML, such as the config.yaml of a run; or, given before all others, those of a recipe that "
+        "srattn recipes lists",
+    )
     parser.add_class_arguments(TrainConfig, as_group=False)
+
+
+class _Options(jsonargparse.ActionConfigFile):
+    """Options from a file or a recipe; what follows on the command line comes on top."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string == "--recipe":
+            from srattn import recipes
+
+            given = sorted(key for key in _options() if cfg.get(key) != parser.get_default(key))
+            if given:
+                raise SrattnError(f"give --recipe first: it would overrule what is said of {given[0]} before it")
+            values = yaml.safe_dump(recipes.load(values))
+        self.apply_config(parser, cfg, self.dest, values)
+
+
+def _options() -> set[str]:
+    from srattn.engine.config import TrainConfig
+
+    return {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def run(args: jsonargparse.Namespace) -> int:
@@ -32,12 +64,16 @@ def run(args: jsonargparse.Namespace) -> int:
     try:
         result = train(TrainConfig(**values), make_progress())
     except Interrupted as stopped:
+        if int(os.environ.get("RANK", "0")):
+            return 130
         print(
             f"srattn: stopped in epoch {stopped.epoch} after step {stopped.step} and saved; "
             f"continue with: srattn train --resume {shlex.quote(str(stopped.folder))}",
             file=sys.stderr,
         )
         return 130
+    if not result.first:
+        return 0
     accuracy = result.result["accuracy"]
     print(f"held-out accuracy {100 * accuracy:.2f}% on {result.result['val_images']} images")
     print(f"run folder {result.folder}")

@@ -6,22 +6,16 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from srattn.data.ahead import ahead
-from srattn.data.decode import SUFFIXES, BadImage, decode
+from srattn.data.decode import SUFFIXES
+from srattn.data.index import Index, Prepare, divide, read_data
 from srattn.data.preprocess import Preprocess
-from srattn.data.samples import ImageData, Samples, labels_tensor
-from srattn.data.split import stratified_split
+from srattn.data.samples import ImageData, OnBadImage
+from srattn.data.sources import Item
 from srattn.errors import SrattnError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-VAL_NAMES = ("val", "valid", "validation")
-Prepare = Callable[["Image.Image"], Tensor]
+# The names of folders that are parts, the usual ones first: of val/ and valid/ the first is taken.
+_PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,35 +28,49 @@ class Listing:
     val: list[tuple[Path, int]]
 
 
-def list_folder(root: Path, val_fraction: float = 0.2, split_seed: int = 0) -> Listing:
-    """Finds classes and image files and divides them; opens nothing.
+def list_folder(root: Path, val_fraction: float = 0.2, split_seed: int = 0, val: str | None = None) -> Listing:
+    """Finds classes and image files and divides them; opens nothing. See `index_folder` and `divide`."""
+    index = index_folder(root)
+    train, held = divide(index, val, val_fraction, split_seed)
+    return Listing(root, index.classes, _pairs(train), _pairs(held))
 
-    `root` holds train/ and val/ (or valid/, validation/), each with the same class folders, or the class folders
-    themselves. Class folders are searched in depth; hidden files and files without an image suffix are passed over.
+
+def index_folder(root: Path) -> Index:
+    """The classes and image files of a folder, by parts; opens none of them.
+
+    `root` holds train/ and val/ (or valid/, validation/), or test/, or both, each with the same class folders; or the
+    class folders themselves. A test/ without class folders beside a val/ is passed over: its labels are kept from us.
+    Class folders are searched in depth; hidden files and files without an image suffix are passed over.
 
     Raises:
-        SrattnError: no folder, fewer than two classes, a class without images, or one missing in train/ or val/.
+        SrattnError: no folder, fewer than two classes, a class without images, or one missing in a part.
     """
     if not root.is_dir():
         raise SrattnError(f"{root} is not a folder of class folders{'' if root.exists() else ': it does not exist'}")
-    parts = {entry.name: entry for entry in _folders(root)}
-    val_names = [name for name in VAL_NAMES if name in parts]
-    if "train" in parts and val_names:
-        classes = _classes(parts["train"])
-        val_classes = _classes(parts[val_names[0]])
-        for name in val_classes:
+    folders = {entry.name: entry for entry in _folders(root)}
+    parts: dict[str, Path] = {}
+    for name in sorted(folders, key=lambda name: list(_PART_NAMES).index(name) if name in _PART_NAMES else 0):
+        if name in _PART_NAMES:
+            parts.setdefault(_PART_NAMES[name], folders[name])
+    if "train" not in parts or not set(parts) & {"val", "test"}:
+        if set(folders) == {"train"}:
+            raise SrattnError(f"{root} has train/ but no val/; add one, or give {root / 'train'} to have it split")
+        classes = _classes(root)
+        return Index(classes, {"train": _items(root, root, classes)}, class_folders=True)
+    if "test" in parts and not _folders(parts["test"]):
+        if "val" not in parts:
+            raise SrattnError(f"{root} has train/ but no val/, and {parts['test']} has no class folders; add val/")
+        del parts["test"]
+    classes = _classes(parts["train"])
+    for part in [folder for part, folder in parts.items() if part != "train"]:
+        there = _classes(part)
+        for name in there:
             if name not in classes:
-                raise SrattnError(f"class {name!r} is in {parts[val_names[0]]} but not in {parts['train']}")
+                raise SrattnError(f"class {name!r} is in {part} but not in {parts['train']}")
         for name in classes:
-            if name not in val_classes:
-                raise SrattnError(f"class {name!r} is in {parts['train']} but not in {parts[val_names[0]]}")
-        return Listing(root, classes, _files(parts["train"], classes), _files(parts[val_names[0]], classes))
-    if "train" in parts and set(parts) <= {"train", "test"}:
-        raise SrattnError(f"{root} has train/ but no val/; add one, or give {root / 'train'} to have it split")
-    classes = _classes(root)
-    files = _files(root, classes)
-    train, val = stratified_split([label for _, label in files], val_fraction, split_seed, classes)
-    return Listing(root, classes, [files[i] for i in train], [files[i] for i in val])
+            if name not in there:
+                raise SrattnError(f"class {name!r} is in {parts['train']} but not in {part}")
+    return Index(classes, {part: _items(root, folder, classes) for part, folder in parts.items()}, class_folders=True)
 
 
 def read_folder(
@@ -70,60 +78,27 @@ def read_folder(
     preprocess: Preprocess,
     prepare_train: Prepare,
     *,
-    on_bad_image: Literal["skip", "error"] = "skip",
+    on_bad_image: OnBadImage = "skip",
     hold_bytes: int = 1 << 30,
     workers: int = 0,
     notify: Callable[[int, int], None] | None = None,
 ) -> ImageData:
-    """Decodes every file once, so that an unreadable one is met now and not in epoch 40.
-
-    Args:
-        prepare_train: from a decoded picture to the pixels that the augmentation wants.
-        on_bad_image: leave out an unreadable image and go on, or raise its error.
-        hold_bytes: prepared pictures are kept in memory until they need more than this; the rest is decoded on access.
-        notify: called with the number of files done and the number of all.
-
-    Raises:
-        SrattnError: a class without a usable image in either part; `BadImage` with `on_bad_image` "error".
-    """
-    skipped: list[str] = []
-    total = len(listing.train) + len(listing.val)
-    done = held = 0
-    parts: list[Samples] = []
-    for files, prepare in ((listing.train, prepare_train), (listing.val, preprocess.pixels)):
-        names: list[str] = []
-        labels: list[int] = []
-        sources: list[Tensor | Path] = []
-
-        def open_one(file: tuple[Path, int], prepare: Prepare = prepare) -> Tensor | BadImage:
-            try:
-                return prepare(decode(file[0], preprocess.channels))
-            except BadImage as error:
-                return error
-
-        for (path, label), pixels in zip(files, ahead(open_one, files, workers), strict=True):
-            done += 1
-            if notify:
-                notify(done, total)
-            if isinstance(pixels, BadImage):
-                if on_bad_image == "error":
-                    raise pixels
-                skipped.append(str(pixels))
-                continue
-            hold = held + pixels.numel() <= hold_bytes
-            held += pixels.numel() if hold else 0
-            names.append(path.relative_to(listing.root).as_posix())
-            labels.append(label)
-            sources.append(pixels if hold else path)
-        parts.append(Samples(names, labels_tensor(labels), sources, preprocess.channels, prepare))
-    train, val = parts
-    for part, where in ((train, "training"), (val, "validation")):
-        present = set(part.labels.tolist())
-        missing = [name for label, name in enumerate(listing.classes) if label not in present]
-        if missing:
-            reason = f"; {len(skipped)} file(s) were unreadable, the first: {skipped[0]}" if skipped else ""
-            raise SrattnError(f"class {missing[0]!r} has no usable image for {where}{reason}")
-    return ImageData(listing.classes, train, val, preprocess, skipped)
+    """Decodes every file of a listing once; see `read_data`."""
+    train, val = (
+        [Item(path.relative_to(listing.root).as_posix(), label, path) for path, label in files]
+        for files in (listing.train, listing.val)
+    )
+    return read_data(
+        listing.classes,
+        train,
+        val,
+        preprocess,
+        prepare_train,
+        on_bad_image=on_bad_image,
+        hold_bytes=hold_bytes,
+        workers=workers,
+        notify=notify,
+    )
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -151,11 +126,15 @@ def _classes(root: Path) -> list[str]:
     return classes
 
 
-def _files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    files: list[tuple[Path, int]] = []
+def _items(root: Path, folder: Path, classes: list[str]) -> list[Item]:
+    items: list[Item] = []
     for label, name in enumerate(classes):
-        images = find_images(root / name)
+        images = find_images(folder / name)
         if not images:
-            raise SrattnError(f"class folder {root / name} has no images (looked for {', '.join(sorted(SUFFIXES))})")
-        files += [(image, label) for image in images]
-    return files
+            raise SrattnError(f"class folder {folder / name} has no images (looked for {', '.join(sorted(SUFFIXES))})")
+        items += [Item(image.relative_to(root).as_posix(), label, image) for image in images]
+    return items
+
+
+def _pairs(items: list[Item]) -> list[tuple[Path, int]]:
+    return [(item.source, item.label) for item in items if isinstance(item.source, Path)]

@@ -91,6 +91,8 @@ class Preprocess:
             scale = self.crop_fraction * min(have_width / width, have_height / height)
             left, top = (have_width - scale * width) / 2, (have_height - scale * height) / 2
             box = (left, top, left + scale * width, top + scale * height)
+        if image.size == (width, height) and box in (None, (0, 0, width, height)):
+            return to_tensor(image)
         resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         return to_tensor(image.resize((width, height), resampling, box=box))
 
@@ -107,7 +109,7 @@ class Preprocess:
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
-        return (images - mean) / std
+        return (images - mean).div_(std)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

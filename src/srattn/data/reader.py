@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+
+import torch
 
 from srattn.data.augment import Augment
+from srattn.data.columns import Columns
+from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess, read_digits
-from srattn.data.folder import list_folder, read_folder
+from srattn.data.folder import find_images, index_folder
+from srattn.data.index import Index, divide, lazy_samples, part_called, read_data
+from srattn.data.patterns import files_with, is_pattern, is_url
 from srattn.data.preprocess import Preprocess
-from srattn.data.samples import ImageData
+from srattn.data.samples import ImageData, OnBadImage, Samples
+from srattn.data.sources import Item
 from srattn.errors import SrattnError, nearest
 
 BUILT_IN = ("digits",)
 
 
 def is_built_in(data: str) -> bool:
-    """Whether `data` names a data set that comes with a package, and not a path ("./digits" is always a path).
+    """Whether `data` names a data set that comes with a package, and not a place ("./digits" is always a path).
 
     Raises:
-        SrattnError: neither a known name nor an existing path.
+        SrattnError: neither a known name, an existing path, a pattern, a URL nor "hf:NAME".
     """
     if data in BUILT_IN:
         return True
-    if not Path(data).exists():
-        raise SrattnError(
-            f"data {data!r} is neither {' nor '.join(BUILT_IN)} nor an existing folder{nearest(data, BUILT_IN)}"
-        )
-    return False
+    if data.startswith("hf:") or is_url(data) or Path(data).exists() or is_pattern(data):
+        return False
+    hint = nearest(data, BUILT_IN) or "; besides those there are lists, Parquet files, tar patterns, URLs and hf:NAME"
+    raise SrattnError(f"data {data!r} is neither {' nor '.join(BUILT_IN)} nor an existing folder{hint}")
+
+
+def absolute(data: str) -> str:
+    """`data` so that it means the same from any working folder: a path or pattern made absolute, others unchanged."""
+    if data in BUILT_IN or is_url(data):
+        return data
+    if data.startswith("hf:"):
+        return "hf:" + os.path.abspath(data[3:]) if Path(data[3:]).exists() else data
+    return os.path.abspath(data)
 
 
 def default_preprocess(data: str, size: int, channels: int) -> Preprocess:
@@ -50,23 +66,172 @@ def load_data(
     data: str,
     augment: Augment,
     *,
+    val: str | None = None,
     val_fraction: float = 0.2,
     split_seed: int = 0,
-    on_bad_image: Literal["skip", "error"] = "skip",
+    on_bad_image: OnBadImage = "skip",
     hold_bytes: int = 1 << 30,
     workers: int = 0,
     notify: Callable[[int, int], None] | None = None,
+    columns: Columns | None = None,
 ) -> ImageData:
-    """Reads "digits" or a folder (see `list_folder`, `read_folder`), prepared for `augment` and its preprocessing."""
+    """Reads and checks what to train on and what to measure with.
+
+    Args:
+        data: "digits"; a folder of class folders, or with train/ and val/ or test/; a .csv or .jsonl list; a .parquet
+            file or a folder of them; a folder of IDX files (MNIST, Fashion-MNIST); tar shards (WebDataset): a folder, a
+            glob, a brace pattern such as "train-{0000..0009}.tar", or URLs of such; "hf:NAME" or "hf:PATH".
+        augment: what `prepare`s the training pictures; its preprocessing makes the validation pictures.
+        val: what to measure with: "val" or "test", a part of `data`; "split", a part `val_fraction` of each training
+            class; or another data set with the same classes. By default what `data` has in this order.
+        on_bad_image: an image, row or shard that cannot be used: name it and leave it out, or raise.
+        hold_bytes: prepared pictures are kept in memory until they need more than this.
+        notify: called with the number of images done and the number of all.
+
+    Raises:
+        SrattnError: nothing there, or nothing to train on; `BadImage` with `on_bad_image` "error".
+    """
     if is_built_in(data):
+        if val not in (None, "split"):
+            raise SrattnError(f"{data} have no parts: leave val away, got {val!r}")
         return read_digits(augment.preprocess.size[0], val_fraction, split_seed)
-    listing = list_folder(Path(data), val_fraction, split_seed)
-    return read_folder(
-        listing,
+    index = open_data(data, columns=columns)
+    apart = val is not None and val != "split" and part_called(val) is None
+    if apart and val is not None:
+        index = _with_val(index, open_data(val, columns=columns), val)
+    if index.skipped and on_bad_image == "error":
+        raise BadImage(index.skipped[0])
+    try:
+        train, held = divide(index, "val" if apart else val, val_fraction, split_seed)
+    except SrattnError as error:
+        reason = f"; {len(index.skipped)} were left out, the first: {index.skipped[0]}" if index.skipped else ""
+        raise SrattnError(f"{data}: {error}{reason}") from None
+    strict = index.class_folders or on_bad_image == "error"
+    read = read_data(
+        index.classes,
+        train,
+        held,
         augment.preprocess,
         augment.prepare,
+        least_train=augment.least,
         on_bad_image=on_bad_image,
+        empty_classes="error" if strict else "name",
         hold_bytes=hold_bytes,
         workers=workers,
         notify=notify,
     )
+    read.skipped[:0] = index.skipped
+    return read
+
+
+def open_data(data: str, *, columns: Columns | None = None, labelled: bool = True) -> Index:
+    """Finds the images of any data set but the built-in ones and decodes none: see `load_data` for what `data` may be.
+
+    With `labelled` false images need no labels (theirs are -1), and a folder is any folder with images, in depth.
+
+    Raises:
+        SrattnError: nothing of a known form is there.
+    """
+    columns = columns or Columns()
+    path = Path(data)
+    if data.startswith("hf:"):
+        from srattn.data.hub import index_hub
+
+        return index_hub(data[3:], columns, labelled)
+    if is_url(data) or is_pattern(data) or path.suffix == ".tar":
+        from srattn.data.shards import index_shards
+
+        return index_shards([data], labelled)
+    is_built_in(data)  # names what is neither
+    if path.suffix.casefold() in (".csv", ".tsv", ".jsonl", ".ndjson") and path.is_file():
+        from srattn.data.lists import index_list
+
+        return index_list(path, columns, labelled)
+    if path.suffix.casefold() == ".parquet" and path.is_file():
+        from srattn.data.parquet import index_parquet
+
+        return index_parquet([path], columns, labelled)
+    if path.is_dir():
+        return _open_folder(path, columns, labelled)
+    if path.is_file() and path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")):
+        raise SrattnError(f"{path} is compressed, so single images cannot be reached in it; unpack it")
+    raise SrattnError(f"{path} is no folder, list (.csv, .jsonl), .parquet or .tar file")
+
+
+def load_images(
+    data: str,
+    preprocess: Preprocess,
+    *,
+    part: str | None = None,
+    columns: Columns | None = None,
+    labelled: bool = False,
+) -> tuple[Samples, list[str], list[str]]:
+    """All images of a data set, or of one part, for one pass over them: nothing is decoded yet.
+
+    Returns:
+        Samples whose `pixels(index)` are those of `preprocess.pixels` and whose labels are -1 where none is known; the
+        classes; and a line for everything that was left out.
+
+    Raises:
+        SrattnError: nothing is there, or no such part.
+    """
+    if is_built_in(data):
+        digits = read_digits(preprocess.size[0])
+        samples = [digits.train, digits.val]
+        names = [name for one in samples for name in one.names]
+        items = [Item(name, -1, b"") for name in names]
+        whole = lazy_samples(items, preprocess.channels, preprocess.pixels)
+        whole.sources = [source for one in samples for source in one.sources]
+        whole.labels = torch.cat([one.labels for one in samples])
+        return whole, digits.classes, []
+    index = open_data(data, columns=columns, labelled=labelled)
+    if part is None:
+        items = [item for items in index.parts.values() for item in items]
+    else:
+        items = index.parts.get(part_called(part) or part, [])
+    if not items:
+        have = ", ".join(name for name, items in index.parts.items() if items) or "none"
+        raise SrattnError(f"{data} has no images{f' in part {part!r}; its parts: {have}' if part else ''}")
+    return lazy_samples(items, preprocess.channels, preprocess.pixels), index.classes, index.skipped
+
+
+def _open_folder(path: Path, columns: Columns, labelled: bool) -> Index:
+    if files := files_with(path, ".parquet"):
+        from srattn.data.parquet import index_parquet
+
+        return index_parquet(files, columns, labelled)
+    if files := files_with(path, ".tar"):
+        from srattn.data.shards import index_shards
+
+        return index_shards([str(file) for file in files], labelled)
+    if any("idx3-ubyte" in name for name in os.listdir(path)):
+        from srattn.data.idx import index_idx
+
+        return index_idx(path)
+    if labelled:
+        return index_folder(path)
+    try:
+        return index_folder(path)
+    except SrattnError:  # no class folders: just images
+        images = find_images(path)
+        items = [Item(image.relative_to(path).as_posix(), -1, image) for image in images]
+        return Index([], {"train": items})
+
+
+def _with_val(index: Index, other: Index, val: str) -> Index:
+    """`index` with the images of another data set to measure with, their labels by the names of the classes."""
+    part = next((name for name in ("val", "test", "train") if other.parts.get(name)), None)
+    if part is None:
+        raise SrattnError(f"val {val!r} has no usable image")
+    numbers = {name: number for number, name in enumerate(index.classes)}
+    items: list[Item] = []
+    skipped = [*index.skipped, *other.skipped]
+    for item in other.parts[part]:
+        name = other.classes[item.label]
+        if name in numbers:
+            items.append(Item(item.name, numbers[name], item.source))
+        else:
+            skipped.append(f"{item.name}: its class {name!r} is none of the training classes")
+    if not items:
+        raise SrattnError(f"val {val!r} has none of the training classes, {', '.join(index.classes[:5])}, ...")
+    return dataclasses.replace(index, parts={"train": index.parts.get("train", []), "val": items}, skipped=skipped)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from srattn.data.decode import decode
+from srattn.data.decode import BadImage, decode
 from srattn.data.preprocess import Preprocess
+from srattn.data.sources import Source, called, file_of
 
 if TYPE_CHECKING:
     from PIL import Image
+
+OnBadImage = Literal["skip", "error"]
 
 
 @dataclasses.dataclass
@@ -25,16 +27,31 @@ class Samples:
     Attributes:
         names: one an image, for messages and reports.
         labels: class numbers, int64 (N,).
-        sources: the prepared pixels, uint8 (C, H, W), or the path to decode them from.
+        sources: for each image the prepared pixels, uint8 (C, H, W), or where to decode them from; or all pixels as
+            one uint8 tensor (N, C, H, W).
         channels: 1 or 3.
         prepare: from a decoded picture to pixels; not used for images that are held.
+        shape: (C, H, W) where all pictures have one shape after `prepare`; found when they are first read, so that it
+            does not depend on how many of them are held.
+        on_bad_image: what becomes of a file that was whole when the run began and is not any more.
+        lost: the reason for every image that has become unreadable, by index.
+        least: see `decode`.
     """
 
-    names: list[str]
+    names: Sequence[str]
     labels: Tensor
-    sources: list[Tensor | Path]
+    sources: Sequence[Source] | Tensor
     channels: int
     prepare: Callable[[Image.Image], Tensor] | None = None
+    shape: tuple[int, int, int] | None = None
+    on_bad_image: OnBadImage = "error"
+    lost: dict[int, str] = dataclasses.field(default_factory=dict)
+    least: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sources, Tensor):
+            _, channels, height, width = self.sources.shape
+            self.shape = (channels, height, width)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,7 +66,41 @@ class Samples:
         if isinstance(source, Tensor):
             return source
         assert self.prepare is not None
-        return self.prepare(decode(source, self.channels))
+        return self.prepare(decode(file_of(source), self.channels, called(self.names[index], source), self.least))
+
+    def try_pixels(self, index: int) -> Tensor | None:
+        """As `pixels`; None, with the reason in `lost`, for an unreadable file where `on_bad_image` is "skip"."""
+        try:
+            return self.pixels(index)
+        except BadImage as error:
+            if self.on_bad_image == "error":
+                raise
+            self.lost[index] = str(error)
+            return None
+
+    def gather(self, indices: Tensor) -> tuple[Tensor | list[Tensor], Tensor]:
+        """The pictures `indices` (B,): uint8 (B, C, H, W) if all have one shape, else a list; and their indices.
+
+        In the place of one that has become unreadable comes the next (by number) that is whole.
+
+        Raises:
+            BadImage: an unreadable file with `on_bad_image` "error", or none in ten that follow it is whole.
+        """
+        if isinstance(self.sources, Tensor):
+            return self.sources[indices], indices
+        found, used = [], []
+        for wanted in indices.tolist():
+            for step in range(11):
+                index = (wanted + step) % len(self)
+                pixels = self.try_pixels(index)
+                if pixels is not None:
+                    found.append(pixels)
+                    used.append(index)
+                    break
+            else:
+                raise BadImage(f"{self.lost[wanted]}; nor can any of the ten images after it be read")
+        together = torch.stack(found) if self.shape is not None and found else found
+        return together, torch.tensor(used, dtype=torch.int64)
 
 
 @dataclasses.dataclass

@@ -1,74 +1,199 @@
-"""Resume state: written whole or not at all, loadable without running code from the file."""
+"""Checkpoints by torch.distributed.checkpoint: written while training goes on, loadable by any number of processes.
+
+A checkpoint is a folder "step-00001234" of tensors in the form of `torch.distributed.checkpoint` and a state.json of
+plain values, which names every file with its size. It has its name only once all of it is on the disk, and is passed
+over when a file is missing or of another size. Nothing in it is executed when it is read.
+"""
 
 from __future__ import annotations
 
-import pickle
+import contextlib
+import json
+import os
+import shutil
 import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
-import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from srattn.engine.checkpoint_files import SafeReader, Writer, cause
+from srattn.engine.distributed import World
 from srattn.errors import SrattnError
-from srattn.files import atomic_path
 
-FORMAT = 1
-PARTS = {"config", "fingerprint", "position", "model", "average", "optimiser"}
+FORMAT = 2
+STATE = "state.json"
+_ASIDE, _OLD = ".aside-", ".old-"
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values; an earlier file at `path` stays until the new one is complete.
+class Checkpoints:
+    """The checkpoints in `folder`.
 
-    Raises:
-        OSError: the disk is full, among other reasons.
+    Args:
+        keep: how many of the latest stay.
     """
-    with atomic_path(path, overwrite=True) as aside, open(aside, "wb") as file:
-        _save({"format": FORMAT, **state}, file)
 
+    def __init__(self, folder: Path, world: World, keep: int = 2) -> None:
+        self.folder, self.world, self.keep = folder, world, keep
+        self._pending: tuple[Future[Any], Writer, str, dict[str, Any], str | None] | None = None
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, on the CPU.
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], best: int | None = None) -> None:
+        """Begins to write the state after `step`; the tensors may change as soon as this returns.
 
-    Raises:
-        SrattnError: no such file, or not a checkpoint of this format.
-    """
-    if not path.is_file():
-        raise SrattnError(f"{path} does not exist: there is nothing to resume")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are not torch's: they are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise SrattnError(f"{path} is damaged, or not a checkpoint of a training run") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= PARTS:
-        raise SrattnError(f"{path} is not a checkpoint of a training run of this version")
-    return state
+        Args:
+            facts: plain values, the same in all processes.
+            best: the step whose checkpoint stays too.
 
+        Raises:
+            OSError: the disk is full, among other reasons; here or when it is waited for.
+        """
+        self.wait()
+        name = name_of(step)
+        aside = self.folder / f"{_ASIDE}{name}"
+        if self.world.first:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        writer = Writer(aside)
+        _quiet()
+        with _named(writer):
+            future = async_save(
+                dict(tensors),
+                storage_writer=writer,
+                process_group=self.world.writing,
+                no_dist=self.world.size == 1,
+            )
+        whole = {"format": FORMAT, "step": step, **facts}
+        self._pending = (cast("Future[Any]", future), writer, name, whole, None if best is None else name_of(best))
 
-def _save(state: dict[str, Any], file: IO[bytes]) -> None:
-    watched = _Watched(file)
-    try:
-        torch.save(state, cast(IO[bytes], watched))  # it only writes and flushes
-    except Exception:
-        # torch replaces the system's error (no space left) by one of its own
-        if watched.error is not None:
-            raise watched.error from None
-        raise
+    def poll(self) -> None:
+        """Gives a checkpoint its name if it is complete; to be called now and then."""
+        if self._pending is not None and self._pending[0].done():
+            self.wait()
 
+    def wait(self) -> None:
+        """Ends the writing that is under way.
 
-class _Watched:
-    """A file that remembers the first error of writing."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
+        Raises:
+            OSError: it failed; what was there before is as it was.
+        """
+        if self._pending is None:
+            return
+        (future, writer, name, facts, best), self._pending = self._pending, None
+        aside = self.folder / f"{_ASIDE}{name}"
         try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
+            with _named(writer):
+                future.result()
+            if self.world.first:
+                _complete(aside, self.folder / name, facts)
+                self._tidy({best, name})
+        except BaseException:
+            if self.world.first:
+                shutil.rmtree(aside, ignore_errors=True)
             raise
 
-    def flush(self) -> None:
-        self._file.flush()
+    def names(self) -> list[str]:
+        """Every complete checkpoint, the latest first."""
+        found = sorted((path.name for path in self.folder.glob("step-*") if path.is_dir()), reverse=True)
+        return [name for name in found if _is_complete(self.folder / name)]
+
+    def _tidy(self, kept: set[str | None]) -> None:
+        """Removes what is neither among the latest nor kept by name, and what a killed process left half-written."""
+        kept |= set(self.names()[: self.keep])
+        for path in self.folder.iterdir():
+            stale = path.name.startswith("step-") and path.name not in kept
+            if stale or path.name.startswith((_ASIDE, _OLD)):
+                _remove(path)
+
+
+def name_of(step: int) -> str:
+    """The folder of the checkpoint after `step`."""
+    return f"step-{step:010d}"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint.
+
+    Raises:
+        SrattnError: no complete checkpoint of this format.
+    """
+    try:
+        facts = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise SrattnError(f"{path} is damaged, or not a checkpoint of a training run") from None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise SrattnError(f"{path} is not a checkpoint of a training run of this version")
+    return facts
+
+
+def read_tensors(path: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Fills `tensors` in place; to be called in all processes, however many wrote it.
+
+    Raises:
+        SrattnError: a damaged or foreign checkpoint, or other tensors than these.
+    """
+    _quiet()
+    try:
+        load(
+            cast("dict[str, Any]", tensors),
+            storage_reader=SafeReader(path),
+            process_group=world.group,
+            no_dist=world.size == 1,
+        )
+    except SrattnError:
+        raise
+    # What a broken file makes of its reader is of any kind, and comes wrapped in an exception of no kind.
+    except (Exception, CheckpointException) as error:
+        first = cause(error)
+        if isinstance(first, SrattnError):
+            raise first from None
+        reason = " ".join(str(first).split())
+        raise SrattnError(f"{path} is damaged, or does not fit the model of this run: {reason}") from None
+
+
+def _complete(aside: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Writes state.json, which says what must be there, and gives the folder its name."""
+    files = {entry.name: entry.stat().st_size for entry in sorted(aside.iterdir())}
+    with open(aside / STATE, "w", encoding="utf-8") as file:
+        json.dump(facts | {"files": files}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if target.exists():  # of an earlier life of this run
+        old = target.with_name(f"{_OLD}{target.name}")
+        _remove(old)
+        os.rename(target, old)
+    os.rename(aside, target)
+
+
+def _is_complete(path: Path) -> bool:
+    with contextlib.suppress(SrattnError, OSError, AttributeError):
+        files = read_facts(path)["files"]
+        return bool(files) and all((path / Path(name).name).stat().st_size == size for name, size in files.items())
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Never leaves half a checkpoint under a good name."""
+    if path.name.startswith("step-"):
+        old = path.with_name(f"{_OLD}{path.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(path, old)
+        path = old
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(writer: Writer) -> Iterator[None]:
+    """Raises the system's own error (no space left), which torch wraps in others."""
+    try:
+        yield
+    except (Exception, CheckpointException) as error:
+        raise (writer.error or cause(error)) from None
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

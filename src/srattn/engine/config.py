@@ -13,10 +13,13 @@ from srattn.errors import SrattnError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Options of `srattn train`. None means: chosen by the data (see `srattn.engine.defaults`)."""
+    """Options of `srattn train`. None means: chosen by the data (see `srattn.engine.defaults`), or not used."""
 
+    # -- data -------------------------------------------------------------------------------------------------------
     data: str = "digits"
-    """What to train on: digits (no download), a folder of class folders, or one with train/ and val/."""
+    """What to train on: digits (no download), a folder of class folders, or what else `srattn data check` reads."""
+    val: str | None = None
+    """Data to measure with, where it is not a part of data."""
     val_fraction: float = 0.2
     """The part of each class that is held out where the data is not split already."""
     split_seed: int = 0
@@ -25,38 +28,64 @@ class TrainConfig:
     """Unreadable images: leave them out and name them, or stop before training."""
     size: int | None = None
     """Side of the square images that the model sees, in pixels."""
+    eval_size: int | None = None
+    """Side of the images that it is measured with and later predicts from; size, if not given."""
     channels: Literal[1, 3] | None = None
     """1 to train on grey levels, 3 on RGB."""
+    augment: str | None = None
+    """Variation of training images, such as none, affine, crop, or several with their numbers; see the data page."""
+    cache_mb: int = 1024
+    """Decoded images are held in memory up to this many megabytes; the rest is decoded again each epoch."""
+    num_workers: int | None = None
+    """Threads that decode and augment ahead of the model; the result does not depend on it."""
+
+    # -- model ------------------------------------------------------------------------------------------------------
+    task: str = "classification"
+    """What the model's outputs mean; another package adds its own under the entry points `srattn.tasks`."""
     model: str | None = None
     """A name that `srattn models` lists."""
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the model, as in --model_options.embed_dims '[16, 32, 64, 128]' --model_options.stem_stride 2."""
+    init: str | None = None
+    """Weights to start from: a run, a checkpoint, or the name of a published model. Other classes get a new head."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
     drop_path_rate: float | None = None
     """Stochastic depth: the probability of skipping the last block, falling linearly to 0 for the first."""
-    augment: Literal["none", "affine", "crop"] | None = None
-    """Variation of training images: small turns, moves and scales of the whole image, or random resized crops."""
-    rotate: float = 10.0
-    """affine: the largest turn, in degrees."""
-    shift: float = 0.08
-    """affine: the largest move, as a part of the side."""
-    zoom: float = 0.1
-    """affine: the largest change of scale."""
-    crop_area: float = 0.35
-    """crop: the smallest part of the area that a crop keeps."""
-    flip: float | None = None
-    """The probability of a mirror image."""
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    """Parts that are not trained: names or patterns such as stages.0, or backbone for all but the head."""
+    lora_rank: int = 0
+    """Above 0: the model is frozen but for its head and for adapters of this rank on the attention projections."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by alpha / rank."""
+    lora_targets: list[str] = dataclasses.field(default_factory=lambda: ["q", "v"])
+    """Projections that have adapters."""
+    distill: str | None = None
+    """A teacher to learn from as well: a run, a checkpoint, or the name of a published model."""
+    distill_kind: Literal["soft", "hard"] = "soft"
+    """The teacher's probabilities, or its likeliest class."""
+    distill_temperature: float = 3.0
+    """soft: the temperature of both distributions."""
+    distill_weight: float = 0.5
+    """The teacher's part of the loss, from 0 to 1."""
+
+    # -- optimisation -----------------------------------------------------------------------------------------------
     epochs: int | None = None
     """Passes over the training images."""
     batch_size: int = 64
-    """Images a step."""
+    """Images a step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a step is computed: the same gradient with less memory."""
+    eval_batch_size: int | None = None
+    """Images at a time and process when measuring; by default its part of batch_size."""
     lr: float | None = None
     """The highest learning rate, after warm-up."""
     min_lr: float = 1e-5
     """The learning rate of the last step."""
     warmup_epochs: float = 2.0
     """Epochs in which the learning rate rises linearly; a cosine takes it down afterwards."""
+    layer_decay: float = 1.0
+    """Below 1: each layer learns at this part of the rate of the one after it; the head at the whole."""
     weight_decay: float = 0.05
     """AdamW's decay of matrices; biases, norms and position embeddings have none."""
     clip_grad: float = 1.0
@@ -67,14 +96,40 @@ class TrainConfig:
     """Above 0: an exponential moving average of the weights is what is measured and kept."""
     seed: int = 0
     """Chooses initial weights, order and augmentation. On a CPU the same seed gives the same numbers on every run."""
+
+    # -- stopping and saving ----------------------------------------------------------------------------------------
+    patience: int = 0
+    """Above 0: stop after this many epochs without a better result."""
+    max_minutes: float = 0.0
+    """Above 0: end after this time, measured and saved; the learning rate keeps the plan of all epochs."""
+    keep: Literal["last", "best"] = "last"
+    """Which epoch's weights become model.safetensors."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints are kept, beside that of the best epoch."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint after this time within an epoch, beside the one at its end; 0 for none."""
+    checkpoint_steps: int = 0
+    """Above 0: a checkpoint after this many steps as well."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """A loss or gradient that is no number: stop, or go back to the last checkpoint and leave that batch out."""
+    max_rollbacks: int = 3
+    """How many batches may be left out so, before the run stops."""
+
+    # -- machine ----------------------------------------------------------------------------------------------------
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes cuda where there is one, else cpu."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the model computes in; weights stay fp32, and fp16 scales its loss."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = False
+    """Keep images and convolutions in channels-last memory."""
+    distributed: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun: copies of the model (ddp, which auto takes), or its weights divided over the processes (fsdp)."""
     threads: int | None = None
     """Threads of a CPU run. Another number may change the last bits of the result."""
-    num_workers: int | None = None
-    """Threads that decode and augment ahead of the model; the result does not depend on it."""
-    cache_mb: int = 1024
-    """Decoded images are held in memory up to this many megabytes; the rest is decoded again each epoch."""
+    sinks: list[str] = dataclasses.field(default_factory=list)
+    """Where figures go beside metrics.csv, metrics.jsonl and TensorBoard: names of entry points `srattn.sinks`."""
     out: str | None = None
     """The run folder, which must not exist. Default: runs/NAME-1, -2, and so on."""
     resume: str | None = None
@@ -89,15 +144,19 @@ class ResolvedConfig(TrainConfig):
     """The same with nothing left to choose; what config.yaml holds."""
 
     size: int = 0
+    eval_size: int = 0
     channels: Literal[1, 3] = 3
+    augment: str = "none"
+    num_workers: int = 0
     model: str = ""
     drop_path_rate: float = 0.0
-    augment: Literal["none", "affine", "crop"] = "none"
-    flip: float = 0.0
     epochs: int = 0
     lr: float = 0.0
     threads: int = 1
-    num_workers: int = 0
+
+
+OF_THE_MACHINE = ("device", "distributed", "threads", "num_workers", "cache_mb", "eval_batch_size")
+"""Options that a resumed run may change: they say where it computes and not what."""
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -124,7 +183,7 @@ def from_dict(values: Mapping[str, Any]) -> ResolvedConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML and for checkpoints that are loaded with `weights_only`."""
+    """Tuples as lists, for YAML and JSON."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -138,10 +197,13 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 _AT_LEAST: dict[str, float] = {
-    "size": 1, "epochs": 1, "batch_size": 1, "threads": 1, "num_workers": 0, "cache_mb": 0, "min_lr": 0,
-    "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0, "drop_rate": 0, "drop_path_rate": 0, "ema_decay": 0,
+    "size": 1, "eval_size": 1, "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "accumulate": 1, "threads": 1,
+    "num_workers": 0, "cache_mb": 0, "min_lr": 0, "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0, "drop_rate": 0,
+    "drop_path_rate": 0, "ema_decay": 0, "lora_rank": 0, "patience": 0, "max_minutes": 0, "keep_checkpoints": 1,
+    "checkpoint_minutes": 0, "checkpoint_steps": 0, "max_rollbacks": 0,
 }  # fmt: skip
 _BELOW: dict[str, float] = {"drop_rate": 1, "drop_path_rate": 1, "ema_decay": 1}
+_ABOVE_ZERO = ("lr", "layer_decay")
 
 
 def _check_ranges(config: TrainConfig) -> None:
@@ -154,7 +216,13 @@ def _check_ranges(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value < limit:
             raise SrattnError(f"{name} must be below {limit:g}, got {value}")
-    if config.lr is not None and not 0 < config.lr < float("inf") and not resolved:
-        raise SrattnError(f"lr must be above 0, got {config.lr}")
+    for name in _ABOVE_ZERO:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf") and not (resolved and value == 0):
+            raise SrattnError(f"{name} must be above 0, got {value}")
+    if config.layer_decay > 1:
+        raise SrattnError(f"layer_decay must be at most 1, got {config.layer_decay}")
+    if config.accumulate > config.batch_size:
+        raise SrattnError(f"accumulate must be at most batch_size ({config.batch_size}), got {config.accumulate}")
     if not -(2**63) <= config.seed < 2**63:
         raise SrattnError(f"seed must fit in 64 bits, got {config.seed}")

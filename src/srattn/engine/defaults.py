@@ -6,7 +6,8 @@ import dataclasses
 import os
 from typing import Any
 
-from srattn.data.reader import is_built_in
+from srattn.data.index import part_called
+from srattn.data.reader import absolute, is_built_in
 from srattn.engine.config import ResolvedConfig, TrainConfig
 
 # 0.27 million parameters; 99.7 to 100 % of the held-out digits (seeds 0 to 2) in 40 seconds on one core.
@@ -23,7 +24,6 @@ DIGITS: dict[str, Any] = {
         "sr_ratios": [4, 2, 1, 1],
     },
     "augment": "affine",
-    "flip": 0.0,
     "epochs": 28,
     "lr": 2e-3,
     "drop_path_rate": 0.0,
@@ -37,8 +37,7 @@ FOLDER: dict[str, Any] = {
     "channels": 3,
     "model": "pvt_v2_b0",
     "model_options": {},
-    "augment": "crop",
-    "flip": 0.5,
+    "augment": "crop,flip",
     "epochs": 30,
     "lr": 1e-3,
     "drop_path_rate": 0.1,
@@ -54,6 +53,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     digits = is_built_in(config.data)
     defaults = dict(DIGITS if digits else FOLDER)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's processes share the machine
     defaults.setdefault("threads", cores)
     defaults.setdefault("num_workers", min(cores, 8))
     values = dataclasses.asdict(config)
@@ -61,6 +61,8 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     defaults.pop("model_options", None)
     values.update({name: default for name, default in defaults.items() if values[name] is None})
     values["model_options"] = {**base, **values["model_options"]}
-    if not digits:
-        values["data"] = os.path.abspath(config.data)
+    values["eval_size"] = values["eval_size"] or values["size"]
+    values["data"] = absolute(config.data)
+    if config.val is not None and config.val != "split" and part_called(config.val) is None:
+        values["val"] = absolute(config.val)
     return ResolvedConfig(**values)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srattn.data.loader import Loader
+from srattn.data.loader import Batch, Loader
+from srattn.engine.distributed import World
 from srattn.tasks.protocol import Task
 
 
 @dataclasses.dataclass
 class Evaluation:
-    """`figures` as in the history, `details` as in result.json, and the answers (N, ...) in the order of the data."""
+    """`figures` as in the history, `details` as in result.json, and the answers (N, ...) in the order of the data.
+
+    Of several processes the first has all answers, each of the others its own part.
+    """
 
     figures: dict[str, float]
     details: dict[str, Any]
@@ -29,19 +34,63 @@ def evaluate(
     task: Task,
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    world: World | None = None,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Evaluation | None:
-    """Measures `model` in eval mode; None if `stop` said so on the way."""
+    """Measures `model` in eval mode; None if `stop` said so on the way (asked in a run of one process alone)."""
+    world = world or World(device)
     training = model.training
     model.eval()
     metrics = task.metrics()
-    answers = []
+    answers, indices = [], []
     try:
-        for batch in loader.val():
-            outputs = model(batch.inputs.to(device))
+        for batch in _in_step(loader, world):
+            if batch is None:
+                _run_along(model, loader, device)
+                continue
+            with autocast():
+                outputs = model(batch.inputs.to(device, memory_format=memory_format))
             metrics.update(outputs, batch.labels)
             answers.append(task.postprocess(outputs).cpu())
-            if stop():
+            indices.append(batch.indices)
+            if world.size == 1 and stop():
                 return None
     finally:
         model.train(training)
-    return Evaluation(metrics.compute(), metrics.details(), torch.cat(answers))
+    metrics.reduce(world.sum)
+    return Evaluation(metrics.compute(), metrics.details(), _in_order(answers, indices, world))
+
+
+def _in_step(loader: Loader, world: World) -> Iterator[Batch | None]:
+    """This process's batches; where weights are divided, None as long as another process still has one."""
+    batches = iter(loader.val())
+    if world.kind != "fsdp":
+        yield from batches
+        return
+    while True:
+        batch = next(batches, None)
+        if not world.any(batch is not None):
+            return
+        yield batch
+
+
+def _run_along(model: nn.Module, loader: Loader, device: torch.device) -> None:
+    """One image for nothing: the processes put divided weights together for each other."""
+    preprocess = loader.data.preprocess
+    model(torch.zeros(1, preprocess.channels, *preprocess.size, device=device))
+
+
+def _in_order(answers: list[Tensor], indices: list[Tensor], world: World) -> Tensor:
+    own = torch.cat(answers) if answers else torch.empty(0)
+    if world.size == 1:
+        return own
+    shape = world.tell(list(own.shape[1:]))  # of the first process, which has the first image
+    own = own.contiguous() if answers else torch.empty(0, *shape)
+    places = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
+    gathered, order = world.gather(own), world.gather(places)
+    if not world.first:
+        return own
+    together = torch.cat(gathered)
+    return together[torch.cat(order).argsort()]

@@ -18,8 +18,11 @@ class Progress(Protocol):
 
     def start(self, step: int, steps: int, epochs: int) -> None: ...
 
-    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None:
-        """After training step `step` of the whole run; `figures` are those of the epoch so far."""
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None:
+        """After training step `step` of the whole run; `figures` are those of the epoch so far.
+
+        `speed` is in images a second, `waiting` the part of the time that went by in waiting for images.
+        """
         ...
 
     def epoch(self, record: Mapping[str, float]) -> None: ...
@@ -36,7 +39,7 @@ class Silent:
 
     def start(self, step: int, steps: int, epochs: int) -> None: ...
 
-    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None: ...
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None: ...
 
     def epoch(self, record: Mapping[str, float]) -> None: ...
 
@@ -63,7 +66,7 @@ class Lines(Silent):
         self._first = step
         self._steps, self._epochs = steps, epochs
 
-    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None:
         self._step = step
 
     def epoch(self, record: Mapping[str, float]) -> None:
@@ -111,14 +114,14 @@ class Live:
         self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
         self._bar.start()
 
-    def step(self, epoch: int, step: int, figures: Mapping[str, float], images_per_second: float) -> None:
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None:
         shown = " ".join(f"{name} {_figure(name, value)}" for name, value in figures.items())
         if self._task is not None:
             self._bar.update(
                 self._task,
                 completed=step,
                 description=f"epoch {epoch}/{self._epochs}",
-                figures=f"{shown} {images_per_second:.0f} images/s",
+                figures=f"{shown} {speed:.0f} images/s loader {100 * waiting:.0f}%",
             )
 
     def epoch(self, record: Mapping[str, float]) -> None:
@@ -138,7 +141,8 @@ def epoch_line(record: Mapping[str, float], epochs: int) -> str:
     names = [name for name in record if name.startswith(("train_", "val_"))]
     figures = "  ".join(f"{name} {_figure(name, record[name])}" for name in names)
     width = len(str(epochs))
-    return f"epoch {record['epoch']:>{width}}/{epochs}  {figures}  {record['images_per_second']:.0f} images/s"
+    pace = f"{record['images_per_second']:.0f} images/s  loader {100 * record.get('loader_share', 0):.0f}%"
+    return f"epoch {record['epoch']:>{width}}/{epochs}  {figures}  {pace}"
 
 
 def _figure(name: str, value: float) -> str:

@@ -19,26 +19,38 @@ _PACKAGES = ("torch", "kornia", "torchmetrics", "pillow", "scikit-learn", "numpy
 def make_result(trainer: Trainer) -> dict[str, Any]:
     """Final figures, size of the job, versions and machine; plain values."""
     assert trainer.evaluation is not None
-    config, data, history = trainer.config, trainer.loader.data, trainer.position.history
+    config, data, position, world = trainer.config, trainer.loader.data, trainer.position, trainer.world
+    history, best = position.history, position.best(f"val_{trainer.task.headline}")
     return {
         **trainer.evaluation.figures,
         "data": config.data,
         "model": config.model,
-        "parameters": sum(parameter.numel() for parameter in trainer.measured.parameters()),
-        "image_size": config.size,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "image_size": config.eval_size,
         "classes": data.classes,
         "train_images": len(data.train),
         "val_images": len(data.val),
         "skipped_images": len(data.skipped),
         "skipped": data.skipped,
-        "epochs": trainer.position.epoch,
+        "epochs": position.epoch,
+        "best_epoch": None if best is None else best + 1,
+        "ended": position.ended or "epochs",
+        "steps_left_out": len(position.skipped),
         "steps": trainer.steps_done,
         "seed": config.seed,
-        "seconds": round(sum(record["seconds"] for record in history), 3),
+        "seconds": round(position.seconds_before(), 3),
+        "loader_share": round(sum(r["loader_share"] * r["seconds"] for r in history) / _seconds(history), 4),
+        "precision": config.precision,
+        "processes": world.size,
+        "distributed": world.kind,
         **trainer.evaluation.details,
         "versions": versions(),
         "machine": machine(trainer.device),
     }
+
+
+def _seconds(history: list[dict[str, float]]) -> float:
+    return max(sum(record["seconds"] for record in history), 1e-9)
 
 
 def versions() -> dict[str, str]:

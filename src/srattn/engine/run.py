@@ -6,30 +6,31 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from srattn.data.augment import Augment
-from srattn.data.keyed import seed_of
 from srattn.data.loader import Loader
-from srattn.data.reader import default_preprocess, load_data
+from srattn.data.reader import default_preprocess
+from srattn.data.spec import parse_augment
 from srattn.engine import run_folder
-from srattn.engine.checkpoint import load_checkpoint
-from srattn.engine.config import ResolvedConfig, TrainConfig, from_dict, to_dict
+from srattn.engine.checkpoint import Checkpoints, read_facts
+from srattn.engine.config import OF_THE_MACHINE, ResolvedConfig, TrainConfig, from_dict, to_dict
 from srattn.engine.defaults import resolve
-from srattn.engine.evaluate import Evaluation, evaluate
+from srattn.engine.distributed import World, join, whole
+from srattn.engine.evaluate import Evaluation
 from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
+from srattn.engine.read import read_images
 from srattn.engine.results import make_result
-from srattn.engine.trainer import Trainer, pick_device
+from srattn.engine.sinks import Factory, find_sinks, open_sinks
+from srattn.engine.start import check_size, prepare_model, with_teacher, without_adapters
+from srattn.engine.trainer import Trainer
+from srattn.engine.watch import watch_others
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
-from srattn.models import build_model
 from srattn.models.backbone import Backbone
-from srattn.tasks.classification import Classification
-
-_INITIAL_WEIGHTS = 4  # a key beside those of the loader and of the steps
+from srattn.tasks.registry import make_task
 
 
 @dataclasses.dataclass
@@ -40,9 +41,10 @@ class RunResult:
         folder: where its files are.
         result: the content of result.json.
         history: one record an epoch.
-        model: in eval mode, on the device it was trained on.
+        model: in eval mode, on the device it was trained on (from divided weights: in main memory).
         loader: its data, in `loader.data`.
         evaluation: of the final model; `evaluation.answers` are the probabilities of the validation images in order.
+        first: whether this process is the one that writes; always so in a run of one process.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class RunResult:
     model: Backbone
     loader: Loader
     evaluation: Evaluation
+    first: bool = True
 
 
 def train(
@@ -61,37 +64,37 @@ def train(
 ) -> RunResult:
     """Trains, measures and saves a model; or finishes the run `config.resume`.
 
-    Everything that can be wrong with the options or the data is refused before a run folder is made.
+    Everything that can be wrong with the options or the data is refused before a run folder is made. Under torchrun
+    every process calls this and gets the result; the first alone shows and writes.
 
     Args:
         progress: shown to a person; nothing by default.
         on_step: called after each step with the number of steps done.
 
     Raises:
-        SrattnError: options, data or a run folder that cannot be used, or a loss that is no number any more.
+        SrattnError: options, data or a run folder that cannot be used, a loss that is no number any more, or another
+            process that failed.
         Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
         OSError: no space left; what was there before is whole.
     """
-    progress = progress or Silent()
-    state = folder = None
-    if config.resume is not None:
-        folder = Path(config.resume)
-        state = load_checkpoint(folder / run_folder.CHECKPOINT)
-        resolved = _own_options(config, state)
-    else:
-        run_folder.check_free(config.out)
-        resolved = resolve(config)
-    with _settings_of(resolved), contextlib.closing(progress):
-        trainer = _prepare(resolved, progress, on_step)
-        with catch_signals() as stop:
-            if state is not None and folder is not None:
-                trainer.restore(state)
-                run_folder.write_history(folder, trainer.position.history)
-            else:
-                folder = run_folder.create(resolved, trainer.state())
-            progress.note(_headline(trainer, folder))
-            trainer.run(folder, stop)
-        return _finish(trainer, folder)
+    resuming = config.resume is not None
+    with join(config.distributed, config.device, resuming=resuming) as world, watch_others(world):
+        resolved, checkpoint = _resumed(config, world) if resuming else (resolve(config), None)
+        if not resuming:
+            run_folder.check_free(config.out)
+        progress = progress if progress is not None and world.first else Silent()
+        with _settings_of(resolved), contextlib.closing(progress):
+            factories = find_sinks(resolved.sinks)
+            trainer = _prepare(resolved, world, progress, on_step, weights=checkpoint is None)
+            with catch_signals() as stop:
+                folder = _place(trainer, checkpoint, factories)
+                progress.note(_headline(trainer, folder))
+                try:
+                    trainer.run(stop)
+                finally:
+                    if trainer.sinks:
+                        trainer.sinks.close()
+            return _finish(trainer, folder)
 
 
 @contextlib.contextmanager
@@ -106,98 +109,122 @@ def _settings_of(config: ResolvedConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _own_options(config: TrainConfig, state: dict[str, Any]) -> ResolvedConfig:
-    """The options of a stopped run; others cannot be given, since the result would belong to neither."""
-    own = from_dict(state["config"])
+def _resumed(config: TrainConfig, world: World) -> tuple[ResolvedConfig, Path]:
+    """The options of a stopped run, and the checkpoint to take it up at."""
+    assert config.resume is not None
+    checkpoints = Checkpoints(Path(config.resume, run_folder.CHECKPOINTS), world)
+    names = world.tell(checkpoints.names() if world.first else None)
+    if not names:
+        raise SrattnError(f"{config.resume} has no complete checkpoint: there is nothing to resume")
+    path = checkpoints.folder / names[0]
+    own = read_facts(path).get("config")
+    if not isinstance(own, dict):
+        raise SrattnError(f"{path} is not a checkpoint of a training run of this version")
+    return _own_options(config, from_dict(own)), path
+
+
+def _own_options(config: TrainConfig, own: ResolvedConfig) -> ResolvedConfig:
+    """The options of a stopped run; others cannot be given, since the result would belong to neither.
+
+    Where it computes may change, though on another machine the last bits of the result may too.
+    """
     given, untouched, kept = to_dict(config), to_dict(TrainConfig()), to_dict(own)
+    changed = {}
     for name, value in given.items():
-        if name not in ("resume", "out") and value != untouched[name] and value != kept[name]:
+        if name in ("resume", "out") or value == untouched[name] or value == kept[name]:
+            continue
+        if name not in OF_THE_MACHINE:
             raise SrattnError(f"--resume continues with the run's own options: {name} is {kept[name]!r}, not {value!r}")
+        changed[name] = value
     if config.out is not None:
         raise SrattnError("--resume continues in the run's own folder; leave --out away")
-    return own
+    return dataclasses.replace(own, **changed)
 
 
-def _prepare(config: ResolvedConfig, progress: Progress, on_step: Callable[[int], None] | None) -> Trainer:
-    pick_device(config.device)
-    _check_size(config)
-    augment = Augment(
-        config.augment,
-        default_preprocess(config.data, config.size, config.channels),
-        rotate=config.rotate,
-        shift=config.shift,
-        zoom=config.zoom,
-        crop_area=config.crop_area,
-        flip=config.flip,
-    )
-    data = load_data(
-        config.data,
-        augment,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
-        on_bad_image=config.on_bad_image,
-        hold_bytes=config.cache_mb << 20,
-        workers=config.num_workers,
-        notify=progress.checking,
-    )
+def _prepare(
+    config: ResolvedConfig,
+    world: World,
+    progress: Progress,
+    on_step: Callable[[int], None] | None,
+    weights: bool,
+) -> Trainer:
+    check_size(config)
+    augment = parse_augment(config.augment, default_preprocess(config.data, config.size, config.channels))
+    data = read_images(config, augment, progress)
     for line in data.skipped:
         progress.note(f"skipped {line}")
-    loader = Loader(data, augment, config.batch_size, config.seed, config.num_workers)
-    task = Classification(data.classes, config.label_smoothing)
-    task.metrics()  # a missing package is met now, not after an epoch
-    torch.manual_seed(seed_of(config.seed, _INITIAL_WEIGHTS))
-    model = make_model(config, len(data.classes))
-    return Trainer(config, model, loader, task, progress, on_step)
-
-
-def make_model(config: ResolvedConfig, classes: int, device: str | None = None) -> Backbone:
-    """The untrained model of a configuration."""
-    own = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "device", "features_only"}
-    for name in own & config.model_options.keys():
-        raise SrattnError(
-            f"model_options.{name} is set by training itself (size, channels, classes, drop rates, device)"
-        )
-    model = build_model(
-        config.model,
-        num_classes=classes,
-        in_chans=config.channels,
-        img_size=config.size,
-        drop_rate=config.drop_rate,
-        drop_path_rate=config.drop_path_rate,
-        device=device,
-        **config.model_options,
+    loader = Loader(
+        data,
+        augment,
+        config.batch_size,
+        config.seed,
+        config.num_workers,
+        rank=world.rank,
+        world=world.size,
+        eval_batch_size=config.eval_batch_size,
     )
-    return cast(Backbone, model)
+    task = make_task(config.task, data.classes, config.label_smoothing)
+    task = with_teacher(task, config, augment.preprocess, data.classes)
+    model, notes = prepare_model(config, data.classes, weights=weights)
+    for line in notes:
+        progress.note(line)
+    return Trainer(config, model, loader, task, progress, on_step, world)
 
 
-def _check_size(config: ResolvedConfig) -> None:
-    least = make_model(config, 2, device="meta").min_size
-    if config.size < least:
-        raise SrattnError(
-            f"size {config.size} is below the {least} pixels that {config.model} needs with these options; "
-            f"give --size {least} or more, or a smaller --model_options.stem_stride"
-        )
+def _place(trainer: Trainer, checkpoint: Path | None, factories: dict[str, Factory]) -> Path:
+    """The run's folder: a new one, or its own with the state of `checkpoint` taken up."""
+    config, world = trainer.config, trainer.world
+    if checkpoint is None:
+        made = run_folder.create(config) if world.first else None
+        folder = Path(world.tell(str(made)))
+    else:
+        folder = checkpoint.parent.parent
+    checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, world, config.keep_checkpoints)
+    trainer.begin(folder, checkpoints)
+    if checkpoint is None:
+        try:
+            trainer.save(wait=True)  # so that it can be resumed from the start
+        except BaseException:
+            if world.first:
+                run_folder.remove(folder)
+            raise
+    else:
+        trainer.restore(checkpoint)
+        if world.first:
+            run_folder.write_history(folder, trainer.position.history)
+    if world.first:
+        trainer.sinks = open_sinks(factories, folder, to_dict(config), trainer.steps_done, trainer.progress.note)
+    return folder
 
 
 def _headline(trainer: Trainer, folder: Path) -> str:
-    config, data = trainer.config, trainer.loader.data
+    config, data, world = trainer.config, trainer.loader.data, trainer.world
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    several = f"; {world.size} processes ({world.kind})" if world.size > 1 else ""
     return (
         f"{config.model} with {parameters / 1e6:.2f} million parameters on {config.data}: {len(data.train)} images "
-        f"for training, {len(data.val)} held out, {len(data.classes)} classes, {config.size}x{config.size} pixels; "
-        f"run folder {folder}"
+        f"for training, {len(data.val)} held out, {len(data.classes)} classes, {config.size}x{config.size} pixels"
+        f"{several}; run folder {folder}"
     )
 
 
 def _finish(trainer: Trainer, folder: Path) -> RunResult:
-    data = trainer.loader.data
-    if trainer.evaluation is None:  # resumed after the last epoch
-        trainer.evaluation = evaluate(trainer.measured, trainer.loader, trainer.task, trainer.device)
-    assert trainer.evaluation is not None
-    model = trainer.measured.eval()
-    save_weights(folder / run_folder.WEIGHTS, model, data.classes, data.preprocess)
+    config, data, world = trainer.config, trainer.loader.data, trainer.world
+    evaluation = trainer.finish()
     result = make_result(trainer)
-    run_folder.write_result(folder, result)
+    model = trainer.model
+    if world.kind == "fsdp":
+        state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        model, _ = prepare_model(config, data.classes, weights=False)
+        model.load_state_dict(state)
+        model.eval()
+    if config.lora_rank:
+        if world.first:
+            run_folder.write_adapters(folder, model)
+        model = without_adapters(model)
+    if world.first:
+        save_weights(folder / run_folder.WEIGHTS, model, data.classes, data.preprocess)
+        run_folder.write_result(folder, result)
     return RunResult(
-        folder, trainer.config, result, trainer.position.history, model, trainer.loader, trainer.evaluation
+        folder, config, result, trainer.position.history, model, trainer.loader, evaluation, first=world.first
     )

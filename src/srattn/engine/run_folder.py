@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srattn.engine.checkpoint import save_checkpoint
+from torch import nn
+
 from srattn.engine.config import ResolvedConfig, to_yaml
 from srattn.errors import SrattnError
 from srattn.files import atomic_dir, atomic_path
 
 CONFIG, WEIGHTS, RESULT, REPORT = "config.yaml", "model.safetensors", "result.json", "report.html"
-CHECKPOINT = Path("checkpoints", "last.pt")
+CHECKPOINTS, ADAPTERS = "checkpoints", "lora.safetensors"
 
 
 def check_free(out: str | None) -> None:
@@ -27,8 +30,8 @@ def check_free(out: str | None) -> None:
         )
 
 
-def create(config: ResolvedConfig, state: dict[str, Any]) -> Path:
-    """Makes the run folder with its configuration and a first checkpoint, so that it can be resumed from the start.
+def create(config: ResolvedConfig) -> Path:
+    """Makes the run folder with its configuration.
 
     Without `config.out` it is the first free of runs/NAME-1, runs/NAME-2, ...
 
@@ -37,25 +40,42 @@ def create(config: ResolvedConfig, state: dict[str, Any]) -> Path:
     """
     if config.out is not None:
         check_free(config.out)
-        return _fill(Path(config.out), config, state)
-    name = Path(config.data).name or "run"
+        return _fill(Path(config.out), config)
+    name = Path(config.data).stem or "run"
     for number in itertools.count(1):
         folder = Path("runs", f"{name}-{number}")
         if folder.exists():
             continue
         try:
-            return _fill(folder, config, state)
+            return _fill(folder, config)
         except SrattnError:
             if not folder.exists():  # else another run has just taken this number
                 raise
     raise AssertionError("unreachable")
 
 
-def _fill(folder: Path, config: ResolvedConfig, state: dict[str, Any]) -> Path:
+def _fill(folder: Path, config: ResolvedConfig) -> Path:
     with atomic_dir(folder) as aside:
         write_text(aside / CONFIG, to_yaml(config))
-        save_checkpoint(aside / CHECKPOINT, state)
     return folder
+
+
+def remove(folder: Path) -> None:
+    """Takes away a run folder that has only just been made, and the folders above it that are empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if folder.parent.name == "runs":
+            folder.parent.rmdir()
+
+
+def write_adapters(folder: Path, model: nn.Module) -> None:
+    """lora.safetensors: the adapters alone."""
+    from safetensors.torch import save
+
+    from srattn.engine.lora import lora_state
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(model).items()}
+    write_bytes(folder / ADAPTERS, save(state))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from srattn.data.keyed import seed_of
-from srattn.data.loader import Loader
-from srattn.engine import run_folder
-from srattn.engine.checkpoint import save_checkpoint
+from srattn.data.loader import Batch, Loader
+from srattn.engine import guard, run_folder
+from srattn.engine.checkpoint import Checkpoints, name_of, read_facts, read_tensors
 from srattn.engine.config import ResolvedConfig, to_dict
-from srattn.engine.ema import WeightAverage
-from srattn.engine.evaluate import Evaluation, evaluate
+from srattn.engine.device import pick_device as pick_device
+from srattn.engine.distributed import World
+from srattn.engine.evaluate import Evaluation
 from srattn.engine.interrupt import Interrupted, StopRequest
-from srattn.engine.optimiser import learning_rate, make_optimiser
+from srattn.engine.learner import Learner
+from srattn.engine.position import Position
 from srattn.engine.progress import Progress
+from srattn.engine.schedule import learning_rate, warmup_steps
+from srattn.engine.sinks import Sinks
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
 from srattn.tasks.protocol import Task
 
-_STEP_KEY = 3  # beside the loader's keys: dropout and stochastic depth
+_LOOKED_AT_LATER = ("cuda",)  # devices that compute on their own; a step there is looked at during the next
+_SINK_STEPS = 50  # figures of single steps go to the sinks this often
 
 
 @dataclasses.dataclass
-class Position:
-    """Where a run stands: `epoch` from 0 and `step` within it are the next to be done.
+class _Step:
+    """A step that is computed and not yet looked at: its `pulse` may still be on its way from the device."""
 
-    Attributes:
-        sums: the task's tallies over the steps of this epoch so far.
-        seconds: time spent in this epoch so far, in all sessions; shown, and never used.
-        history: the records of the epochs that are complete.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    pulse: Tensor
+    batch: Batch
+    names: list[str]
 
 
 class Trainer:
-    """Takes a model through its epochs, with a checkpoint after each and one when it is asked to stop."""
+    """Takes a model through its epochs, with a checkpoint after each and when it is asked to stop.
+
+    In a run of several processes each has one, and all do the same: what they decide by is summed over all of them in
+    one small tensor a step, the pulse. On a GPU it is read while the next step is under way.
+    """
 
     def __init__(
         self,
@@ -56,156 +56,275 @@ class Trainer:
         task: Task,
         progress: Progress,
         on_step: Callable[[int], None] | None = None,
+        world: World | None = None,
     ) -> None:
         self.config, self.loader, self.task, self.progress, self.on_step = config, loader, task, progress, on_step
-        self.device = pick_device(config.device)
-        self.model = model.to(self.device)
-        self.optimiser = make_optimiser(self.model, config.lr, config.weight_decay)
-        self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
+        self.world = world or World(pick_device(config.device))
+        self.device = self.world.device
+        self.learner = Learner(config, model, task, self.world)
         self.position = Position()
         self.evaluation: Evaluation | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.sinks: Sinks | None = None
+        self.folder = Path()
+        self._pending: _Step | None = None
+        self._flags = dict.fromkeys(("stop", "save", "end"), False)
+        self._saved = time.monotonic()
+        self._epoch_began = self._seconds_before = self._waiting_before = 0.0
 
     @property
-    def measured(self) -> Backbone:
-        """The model that is evaluated and kept: the average, if there is one."""
-        return self.average.model if self.average else self.model
+    def model(self) -> Backbone:
+        """As it is trained."""
+        return self.learner.model
 
     @property
     def steps_done(self) -> int:
         return self.position.epoch * self.loader.steps_per_epoch + self.position.step
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.loader.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        return self.position.epoch >= self.config.epochs or bool(self.position.ended)
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """The plain values that the rest of the run depends on."""
         return {
             "config": to_dict(self.config),
             "fingerprint": self.loader.data.fingerprint(),
             "position": dataclasses.asdict(self.position),
-            "model": self.model.state_dict(),
-            "average": self.average.model.state_dict() if self.average else None,
-            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.learner.precision.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Takes up the run at a `state`.
+    def restore(self, path: Path) -> None:
+        """Takes up the run at a checkpoint.
 
         Raises:
             SrattnError: the data is not what the run began with, or the weights fit another model.
         """
-        if state["fingerprint"] != self.loader.data.fingerprint():
+        facts = read_facts(path)
+        if facts.get("fingerprint") != self.loader.data.fingerprint():
             raise SrattnError(
                 f"{self.config.data} has changed since the run began (files were added, removed or became unreadable); "
                 f"start a new run"
             )
+        with torch.no_grad():
+            read_tensors(path, self.learner.tensors(), self.world)
         try:
-            self.model.load_state_dict(state["model"])
-            if self.average:
-                self.average.model.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise SrattnError(f"the checkpoint does not fit the model of this run: {error}") from None
-        self.position = Position(**state["position"])
+            self.learner.precision.restore(facts["scaler"])
+            self.position.take(facts["position"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise SrattnError(f"{path} is not a checkpoint of a training run of this version: {error}") from None
+        self._pending = None
 
-    def run(self, folder: Path, stop: StopRequest) -> None:
-        """Trains to the last epoch.
+    def begin(self, folder: Path, checkpoints: Checkpoints, sinks: Sinks | None = None) -> None:
+        """Says where the run is kept."""
+        self.folder, self.checkpoints, self.sinks = folder, checkpoints, sinks
+
+    def save(self, wait: bool = False) -> None:
+        """A checkpoint of what is done; written while training goes on, unless `wait`."""
+        assert self.checkpoints is not None
+        best = self.position.best(f"val_{self.task.headline}")
+        step = None if best is None else int(self.position.history[best]["step"])
+        self.checkpoints.save(self.steps_done, self.learner.tensors(), self.facts(), step)
+        self._saved = time.monotonic()
+        if wait:
+            self.checkpoints.wait()
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, stop: StopRequest) -> None:
+        """Trains to the last epoch, or to what ends the run before.
 
         Raises:
             Interrupted: `stop` was requested; the run is saved.
             SrattnError: the loss is no number any more; the last checkpoint is as it was.
         """
-        config, position = self.config, self.position
-        self.progress.start(self.steps_done, config.epochs * self.loader.steps_per_epoch, config.epochs)
-        while position.epoch < config.epochs:
-            before = position.seconds
-            began = time.perf_counter()
-            for batch in self.loader.train(position.epoch, position.step):
-                if stop.requested:
-                    self._stop(folder)
-                self._step(batch.inputs, batch.labels)
-                position.seconds = before + time.perf_counter() - began
-                figures = self.task.summary(position.sums)
-                speed = position.sums["count"] / position.seconds
-                self.progress.step(position.epoch + 1, self.steps_done, figures, speed)
-                if self.on_step:
-                    self.on_step(self.steps_done)
-            if stop.requested:
-                self._stop(folder)
-            trained, began = position.seconds, time.perf_counter()
-            evaluation = evaluate(self.measured, self.loader, self.task, self.device, lambda: stop.requested)
-            if evaluation is None:
-                self._stop(folder)
-                return
-            self._end_epoch(folder, evaluation, trained, trained + time.perf_counter() - began)
+        assert self.checkpoints is not None
+        self.progress.start(self.steps_done, self.total_steps, self.config.epochs)
+        while not self.finished:
+            try:
+                self._epoch(stop)
+            except guard.BadStep as bad:
+                self._roll_back(bad)
+        self.checkpoints.wait()
 
-    def _step(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        config, position, step = self.config, self.position, self.steps_done
-        rate = self._learning_rate(step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        # Seeded for each step: what dropout draws does not depend on the steps before, nor on a resume.
-        torch.manual_seed(seed_of(config.seed, _STEP_KEY, step))
-        inputs, labels = inputs.to(self.device), labels.to(self.device)
-        self.model.train()
-        outputs = self.model(inputs)
-        loss = self.task.loss(outputs, labels)
-        self._check_finite("loss", float(loss.detach()))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = config.clip_grad if config.clip_grad > 0 else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self._check_finite("norm of the gradients", float(norm))
-        self.optimiser.step()
+    def _epoch(self, stop: StopRequest) -> None:
+        position, loader = self.position, self.loader
+        self._seconds_before, self._epoch_began = position.seconds, time.perf_counter()
+        self._waiting_before = position.waiting - loader.seconds_waiting
+        for batch in loader.train(position.epoch, position.step):
+            if self.steps_done in position.skipped:
+                position.step += 1
+                continue
+            self._step(batch, stop.requested)
+            if self.on_step:
+                self.on_step(self.steps_done)
+            self._act(stop)
+            if self._flags["end"]:
+                break
+        self._look()
+        if self._stopping(stop):
+            self._stop()
+        trained, began = position.seconds, time.perf_counter()
+        evaluation = self.learner.evaluate(self.loader, lambda: stop.requested)
+        if evaluation is None:
+            self._stop()
+            return
+        self._end_epoch(evaluation, trained, trained + time.perf_counter() - began)
+
+    def _act(self, stop: StopRequest) -> None:
+        """What may be due between two steps."""
+        assert self.checkpoints is not None
+        if self._stopping(stop):
+            self._look()
+            self._stop()
+        if self._flags["save"]:
+            self._look()
+            self.save()
+            self._flags["save"] = False
+        self.checkpoints.poll()
+
+    def _step(self, batch: Batch, stop: bool = False) -> None:
+        config, position, number = self.config, self.position, self.steps_done
+        images = min(config.batch_size, len(self.loader.data.train) - position.step * config.batch_size)
+        loss, norm, tally = self.learner.step(batch, images, number, self._rate(number))
         position.step += 1
-        if self.average:
-            self.average.update(self.model, self.steps_done)
-        for name, value in self.task.tally(outputs.detach(), labels).items():
-            position.sums[name] = position.sums.get(name, 0.0) + value
+        self._send(batch, stop, loss, norm, tally)
 
-    def _learning_rate(self, step: int) -> float:
-        config, per_epoch = self.config, self.loader.steps_per_epoch
-        warmup = min(round(config.warmup_epochs * per_epoch), config.epochs * per_epoch // 2)
-        return learning_rate(step, config.epochs * per_epoch, warmup, config.lr, min(config.min_lr, config.lr))
+    def _rate(self, number: int) -> float:
+        """The learning rate of step `number`."""
+        config, total = self.config, self.total_steps
+        warmup = warmup_steps(config.warmup_epochs, self.loader.steps_per_epoch, total)
+        return learning_rate(number, total, warmup, config.lr, min(config.min_lr, config.lr))
 
-    def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise SrattnError(
-                f"the {what} is {value} in epoch {self.position.epoch + 1}, step {self.position.step + 1}: training "
-                f"stopped, and the last checkpoint is as it was; lower --lr (now {self.config.lr:g}) "
-                f"or --clip_grad (now {self.config.clip_grad:g})"
-            )
+    # -- the pulse --------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self, folder: Path, evaluation: Evaluation, trained: float, seconds: float) -> None:
+    def _send(self, batch: Batch, stop: bool, loss: Tensor, norm: Tensor, tally: dict[str, Tensor]) -> None:
+        """Sums over all processes what they decide by, and looks at the step before (or at this one, on a CPU)."""
+        config, first = self.config, self.world.first
+        since = (time.monotonic() - self._saved) / 60
+        minutes = (self.position.seconds_before() + self._seconds()) / 60
+        due = bool(config.checkpoint_minutes) and since >= config.checkpoint_minutes
+        due |= bool(config.checkpoint_steps) and self.steps_done % config.checkpoint_steps == 0
+        over = bool(config.max_minutes) and minutes >= config.max_minutes
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        values = [stop, first and due, first and over, loss, norm / self.world.size, *tally.values()]
+        values = [torch.as_tensor(value, dtype=dtype, device=self.device).view(1) for value in values]
+        step = _Step(self.world.sum(torch.cat(values)), batch, list(tally))
+        waiting, self._pending = self._pending, step
+        if waiting is not None:
+            self._read(waiting, behind=1)
+        if self.device.type not in _LOOKED_AT_LATER:
+            self._look()
+
+    def _look(self) -> None:
+        """Reads the pulse of the latest step."""
+        if self._pending is not None:
+            waiting, self._pending = self._pending, None
+            self._read(waiting, behind=0)
+
+    def _read(self, step: _Step, behind: int) -> None:
         position = self.position
+        stop, save, end, loss, norm, *sums = step.pulse.tolist()
+        self._flags = {"stop": stop > 0, "save": self._flags["save"] or save > 0, "end": end > 0}
+        bad = guard.check_finite(loss, norm, self.learner.precision.skips_overflow)
+        if bad is not None:
+            raise guard.BadStep(*bad, position.epoch, position.step - behind - 1, step.batch)
+        for name, value in zip(step.names, sums, strict=True):
+            position.sums[name] = position.sums.get(name, 0.0) + value
+        position.seconds = self._seconds()
+        position.waiting = self._waiting_before + self.loader.seconds_waiting
+        figures = self.task.summary(position.sums)
+        done = self.steps_done - behind
+        speed = position.sums["count"] / position.seconds
+        self.progress.step(position.epoch + 1, done, figures, speed, position.waiting / position.seconds)
+        if self.sinks and done % _SINK_STEPS == 0:
+            figures = {"loss": loss, "gradient_norm": norm, "learning_rate": self._rate(done - 1)}
+            self.sinks.write(done, {f"step_{name}": value for name, value in figures.items()})
+
+    def _seconds(self) -> float:
+        """Of this epoch so far."""
+        return self._seconds_before + time.perf_counter() - self._epoch_began
+
+    def _stopping(self, stop: StopRequest) -> bool:
+        return stop.requested if self.world.size == 1 else self._flags["stop"]
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def _end_epoch(self, evaluation: Evaluation, trained: float, seconds: float) -> None:
+        position, config = self.position, self.config
         train, val = self.task.summary(position.sums), evaluation.figures
         record: dict[str, float] = {"epoch": position.epoch + 1, "step": self.steps_done}
         record |= {f"train_{name}": value for name, value in train.items()}
         record |= {f"val_{name}": value for name, value in val.items()}
-        record["learning_rate"] = self.optimiser.param_groups[0]["lr"]
+        record["learning_rate"] = self._rate(self.steps_done - 1)
         record["images_per_second"] = round(position.sums["count"] / max(trained, 1e-9), 1)
+        record["loader_share"] = round(position.waiting / max(trained, 1e-9), 4)
         record["seconds"] = round(seconds, 3)
+        record = self.world.tell(record)  # times are the first process's, so that all have one history
         position.history.append(record)
-        position.epoch, position.step, position.sums, position.seconds = position.epoch + 1, 0, {}, 0.0
+        if self._flags["end"] and self.steps_done < self.total_steps:
+            position.ended = "max_minutes"
+        position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
+        position.seconds = position.waiting = 0.0
+        best = position.best(f"val_{self.task.headline}")
+        if config.patience and best is not None and len(position.history) - 1 - best >= config.patience:
+            position.ended = "patience"
+        self._flags = dict.fromkeys(self._flags, False)
         self.evaluation = evaluation
-        run_folder.write_history(folder, position.history)
-        save_checkpoint(folder / run_folder.CHECKPOINT, self.state())
+        if self.world.first:
+            run_folder.write_history(self.folder, position.history)
+        self.save()
+        if self.sinks:
+            self.sinks.write(int(record["step"]), {name: v for name, v in record.items() if name != "step"})
         self.progress.epoch(record)
 
-    def _stop(self, folder: Path) -> None:
-        save_checkpoint(folder / run_folder.CHECKPOINT, self.state())
-        raise Interrupted(folder, self.position.epoch + 1, self.position.step)
+    def _stop(self) -> None:
+        self.save(wait=True)
+        raise Interrupted(self.folder, self.position.epoch + 1, self.position.step)
 
+    def _roll_back(self, bad: guard.BadStep) -> None:
+        """Keeps the batch; then stops the run, or takes it back to its last checkpoint without that batch."""
+        assert self.checkpoints is not None
+        config, position = self.config, self.position
+        self.checkpoints.wait()  # of the steps before
+        path = guard.save_bad_batch(self.folder, bad, self.loader.data.train.names, self.world)
+        skipped = [*position.skipped, bad.epoch * self.loader.steps_per_epoch + bad.step]
+        self._pending = None
+        if config.on_nan == "stop" or len(skipped) > config.max_rollbacks:
+            tried = f" after {len(position.skipped)} rollbacks" if position.skipped else ""
+            raise SrattnError(
+                f"{bad}: training stopped{tried}, the last checkpoint is as it was, and the batch is in {path}; lower "
+                f"--lr (now {config.lr:g}) or --clip_grad (now {config.clip_grad:g})"
+            )
+        name = self.world.tell(self.checkpoints.names()[0] if self.world.first else None)
+        self.restore(self.checkpoints.folder / name)
+        position.skipped = skipped
+        self._flags = dict.fromkeys(self._flags, False)
+        self.progress.note(f"{bad}: back to step {self.steps_done}, and that batch is left out; it is in {path}")
 
-def pick_device(name: str) -> torch.device:
-    """The device of a configuration.
+    def finish(self) -> Evaluation:
+        """The model with the weights that are kept, measured; the loop cannot go on after this.
 
-    Raises:
-        SrattnError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SrattnError(f"device {name!r} cannot be used here: {reason}") from None
-    return device
+        Those of the last epoch, or of the best, and of both the average, if there is one.
+        """
+        assert self.checkpoints is not None
+        position = self.position
+        best = position.best(f"val_{self.task.headline}")
+        if self.config.keep == "best" and best is not None and best != len(position.history) - 1:
+            with torch.no_grad():
+                path = self.checkpoints.folder / name_of(int(position.history[best]["step"]))
+                read_tensors(path, self.learner.tensors(), self.world)
+            self.evaluation = None
+        if self.evaluation is None:  # or the run was resumed after its last epoch
+            self.evaluation = self.learner.evaluate(self.loader)
+        assert self.evaluation is not None
+        if self.learner.average:
+            self.learner.average.swap()
+        self.model.eval()
+        return self.evaluation

@@ -60,7 +60,7 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
     if path.is_dir():
         file = path / run_folder.WEIGHTS
         if not file.is_file():
-            if (path / run_folder.CHECKPOINT).is_file():
+            if (path / run_folder.CHECKPOINTS).is_dir():
                 raise SrattnError(f"{path} has no {file.name} yet: finish it with srattn train --resume {path}")
             raise SrattnError(f"{path} is not a run: it has no {file.name}")
     elif not path.is_file():

@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srattn.errors import SrattnError, missing_extra
+from srattn.errors import SrattnError
+from srattn.tasks.protocol import Sum
 
 
 @dataclasses.dataclass
 class Classification:
     """Cross entropy over `classes`, measured by accuracy.
+
+    Targets are class numbers (B,), or shares of the classes (B, K) where images were mixed.
 
     Attributes:
         label_smoothing: part of each target that is spread over all classes, training only.
@@ -29,16 +32,20 @@ class Classification:
         if not 0 <= self.label_smoothing < 1:
             raise SrattnError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`outputs` (B, K) logits, `targets` (B,)."""
+    def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """`outputs` (B, K) logits, `targets` (B,) or (B, K)."""
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
-    def tally(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Sums of the loss without smoothing, so that it compares with validation, and of correct answers."""
+    def tally(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums of the loss without smoothing, so that it compares with validation, and of correct answers.
+
+        Of mixed images the class with the largest share counts as correct.
+        """
+        likeliest = targets.argmax(1) if targets.ndim == 2 else targets
         return {
-            "count": float(len(targets)),
-            "loss": float(F.cross_entropy(outputs, targets, reduction="sum")),
-            "correct": float((outputs.argmax(1) == targets).sum()),
+            "count": torch.tensor(float(len(targets))),
+            "loss": F.cross_entropy(outputs, targets, reduction="sum"),
+            "correct": (outputs.argmax(1) == likeliest).sum(),
         }
 
     def summary(self, sums: dict[str, float]) -> dict[str, float]:
@@ -56,37 +63,33 @@ class ClassificationMetrics:
     """Loss, accuracy, accuracy of each class and the confusion matrix over everything that `update` was given."""
 
     def __init__(self, classes: list[str]) -> None:
-        try:
-            from torchmetrics import MeanMetric, MetricCollection
-            from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-        except ImportError:
-            raise missing_extra("torchmetrics", "train") from None
         self.classes = classes
         count = len(classes)
-        self._loss = MeanMetric().set_dtype(torch.float64)
-        self._scores = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(count, average="micro"),
-                "per_class": MulticlassAccuracy(count, average=None),
-                "confusion": MulticlassConfusionMatrix(count),
-            }
-        )
+        self._loss = torch.zeros((), dtype=torch.float64)
+        self._confusion = torch.zeros(count, count, dtype=torch.int64)  # a row for each true class
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """`outputs` (B, K) logits, `targets` (B,)."""
         outputs, targets = outputs.detach().cpu(), targets.cpu()
-        self._loss.update(F.cross_entropy(outputs.double(), targets, reduction="none"))
-        self._scores.update(outputs.argmax(1), targets)
+        count = len(self.classes)
+        self._loss += F.cross_entropy(outputs.double(), targets, reduction="sum")
+        cells = torch.bincount(targets * count + outputs.argmax(1), minlength=count * count)
+        self._confusion += cells.view(count, count)
+
+    def reduce(self, add: Sum) -> None:
+        self._loss, self._confusion = add(self._loss), add(self._confusion)
 
     def compute(self) -> dict[str, float]:
-        return {"loss": float(self._loss.compute()), "accuracy": float(self._scores.compute()["accuracy"])}
+        total = int(self._confusion.sum())
+        correct = int(self._confusion.trace())
+        return {"loss": float(self._loss) / max(total, 1), "accuracy": correct / max(total, 1)}
 
     def details(self) -> dict[str, Any]:
         """`confusion` has a row for each true class and a column for each predicted one; `support` counts the rows."""
-        scores = self._scores.compute()
-        confusion = scores["confusion"]
+        support = self._confusion.sum(1)
+        per_class = self._confusion.diagonal().double() / support.clamp(min=1)
         return {
-            "per_class_accuracy": dict(zip(self.classes, scores["per_class"].tolist(), strict=True)),
-            "support": dict(zip(self.classes, confusion.sum(1).tolist(), strict=True)),
-            "confusion": confusion.tolist(),
+            "per_class_accuracy": dict(zip(self.classes, per_class.tolist(), strict=True)),
+            "support": dict(zip(self.classes, support.tolist(), strict=True)),
+            "confusion": self._confusion.tolist(),
         }

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
+
+Sum = Callable[[Tensor], Tensor]
+"""Adds a tensor in main memory over all processes."""
 
 
 class Metrics(Protocol):
     """Collects a whole pass over the validation data, batch by batch."""
 
     def update(self, outputs: Tensor, targets: Tensor) -> None: ...
+
+    def reduce(self, add: Sum) -> None:
+        """Takes in what the other processes have collected: sums alone, so that the figures are those of one."""
+        ...
 
     def compute(self) -> dict[str, float]:
         """The figures of an epoch, "loss" among them."""
@@ -26,14 +34,17 @@ class Task(Protocol):
 
     name: str
     headline: str
-    """The metric that names a run's result, a key of `compute` and of `summary`."""
+    """The metric that names a run's result, a key of `compute` and of `summary`; more is better."""
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What training minimises: a scalar, the mean over the batch."""
+    def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """What training minimises: a scalar, the mean over the batch; `inputs` are what the model was given."""
         ...
 
-    def tally(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Sums over a training batch that may be added to those of other batches; kept in checkpoints."""
+    def tally(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums over a training batch, scalars, "count" among them, that are added over steps and processes.
+
+        Always the same keys in the same order; left on the device, so that no step waits for them.
+        """
         ...
 
     def summary(self, sums: dict[str, float]) -> dict[str, float]:

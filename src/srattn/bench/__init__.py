@@ -1,0 +1,1 @@
+"""Speed and memory beside other implementations: the arena of models, the seed claim, regressions."""

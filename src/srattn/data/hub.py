@@ -1,0 +1,82 @@
+"""Image data sets of the `datasets` library: by a name on the Hugging Face hub, or a path on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from srattn.data.columns import Columns, find_columns
+from srattn.data.decode import BadImage
+from srattn.data.index import Index, part_called
+from srattn.data.labels import Row, assign
+from srattn.data.sources import Fetched
+from srattn.errors import SrattnError, missing_extra
+
+
+def index_hub(name: str, columns: Columns | None = None, labelled: bool = True) -> Index:
+    """The images of `datasets.load_dataset(name)`, "NAME" or "NAME:CONFIG", or of a folder that `save_to_disk` wrote.
+
+    Code of a data set is never run. Images stay encoded in the library's own tables and are fetched by row.
+
+    Raises:
+        SrattnError: the library is missing, cannot load that name, or the table has no images.
+    """
+    columns = columns or Columns()
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError:
+        raise missing_extra("datasets", "hub") from None
+    splits = _load(datasets, name)
+    rows: list[Row] = []
+    classes: list[str] | None = None
+    skipped: list[str] = []
+    for split, table in splits.items():
+        part = part_called(split)
+        if part is None:
+            skipped.append(f"{name}: the split {split!r} is not train, val or test")
+            continue
+        image, label, _ = find_columns(table.column_names, columns, f"hf:{name}", labelled)
+        if label:
+            classes = classes or getattr(table.features[label], "names", None)
+        if isinstance(table.features[image], datasets.Image):
+            table = table.cast_column(image, datasets.Image(decode=False))
+        labels = table[label] if label else [None] * len(table)
+        fetch = _fetcher(table.select_columns([image]), image, f"{split}/")
+        for number, known in enumerate(labels):
+            known = known if isinstance(known, int | str) and not isinstance(known, bool) else None
+            rows.append(Row(f"{split}/{number}", known, Fetched(fetch, number), part))
+    if not rows:
+        raise SrattnError(f"hf:{name} has no images{f'; {skipped[0]}' if skipped else ''}")
+    return assign(rows, classes, labelled, skipped)
+
+
+def _load(datasets: Any, name: str) -> dict[str, Any]:
+    path = Path(name)
+    try:
+        if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()):
+            loaded = datasets.load_from_disk(os.fspath(path))
+        else:
+            base, _, config = (name, "", "") if path.exists() else name.partition(":")
+            loaded = datasets.load_dataset(base, config or None)
+    except Exception as error:  # the library, the network and the hub raise errors of many kinds
+        raise SrattnError(f"hf:{name} cannot be loaded: {str(error).partition(chr(10))[0][:300]}") from None
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+
+def _fetcher(table: Any, column: str, before: str) -> Callable[[int], bytes]:
+    def fetch(number: int) -> bytes:
+        value = table[number][column]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        try:
+            data = Path(value).read_bytes() if isinstance(value, str) else value
+        except OSError as error:
+            raise BadImage(f"{before}{number}: {error.strerror}: {error.filename}") from None
+        if not isinstance(data, bytes):
+            raise BadImage(f"{before}{number}: there is no image in this row")
+        return data
+
+    return fetch

@@ -1,0 +1,236 @@
+"""What a reader finds before any image is decoded, and the one pass that decodes everything once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from srattn.data.ahead import ahead
+from srattn.data.decode import BadImage, decode
+from srattn.data.preprocess import Preprocess
+from srattn.data.samples import ImageData, OnBadImage, Samples, labels_tensor
+from srattn.data.sources import Item, Source, called, file_of
+from srattn.data.split import stratified_split
+from srattn.errors import SrattnError, nearest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Prepare = Callable[["Image.Image"], Tensor]
+Notify = Callable[[int, int], None]
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing", "t10k"),
+}
+"""The parts of a data set, and what people call them."""
+_CHUNK = 32  # images a piece of work: a thread's hand-over costs as much as decoding one small image
+
+
+@dataclasses.dataclass
+class Index:
+    """What a reader finds.
+
+    Attributes:
+        parts: the images of "train", "val" and "test", as far as there are any.
+        skipped: a line for everything that could not be used.
+        class_folders: whether classes are folders, of which none is empty except by mistake.
+    """
+
+    classes: list[str]
+    parts: dict[str, list[Item]]
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    class_folders: bool = False
+
+
+def part_called(name: str) -> str | None:
+    """ "train", "val" or "test" for a name that means it; None for any other."""
+    return next((part for part, names in PARTS.items() if name.casefold() in names), None)
+
+
+def divide(index: Index, val: str | None, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """The images for training and for validation.
+
+    `val` "split" holds out `fraction` of each class of the training part; the name of a part takes that; None takes
+    "val", else "test", else splits.
+
+    Raises:
+        SrattnError: no training part, or no part of that name.
+    """
+    parts = {name: items for name, items in index.parts.items() if items}
+    if "train" not in parts:
+        have = f"only {', '.join(parts)}" if parts else "no images"
+        raise SrattnError(f"there is no training part, {have}")
+    if val is None:
+        val = next((name for name in ("val", "test") if name in parts), "split")
+    part = part_called(val)
+    if part is not None and part != "train":
+        if part not in parts:
+            raise SrattnError(f"val is {val!r}, but the parts are {', '.join(parts)}{nearest(val, parts)}")
+        return parts["train"], parts[part]
+    labels = [item.label for item in parts["train"]]
+    train, held = stratified_split(labels, fraction, seed, index.classes)
+    return [parts["train"][i] for i in train], [parts["train"][i] for i in held]
+
+
+def read_data(
+    classes: list[str],
+    train: Sequence[Item],
+    val: Sequence[Item],
+    preprocess: Preprocess,
+    prepare_train: Prepare,
+    *,
+    least_train: int | None = None,
+    on_bad_image: OnBadImage = "skip",
+    empty_classes: Literal["error", "name"] = "error",
+    hold_bytes: int = 1 << 30,
+    workers: int = 0,
+    notify: Notify | None = None,
+) -> ImageData:
+    """Decodes both parts once (see `read_samples`).
+
+    Args:
+        prepare_train, least_train: from a decoded picture to the pixels that the augmentation wants, and the shorter
+            side that it needs of a picture (see `decode`).
+        on_bad_image: leave out an unreadable image and go on, or raise its error.
+        empty_classes: refuse a class without a usable image in a part, or name it in `skipped`.
+        hold_bytes: prepared pictures are kept in memory until they need more than this; the rest is decoded on access.
+        workers: threads that decode.
+        notify: called with the number of images done and the number of all.
+
+    Raises:
+        SrattnError: a part without a usable image, an empty class; `BadImage` with `on_bad_image` "error".
+    """
+    total, count, budget = len(train) + len(val), 0, Budget(hold_bytes)
+
+    def done() -> None:
+        nonlocal count
+        count += 1
+        if notify:
+            notify(count, total)
+
+    parts: list[Samples] = []
+    skipped: list[str] = []
+    for items, prepare, least in ((train, prepare_train, least_train), (val, preprocess.pixels, None)):
+        samples, bad = read_samples(
+            items,
+            preprocess.channels,
+            prepare,
+            least=least,
+            on_bad_image=on_bad_image,
+            budget=budget,
+            workers=workers,
+            done=done,
+        )
+        parts.append(samples)
+        skipped += bad
+    unreadable = f"; {len(skipped)} file(s) were unreadable, the first: {skipped[0]}" if skipped else ""
+    for part, where in zip(parts, ("training", "validation"), strict=True):
+        if not len(part):
+            raise SrattnError(f"there is no usable image for {where}{unreadable}")
+        present = set(part.labels.tolist())
+        for label, name in enumerate(classes):
+            if label not in present:
+                if empty_classes == "error":
+                    raise SrattnError(f"class {name!r} has no usable image for {where}{unreadable}")
+                skipped.append(f"class {name!r} has no usable image for {where}")
+    return ImageData(classes, parts[0], parts[1], preprocess, skipped)
+
+
+class Budget:
+    """Bytes of memory that are left for decoded pictures."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, size: int) -> bool:
+        """Whether `size` bytes were left; then they are taken."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+
+def read_samples(
+    items: Sequence[Item],
+    channels: int,
+    prepare: Prepare,
+    *,
+    least: int | None = None,
+    on_bad_image: OnBadImage = "skip",
+    budget: Budget | None = None,
+    workers: int = 0,
+    done: Callable[[], None] | None = None,
+) -> tuple[Samples, list[str]]:
+    """Decodes every image once, so that an unreadable one is met now and not in epoch 40.
+
+    Args:
+        prepare: from a decoded picture to pixels, uint8 (C, H, W).
+        budget: prepared pictures are kept in memory while there is any; the others are decoded again on access.
+        done: called after each image.
+
+    Returns:
+        The samples, and a line for each image that was left out.
+
+    Raises:
+        BadImage: an unreadable image, if `on_bad_image` is "error".
+    """
+    budget = budget or Budget(0)
+    good: list[Item] = []
+    sources: list[Source] = []
+    skipped: list[str] = []
+    shapes: set[tuple[int, ...]] = set()
+
+    def open_some(chunk: Sequence[Item]) -> list[Tensor | BadImage]:
+        return [_open(item, channels, prepare, least) for item in chunk]
+
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    for chunk, results in zip(chunks, ahead(open_some, chunks, workers), strict=True):
+        for item, pixels in zip(chunk, results, strict=True):
+            if done:
+                done()
+            if isinstance(pixels, BadImage):
+                if on_bad_image == "error":
+                    raise pixels
+                skipped.append(str(pixels))
+                continue
+            shapes.add(tuple(pixels.shape))
+            good.append(item)
+            sources.append(pixels if budget.take(pixels.numel()) else item.source)
+    shape = next(iter(shapes)) if len(shapes) == 1 else None
+    labels = labels_tensor([item.label for item in good])
+    names = [item.name for item in good]
+    samples = Samples(names, labels, _together(sources, shape), channels, prepare, None, on_bad_image, {}, least)
+    if shape is not None:
+        samples.shape = (shape[0], shape[1], shape[2])
+    return samples, skipped
+
+
+def lazy_samples(items: Sequence[Item], channels: int, prepare: Prepare, on_bad_image: OnBadImage = "error") -> Samples:
+    """The images, none of them read yet: for one pass over a data set, as a prediction makes."""
+    labels = labels_tensor([item.label for item in items])
+    return Samples([i.name for i in items], labels, [i.source for i in items], channels, prepare, None, on_bad_image)
+
+
+def _open(item: Item, channels: int, prepare: Prepare, least: int | None) -> Tensor | BadImage:
+    if isinstance(item.source, Tensor):
+        return item.source
+    try:
+        return prepare(decode(file_of(item.source), channels, called(item.name, item.source), least))
+    except BadImage as error:
+        return error
+
+
+def _together(sources: list[Source], shape: tuple[int, ...] | None) -> list[Source] | Tensor:
+    """One tensor (N, C, H, W) if all are pixels of one shape; the list is emptied on the way, not copied."""
+    if shape is None or not all(isinstance(source, Tensor) for source in sources):
+        return sources
+    whole = torch.empty((len(sources), *shape), dtype=torch.uint8)
+    for number, source in enumerate(sources):
+        whole[number] = source  # type: ignore[assignment]
+        sources[number] = b""
+    return whole

@@ -1,0 +1,86 @@
+"""Where the bytes of an image lie, so that any image is reached by its number and nothing is unpacked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from torch import Tensor
+
+from srattn.data.decode import BadImage
+
+
+@dataclass(frozen=True)
+class Span:
+    """`size` bytes from `offset` on in a larger file, such as one member of a tar archive."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes; any number of threads may read at once.
+
+        Raises:
+            BadImage: the file is gone or has become shorter.
+        """
+        try:
+            file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            try:
+                data = _read_at(file, self.size, self.offset)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise BadImage(f"{self.path}: {error.strerror}") from None
+        if len(data) != self.size:
+            raise BadImage(f"{self.path}: ends {self.size - len(data)} bytes before the image at {self.offset} does")
+        return data
+
+
+def _read_at(file: int, size: int, offset: int) -> bytes:
+    if not hasattr(os, "pread"):  # Windows; the descriptor is this call's own
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, size)
+    parts = []
+    while size > 0 and (part := os.pread(file, size, offset)):  # one call gives at most 2 GB
+        parts.append(part)
+        size, offset = size - len(part), offset + len(part)
+    return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An image that a function fetches by number, such as a row of a table of the `datasets` library."""
+
+    fetch: Callable[[int], bytes]
+    number: int
+
+    def read(self) -> bytes:
+        return self.fetch(self.number)
+
+
+Source: TypeAlias = Tensor | Path | bytes | Span | Fetched
+"""Prepared pixels, uint8 (C, H, W), or where an image file's bytes are."""
+
+
+def file_of(source: Source) -> Path | bytes:
+    """What `decode` takes, for a source that is not pixels already."""
+    assert not isinstance(source, Tensor)
+    return source.read() if isinstance(source, Span | Fetched) else source
+
+
+def called(name: str, source: Source) -> str:
+    """What messages call an image: the whole path of a file, since somebody will want to open it."""
+    return str(source) if isinstance(source, Path) else name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image before it is decoded: its name in messages, its class number (-1: none known), its place."""
+
+    name: str
+    label: int
+    source: Source

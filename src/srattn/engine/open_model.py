@@ -1,0 +1,150 @@
+"""A model to predict or embed with, from whatever a user names: a run, a checkpoint, a published model, the box's."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srattn.data.preprocess import Preprocess
+from srattn.engine import run_folder
+from srattn.engine.weights import LoadedRun, load_run
+from srattn.errors import SrattnError, nearest
+from srattn.models.registry import build_model, list_models
+from srattn.models.weights import Preprocessing, find_weights
+
+
+def open_model(name: str | None, device: str | torch.device = "cpu", size: int | None = None) -> LoadedRun:
+    """A model in eval mode with its classes and preprocessing.
+
+    Args:
+        name: a run folder or its model.safetensors; a checkpoint in any layout that `srattn convert` reads; a
+            registered model, whose published weights are fetched; None for the model in the box.
+        size: side of the square images in pixels, where it shall not be the model's own.
+
+    Raises:
+        SrattnError: none of these, or weights that cannot be read or found.
+    """
+    run = boxed_model(device) if name is None else _open(name, device)
+    if run.model.dimensions != 2:
+        raise SrattnError(f"{run.path} is a model of volumes, not of images")
+    if size is not None:
+        run = dataclasses.replace(run, preprocess=dataclasses.replace(run.preprocess, size=(size, size)))
+    return run
+
+
+def boxed_model(device: str | torch.device = "cpu") -> LoadedRun:
+    """The model that comes with the package, so that a first prediction needs nothing else.
+
+    Raises:
+        SrattnError: this installation has none.
+    """
+    folder = files("srattn").joinpath("weights")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file()) if folder.is_dir() else []
+    names = [name for name in names if name.endswith(".safetensors")]
+    if not names:
+        raise SrattnError(
+            "no model comes with this installation: give --model RUN (a run folder of srattn train, a checkpoint, "
+            "or a name that srattn models lists)"
+        )
+    with as_file(folder.joinpath(names[0])) as path:
+        return load_run(path, device)
+
+
+def model_facts(run: LoadedRun) -> dict[str, Any]:
+    """What defines the answers of a model, with a hash of its weights; plain values."""
+    digest = hashlib.sha256()
+    for key, tensor in run.model.state_dict().items():
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "model": {**run.model.config, "norm_eps": run.model.norm_eps, "edge": run.model.edge},
+        "weights": digest.hexdigest(),
+        "preprocessing": run.preprocess.to_dict(),
+    }
+
+
+def _open(name: str, device: str | torch.device) -> LoadedRun:
+    path = Path(name)
+    if not path.exists():
+        if name in list_models():
+            return _published(name, device)
+        raise SrattnError(
+            f"{path} does not exist; give a run folder or its {run_folder.WEIGHTS}, a checkpoint, or a model's name"
+            f"{nearest(name, list_models())}"
+        )
+    if path.is_dir():
+        is_run = (path / run_folder.CONFIG).is_file() or not (path / "config.json").is_file()
+        return load_run(path, device) if is_run else _foreign(path, device)
+    if path.suffix in (".pth", ".pt", ".bin") or (path.suffix == ".safetensors" and not _is_ours(path)):
+        return _foreign(path, device)
+    return load_run(path, device)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file says what `load_run` needs; one that cannot be read is left to its words."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return '"classes"' in (file.metadata() or {}).get("srattn", "")
+    except (SafetensorError, ValueError, OSError):
+        return True
+
+
+def _published(name: str, device: str | torch.device) -> LoadedRun:
+    from srattn.convert import create_model
+
+    model = create_model(name, pretrained=True)
+    classes = [str(index) for index in range(model.num_classes)]
+    return LoadedRun(model.eval().to(device), classes, _preprocess(name, 3), {}, Path(name))
+
+
+def _foreign(path: Path, device: str | torch.device) -> LoadedRun:
+    """A checkpoint of another's layout, or of ours without classes."""
+    from srattn.convert import load_checkpoint
+    from srattn.convert.source import read_source
+    from srattn.convert.state import to_ours
+    from srattn.convert.variants import infer
+
+    read = read_source(path)
+    saved = read.metadata.get("model")
+    try:
+        if isinstance(saved, dict) and saved.get("name") in list_models():
+            model = build_model(**saved)
+        else:
+            ours = to_ours(read.state)
+            name, found = infer(ours.state, ours.detected.family)
+            if name is None:
+                raise SrattnError(f"{path} holds weights of {ours.detected.family}, but of no registered model")
+            model = build_model(name, **found.config)
+    except TypeError as error:
+        raise SrattnError(f"{path} does not describe a model ({error})") from None
+    load_checkpoint(model, path)
+    names = read.config.get("id2label")
+    classes = [str(index) for index in range(model.num_classes)]
+    if isinstance(names, dict) and set(names) == set(classes):
+        classes = [str(names[index]) for index in classes]
+    preprocess = _preprocess(str(model.config["name"]), model.in_chans)
+    return LoadedRun(model.eval().to(device), classes, preprocess, {}, path)
+
+
+def _preprocess(name: str, channels: int) -> Preprocess:
+    """As the published weights of a model want it; as PVT's do, where there are none."""
+    found = find_weights(name)
+    told = found.preprocessing if found is not None else Preprocessing(crop_pct=0.875)
+    if channels not in (1, 3):
+        raise SrattnError(f"the model takes images of {channels} channels; prediction reads grey and RGB images")
+    grey = channels == 1
+    return Preprocess(
+        channels=channels,
+        size=(told.size, told.size),
+        mean=(0.449,) if grey else told.mean,
+        std=(0.226,) if grey else told.std,
+        crop_fraction=told.crop_pct,
+        interpolation=told.interpolation,
+    )

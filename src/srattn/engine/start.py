@@ -1,0 +1,125 @@
+"""What a model is before its first step: built, given weights, frozen in part, with adapters, with a teacher."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from srattn.data.keyed import seed_of
+from srattn.data.preprocess import Preprocess
+from srattn.engine.config import ResolvedConfig
+from srattn.errors import SrattnError
+from srattn.models import build_model
+from srattn.models.backbone import Backbone
+from srattn.tasks.protocol import Task
+
+_INITIAL_WEIGHTS = 4  # a key beside those of the loader and of the steps
+
+
+def make_model(config: ResolvedConfig, classes: int, device: str | None = None) -> Backbone:
+    """The untrained model of a configuration."""
+    own = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "device", "features_only"}
+    for name in own & config.model_options.keys():
+        raise SrattnError(
+            f"model_options.{name} is set by training itself (size, channels, classes, drop rates, device)"
+        )
+    model = build_model(
+        config.model,
+        num_classes=classes,
+        in_chans=config.channels,
+        img_size=config.size,
+        drop_rate=config.drop_rate,
+        drop_path_rate=config.drop_path_rate,
+        device=device,
+        **config.model_options,
+    )
+    return cast(Backbone, model)
+
+
+def check_size(config: ResolvedConfig) -> None:
+    """Refuses images too small for the model, which is built without memory for that."""
+    least = make_model(config, 2, device="meta").min_size
+    for name in ("size", "eval_size"):
+        if getattr(config, name) < least:
+            raise SrattnError(
+                f"{name} {getattr(config, name)} is below the {least} pixels that {config.model} needs with these "
+                f"options; give --{name} {least} or more, or a smaller --model_options.stem_stride"
+            )
+
+
+def prepare_model(config: ResolvedConfig, classes: list[str], *, weights: bool = True) -> tuple[Backbone, list[str]]:
+    """The model as training finds it, and lines that say what was done to it.
+
+    Args:
+        weights: load those of `config.init`; not needed where a checkpoint follows.
+
+    Raises:
+        SrattnError: `init`, `freeze` or the adapters do not fit the model.
+    """
+    torch.manual_seed(seed_of(config.seed, _INITIAL_WEIGHTS))
+    model = make_model(config, len(classes))
+    notes: list[str] = []
+    if config.init is not None and weights:
+        notes += _load(model, config.init, classes, "edge" in config.model_options)
+    if config.freeze:
+        from srattn.engine.freeze import freeze
+
+        notes.append(f"frozen {', '.join(config.freeze)}: {freeze(model, config.freeze)}")
+    if config.lora_rank:
+        notes.append(_adapt(model, config))
+    return model, notes
+
+
+def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> list[str]:
+    """The weights of `source`; its head only if that answers in the same classes."""
+    from srattn.convert import load_checkpoint
+    from srattn.engine.open_model import open_model
+
+    found = open_model(source)
+    same = found.classes == classes
+    edge = model.edge
+    report = load_checkpoint(model, found.model.state_dict(), layout="srattn", head="load" if same else "keep")
+    model.set_norm_eps(**found.model.norm_eps)
+    model.set_edge(edge if own_edge else found.model.edge)
+    notes = [f"starts from {source}: {len(report.loaded)} tensors"]
+    notes += [f"{key} resized {how}" for key, how in report.resized.items()]
+    if not same:
+        notes.append(f"a new head for {len(classes)} classes: {source} answers in {len(found.classes)} others")
+    return notes
+
+
+def _adapt(model: Backbone, config: ResolvedConfig) -> str:
+    from srattn.engine.lora import add_lora
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
+    added = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{len(added) // 2} adapters of rank {config.lora_rank}: {trained:,} parameters are trained"
+
+
+def with_teacher(task: Task, config: ResolvedConfig, preprocess: Preprocess, classes: list[str]) -> Task:
+    """The task, whose loss follows `config.distill` too."""
+    if config.distill is None:
+        return task
+    from srattn.engine.distill import Distillation
+    from srattn.engine.open_model import open_model
+
+    return Distillation(
+        task,
+        open_model(config.distill),
+        config.distill_kind,
+        config.distill_temperature,
+        config.distill_weight,
+        preprocess=preprocess,
+        classes=classes,
+    )
+
+
+def without_adapters(model: Backbone) -> Backbone:
+    """The model with its adapters put into the weights, which gives the same answers and is saved like any other."""
+    from srattn.engine.lora import merge_lora
+
+    merge_lora(model)
+    return model

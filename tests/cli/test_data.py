@@ -1,0 +1,108 @@
+"""``srattn data check`` and ``srattn data preview``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srattn.cli.main import main
+from srattn.data.check import check
+
+
+def photo(path: Path, seed: int, quality: int | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
+    image.save(path, **({} if quality is None else {"quality": quality}))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six images a class for training, two for validation, all different."""
+    root = tmp_path / "photos"
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(6):
+            photo(root / "train" / name / f"{number}.png", 100 * label + number)
+        for number in range(2):
+            photo(root / "val" / name / f"{number}.png", 1000 + 100 * label + number)
+    return root
+
+
+def test_a_clean_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, picture = tmp_path / "report.json", tmp_path / "report.png"
+    code = main(["data", "check", str(photos), "--out", str(out), "--picture", str(picture)])
+    said = capsys.readouterr().out
+    assert code == 0 and "a run would take this data" in said and "16 images, 2 classes" in said
+    report = json.loads(out.read_text())
+    assert report["counts"] == {"train": {"cat": 6, "dog": 6}, "val": {"cat": 2, "dog": 2}}
+    assert report["sizes"] == [{"width": 48, "height": 40, "images": 16}]
+    assert report["duplicates"] == report["near"] == report["refused"] == []
+    with Image.open(picture) as opened:
+        assert opened.size[0] > 800
+    assert main(["data", "check", str(photos), "--out", str(out)]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert main(["data", "check", str(photos), "--out", str(out), "--overwrite"]) == 0
+
+
+def test_everything_that_can_be_wrong(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, val = photos / "train", photos / "val"
+    (val / "cat" / "copy.png").write_bytes((train / "cat" / "3.png").read_bytes())
+    photo(val / "dog" / "saved_again.jpg", 102, quality=80)
+    (train / "cat" / "again.png").write_bytes((train / "cat" / "0.png").read_bytes())
+    (train / "dog" / "wrong.png").write_bytes((train / "cat" / "1.png").read_bytes())
+    (train / "dog" / "half.png").write_bytes((train / "dog" / "0.png").read_bytes()[:200])
+    report = check(str(photos), workers=2)
+    assert report.duplicates == [("train", "train/cat/3.png", "val", "val/cat/copy.png")]
+    assert report.near == [("train", "train/dog/2.png", "val", "val/dog/saved_again.jpg")]
+    assert report.repeated == {"train": 2}
+    assert report.conflicts == [("train/cat/1.png", "cat", "train/dog/wrong.png", "dog")]
+    assert len(report.unreadable) == 1 and "half.png" in report.unreadable[0]
+    assert report.refused == ["1 unreadable image(s)"]
+    assert main(["data", "check", str(photos)]) == 1
+    said = capsys.readouterr().out
+    for words in ("the same picture in two parts: 1", "with two labels: 1", "refuse this: 1 unreadable"):
+        assert words in said
+    assert main(["data", "check", str(photos), "--on_bad_image", "skip"]) == 0
+
+
+def test_structures_that_a_run_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "train" / "eel").mkdir()
+    assert main(["data", "check", str(photos)]) == 1
+    assert "'eel'" in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    assert "neither digits nor an existing folder" in capsys.readouterr().err
+
+
+def test_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", "digits"]) == 0
+    assert "1,797 images, 10 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spec", ["crop,flip,jitter", "shift=2,rand=1x9,mixup,cutmix"])
+def test_preview(photos: Path, tmp_path: Path, spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "preview.png"
+    options = ["--size", "16", "--images", "3", "--draws", "2", "--out", str(out)]
+    assert main(["data", "preview", str(photos), "--augment", spec, *options]) == 0
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as opened:
+        assert opened.size[0] > 300
+    assert main(["data", "preview", str(photos), "--augment", spec, *options]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["preview", "digits"], "--out preview.png"),
+        (["preview", "digits", "--out", "a.txt"], "must end in .png"),
+        (["preview", "digits", "--out", "a.png", "--augment", "crp"], "did you mean 'crop'"),
+        (["preview", "digits", "--out", "a.png", "--images", "0"], "--images must be at least 1"),
+        (["chek", "digits"], "did you mean 'check'"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""A loss that is no number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from srattn.engine import TrainConfig, train
+from srattn.engine.checkpoint import Checkpoints, read_facts
+from srattn.engine.distributed import World
+from srattn.engine.guard import check_finite
+from srattn.engine.learner import Learner
+from srattn.errors import SrattnError
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The steps whose inputs are no numbers."""
+    steps: set[int] = set()
+    step = Learner.step
+
+    def poisoned(self: Learner, batch: Any, images: int, number: int, rate: float) -> Any:
+        if number in steps:
+            batch.inputs.mul_(float("nan"))
+        return step(self, batch, images, number, rate)
+
+    monkeypatch.setattr(Learner, "step", poisoned)
+    return steps
+
+
+def test_it_stops_the_run_and_keeps_the_batch(tiny: dict[str, Any], tmp_path: Path, poison: set[int]) -> None:
+    poison.add(8)
+    seen: list[int] = []
+    with pytest.raises(SrattnError, match=r"loss is nan in epoch 2, step 3: .*bad_batch\.safetensors; lower --lr"):
+        train(TrainConfig(**tiny, out=str(tmp_path / "run")), on_step=seen.append)
+    assert seen == list(range(1, 9))  # within the step
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", World(torch.device("cpu")))
+    assert read_facts(checkpoints.folder / checkpoints.names()[0])["position"]["epoch"] == 1
+    batch = load_file(tmp_path / "run" / "bad_batch.safetensors")
+    assert batch["inputs"].shape == (256, 1, 8, 8) and batch["inputs"].isnan().all()
+    assert batch["labels"].shape == batch["indices"].shape == (256,)
+    with safe_open(tmp_path / "run" / "bad_batch.safetensors", framework="pt") as file:
+        assert '"step": 3' in file.metadata()["srattn"] and "digits/" in file.metadata()["srattn"]
+
+
+def test_it_goes_back_and_leaves_the_batch_out(tiny: dict[str, Any], tmp_path: Path, poison: set[int]) -> None:
+    poison.update({3, 8})
+    seen: list[int] = []
+    options = tiny | {"on_nan": "rollback", "checkpoint_steps": 2}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")), on_step=seen.append)
+    assert result.result["steps_left_out"] == 2 and result.result["epochs"] == 2
+    assert seen == [1, 2, 3, 3, 5, 6, 7, 8, 10, 11, 12]  # back to 2 without the fourth, to 8 without the ninth
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
+    assert [record["step"] for record in result.history] == [6, 12]
+
+
+def test_a_step_that_is_looked_at_during_the_next(
+    tiny: dict[str, Any], tmp_path: Path, poison: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which is not waited for."""
+    at_once = train(TrainConfig(**tiny, out=str(tmp_path / "at_once")))
+    monkeypatch.setattr("srattn.engine.trainer._LOOKED_AT_LATER", ("cpu",))
+    options = tiny | {"checkpoint_steps": 2}
+    later = train(TrainConfig(**options, out=str(tmp_path / "later")))
+    times = ("images_per_second", "loader_share", "seconds")
+    histories = [[{k: v for k, v in r.items() if k not in times} for r in run.history] for run in (at_once, later)]
+    assert histories[0] == histories[1]
+    poison.add(8)
+    seen: list[int] = []
+    options |= {"on_nan": "rollback"}
+    result = train(TrainConfig(**options, out=str(tmp_path / "bad")), on_step=seen.append)
+    assert result.result["steps_left_out"] == 1
+    # The save that is due after 8 waits until 9 has been looked at, which is bad: back to 6, 8 again, and 9 left out.
+    assert seen == [*range(1, 10), 7, 8, 10, 11, 12]
+    poison.clear()
+    poison.add(11)  # the last of all
+    with pytest.raises(SrattnError, match="loss is nan in epoch 2, step 6"):
+        train(TrainConfig(**tiny, out=str(tmp_path / "stopped")), on_step=seen.append)
+
+
+def test_not_for_ever(tiny: dict[str, Any], tmp_path: Path, poison: set[int]) -> None:
+    poison.update(range(2, 99))
+    options = tiny | {"on_nan": "rollback", "max_rollbacks": 2}
+    with pytest.raises(SrattnError, match="step 5: training stopped after 2 rollbacks"):
+        train(TrainConfig(**options, out=str(tmp_path / "run")))
+
+
+def test_what_is_no_number() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert check_finite(1.0, 2.0, False) is None
+    assert check_finite(inf, 2.0, False) == ("loss", inf)
+    assert check_finite(nan, 2.0, True) is not None
+    assert check_finite(1.0, inf, False) == ("norm of the gradients", inf)
+    assert check_finite(1.0, inf, True) is None  # the scaler of fp16 leaves such a step out

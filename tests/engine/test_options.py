@@ -1,0 +1,167 @@
+"""What the options do to a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srattn.engine import TrainConfig, load_run, train
+from srattn.engine.learner import Learner
+
+ONE = {"epochs": 1}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of one epoch without anything."""
+    return train(TrainConfig(**tiny | ONE, out=str(tmp_path_factory.mktemp("plain") / "run")))
+
+
+def test_a_step_in_parts_is_the_same_step(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    parts = train(TrainConfig(**tiny | ONE, accumulate=3, out=str(tmp_path / "run")))
+    # Sums in another order: a few float32 roundings, grown over six updates.
+    assert parts.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=1e-5)
+    assert parts.history[0]["val_loss"] == pytest.approx(plain.history[0]["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_nearly_the_same(
+    tiny: dict[str, Any], plain: Any, tmp_path: Path, precision: str
+) -> None:
+    result = train(TrainConfig(**tiny | ONE, precision=precision, channels_last=True, out=str(tmp_path / "run")))  # type: ignore[arg-type]
+    # bf16 has 8 bits: a logit of about 1 is off by 2^-8 at most, so is the loss.
+    assert result.history[0]["val_loss"] == pytest.approx(plain.history[0]["val_loss"], abs=2**-7)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(result.folder).values())
+    assert result.result["precision"] == precision
+
+
+def test_it_is_compiled_if_asked(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    train(TrainConfig(**tiny | ONE, compile=True, out=str(tmp_path / "run")))
+    assert len(compiled) == 1
+
+
+def test_patience_and_the_best_weights(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Learner.step
+
+    def worse(self: Learner, batch: Any, images: int, number: int, rate: float) -> Any:
+        # From the second epoch on it learns the wrong classes.
+        if number >= 6:
+            batch.labels.add_(5).remainder_(10)
+        return step(self, batch, images, number, rate)
+
+    monkeypatch.setattr(Learner, "step", worse)
+    options = tiny | {"epochs": 9, "lr": 1e-2, "patience": 2, "keep": "best", "keep_checkpoints": 1, "ema_decay": 0.5}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")))
+    accuracies = [record["val_accuracy"] for record in result.history]
+    best = accuracies.index(max(accuracies))
+    assert len(accuracies) == best + 3 < 9
+    assert result.result["ended"] == "patience" and result.result["best_epoch"] == best + 1
+    assert result.result["accuracy"] == accuracies[best] > accuracies[-1]
+    again = train(TrainConfig(resume=str(result.folder)))  # it stays ended
+    assert again.result["accuracy"] == accuracies[best] and len(again.history) == len(accuracies)
+
+
+def test_the_time_is_up(tiny: dict[str, Any], tmp_path: Path) -> None:
+    steps: list[int] = []
+    result = train(TrainConfig(**tiny, max_minutes=1e-9, out=str(tmp_path / "run")), on_step=steps.append)
+    assert steps == [1]
+    assert result.result["ended"] == "max_minutes" and result.result["epochs"] == 1
+    assert math.isfinite(result.result["accuracy"]) and (tmp_path / "run" / "model.safetensors").is_file()
+    train(TrainConfig(resume=str(tmp_path / "run")), on_step=steps.append)
+    assert steps == [1]
+
+
+def test_measured_at_another_size(tiny: dict[str, Any], tmp_path: Path) -> None:
+    result = train(TrainConfig(**tiny | ONE, eval_size=16, out=str(tmp_path / "run")))
+    loader = result.loader
+    assert next(loader.train(0)).inputs.shape[-2:] == (8, 8)
+    assert next(loader.val()).inputs.shape[-2:] == (16, 16)
+    assert load_run(result.folder).preprocess.size == (16, 16)
+    assert result.result["image_size"] == 16
+
+
+def test_weights_to_start_from(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Listener:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda text: notes.append(text)) if name == "note" else (lambda *_: None)
+
+    options = tiny | ONE | {"init": str(plain.folder), "lr": 1e-12, "min_lr": 0.0, "weight_decay": 0.0}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")), Listener())  # type: ignore[arg-type]
+    assert result.result["accuracy"] == plain.result["accuracy"]
+    assert any(note.startswith(f"starts from {plain.folder}") for note in notes)
+
+
+def test_a_new_head_for_other_classes(tiny: dict[str, Any], plain: Any) -> None:
+    from srattn.engine.defaults import resolve
+    from srattn.engine.start import prepare_model
+
+    config = resolve(TrainConfig(**tiny, init=str(plain.folder)))
+    fresh, _ = prepare_model(config, ["a", "b"], weights=False)
+    model, notes = prepare_model(config, ["a", "b"])
+    expected = plain.model.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (fresh.state_dict() if name.startswith("head.") else expected)[name]), name
+    assert any("a new head for 2 classes" in note for note in notes)
+
+
+def test_frozen_parts_stay(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    options = tiny | ONE | {"init": str(plain.folder), "freeze": ["stages.0", "stages.1"]}
+    result = train(TrainConfig(**options, ema_decay=0.9, out=str(tmp_path / "run")))
+    before, after = weights(plain.folder), weights(result.folder)
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    frozen = {name for name in before if name.startswith(("stages.0.", "stages.1."))}
+    assert not changed & frozen
+    assert changed > {name for name in before if ".mlp." in name or name.startswith("head.")} - frozen
+
+
+def test_adapters(tiny: dict[str, Any], plain: Any, launch: Any, tmp_path: Path) -> None:
+    options = tiny | ONE | {"init": str(plain.folder), "lora_rank": 2, "ema_decay": 0.5, "lr": 1e-2}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")))
+    before, after = weights(plain.folder), weights(result.folder)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = {name.split(".attn.")[-1] for name in changed}
+    assert parts == {"q.weight", "v.weight", "head.weight", "head.bias"}
+    adapters = load_file(tmp_path / "run" / "lora.safetensors")
+    assert {name.rpartition(".")[2] for name in adapters} == {"a", "b", "alpha"}
+    # The saved file is a plain model that gives the measured answers.
+    run = load_run(tmp_path / "run")
+    batch = next(result.loader.val())
+    with torch.no_grad():
+        assert torch.allclose(run.model(batch.inputs).softmax(1), result.evaluation.answers[: len(batch.labels)])
+    # Killed and resumed it is the same, adapters and all; divided over two processes it is nearly so.
+    folder = tmp_path / "resumed"
+    given = options | {"out": str(folder), "checkpoint_steps": 2}
+    (ended,) = launch(1, options=given, do={"kill": [0, 5]})
+    assert ended.code == -9, ended.text
+    train(TrainConfig(resume=str(folder)))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(folder).items())
+    ended = launch(2, options=options | {"out": str(tmp_path / "two"), "distributed": "fsdp"})
+    assert [process.code for process in ended] == [0, 0], ended[0].text
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["loss"] == pytest.approx(result.result["loss"], rel=1e-5)
+    assert all(torch.allclose(tensor, after[name], atol=1e-4) for name, tensor in weights(tmp_path / "two").items())
+
+
+def test_a_teacher(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    options = tiny | ONE | {"distill": str(plain.folder), "distill_weight": 1.0, "distill_temperature": 1.0}
+    result = train(TrainConfig(**options | {"epochs": 2, "lr": 1e-2}, out=str(tmp_path / "run")))
+    teacher, batch = load_run(plain.folder).model, next(result.loader.val())
+    with torch.no_grad():
+        wanted = teacher(batch.inputs).softmax(1)
+    found = result.evaluation.answers[: len(wanted)]
+    # It has learnt the teacher's answers, and not only the classes.
+    assert (found - wanted).abs().mean() < (1 / 10 - wanted).abs().mean()
