@@ -69,7 +69,12 @@ def _kernels() -> dict[str, Any]:
 
     if (reason := native.why_not()) is not None:
         return {"available": False, "reason": reason}
-    return {"available": True, "lanes": native.lanes(), "cache_bytes": cache_bytes()}
+    return {
+        "available": True,
+        "lanes": native.lanes(),
+        "cache_bytes": cache_bytes(),
+        "bfloat16": native.why_not("bfloat16") or "yes",
+    }
 
 
 def _cuda() -> dict[str, Any]:

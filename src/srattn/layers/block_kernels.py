@@ -10,7 +10,7 @@ from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.feed_forward import ConvMlp, Mlp
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.ops import native
-from srattn.ops.native import AttentionKernel, FeedForwardKernel, Linear, NormWeights, PatchKernel
+from srattn.ops.native import AttentionKernel, FeedForwardKernel, Linear, NormWeights, Operand, PatchKernel
 
 if TYPE_CHECKING:
     from srattn.layers.block import Block
@@ -36,14 +36,14 @@ class BlockKernels:
         return self.mlp.run_in_place(y.float().contiguous()).to(dtype)
 
 
-def lay_out_block(block: Block) -> BlockKernels | None:
+def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
     """None where neither half is of a form that the kernels know."""
-    attention = _lay_out_attention(block) if knows_attention(block) else None
-    mlp = _lay_out_mlp(block) if knows_mlp(block) else None
+    attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
+    mlp = _lay_out_mlp(block, operand) if knows_mlp(block, operand) else None
     return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
 
 
-def knows_attention(block: Block) -> bool:
+def knows_attention(block: Block, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters."""
     attn = block.attn
     if type(attn) is not SpatialReductionAttention or not _is_known(block.norm1):
@@ -51,6 +51,9 @@ def knows_attention(block: Block) -> bool:
     if attn.position_bias is not None or attn.value_reduction is not None or attn.key_dim != attn.dim:
         return False
     if any(type(m) is not nn.Linear for m in (attn.q, attn.k, attn.v, attn.proj)):
+        return False
+    heads = attn.num_heads
+    if not native.takes_pairs(operand, attn.dim, attn.dim // heads, attn.q.out_features // heads):
         return False
     reduction = attn.reduction
     if type(reduction) is Reduction:
@@ -60,7 +63,7 @@ def knows_attention(block: Block) -> bool:
     return type(reduction.proj) is nn.Linear and _is_known(reduction.norm)
 
 
-def knows_mlp(block: Block) -> bool:
+def knows_mlp(block: Block, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the feed-forward half."""
     mlp = block.mlp
     if type(mlp) not in (ConvMlp, Mlp) or not _is_known(block.norm2):
@@ -68,6 +71,8 @@ def knows_mlp(block: Block) -> bool:
     if type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
         return False
     if mlp.fc1.out_features % native.lanes() or mlp.fc2.out_features != mlp.fc1.in_features:
+        return False
+    if not native.takes_pairs(operand, mlp.fc1.in_features):
         return False
     return type(mlp) is Mlp or type(mlp.dwconv) is nn.Conv2d
 
@@ -92,22 +97,23 @@ def _linear(module: nn.Module) -> Linear:
     return Linear(module.weight, module.bias)
 
 
-def _lay_out_mlp(block: Block) -> FeedForwardKernel:
+def _lay_out_mlp(block: Block, operand: Operand) -> FeedForwardKernel:
     mlp = block.mlp
     assert isinstance(mlp, ConvMlp | Mlp)
     taps = None if mlp.dwconv is None else Linear(mlp.dwconv.weight, mlp.dwconv.bias)
-    return FeedForwardKernel(_norm(block.norm2), _linear(mlp.fc1), _linear(mlp.fc2), taps, mlp.extra_relu)
+    return FeedForwardKernel(_norm(block.norm2), _linear(mlp.fc1), _linear(mlp.fc2), taps, mlp.extra_relu, operand)
 
 
-def _lay_out_attention(block: Block) -> AttentionKernel:
+def _lay_out_attention(block: Block, operand: Operand) -> AttentionKernel:
     norm, attn = _norm(block.norm1), block.attn
     assert isinstance(attn, SpatialReductionAttention)
     reduction, kernel, cells = attn.reduction, None, None
     if isinstance(reduction, StridedReduction):
         weight = reduction.proj.weight.unflatten(1, (*reduction.ratio, attn.dim)).permute(0, 3, 1, 2)
-        kernel = PatchKernel(weight, reduction.proj.bias, reduction.ratio, (0, 0), _norm(reduction.norm), norm)
+        after = _norm(reduction.norm)
+        kernel = PatchKernel(weight, reduction.proj.bias, reduction.ratio, (0, 0), after, norm, operand)
     elif isinstance(reduction, PooledReduction):
         cells, weight = reduction.cells, reduction.proj.weight[:, :, None, None]
-        kernel = PatchKernel(weight, reduction.proj.bias, (1, 1), (0, 0), _norm(reduction.norm))
+        kernel = PatchKernel(weight, reduction.proj.bias, (1, 1), (0, 0), _norm(reduction.norm), None, operand)
     q, k, v, out = map(_linear, (attn.q, attn.k, attn.v, attn.proj))
-    return AttentionKernel(norm, attn.num_heads, attn.scale, q, k, v, out, kernel, cells)
+    return AttentionKernel(norm, attn.num_heads, attn.scale, q, k, v, out, kernel, cells, operand)

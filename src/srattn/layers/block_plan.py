@@ -12,7 +12,7 @@ from srattn.layers.attention import HeadsPlan, SpatialReductionAttention
 from srattn.layers.block import Block
 from srattn.layers.block_kernels import knows_attention, knows_mlp
 from srattn.layers.feed_forward import FeedForward
-from srattn.layers.native import DTYPES, has_half_units
+from srattn.layers.native import operand_of
 from srattn.ops import native
 from srattn.ops.feed_forward import words
 from srattn.ops.plan import forced
@@ -45,16 +45,18 @@ def plan_block(
     dtype = block.norm1.weight.dtype
     device = "cpu" if device == "meta" else device
     against = _reason_against(device, dtype, training)
+    operand = operand_of(dtype) or "float32"
     attention = None
-    if against is None and knows_attention(block):
+    if against is None and knows_attention(block, operand):
         attention = _plan_attention(block, tokens, batch, parts[0].keys)
     if not isinstance(block.mlp, FeedForward):
         return BlockPlan(attention, "")
-    if against is None and knows_mlp(block):
+    if against is None and knows_mlp(block, operand):
         hidden, dim = block.mlp.fc1.weight.shape
         rows, channels = native.feed_forward_cut(dim, hidden, block.mlp.dwconv is not None, height, width)
         size = f"{rows} rows of the map and {channels} of {hidden} hidden channels"
-        return BlockPlan(attention, f"kernel: {size} are in the cache at a time")
+        products = "" if operand == "float32" else f", products of {operand}"
+        return BlockPlan(attention, f"kernel: {size} are in the cache at a time{products}")
     if training:
         choice = block.mlp.plan_for(height, width, batch, device=device, dtype=dtype)
         return BlockPlan(attention, words(choice, height))
@@ -67,7 +69,7 @@ def _reason_against(device: str, dtype: torch.dtype, training: bool) -> str | No
         return "gradients are recorded"
     if device != "cpu":
         return f"the compiled kernels are for CPUs, not for {device}"
-    if dtype not in DTYPES or (dtype != torch.float32 and has_half_units()):
+    if operand_of(dtype) is None:
         return f"{dtype} is computed by torch"
     if forced() is not None:
         return "a path is forced by force_path"

@@ -4,11 +4,14 @@ A block or an embedding in eval mode on a CPU takes the kernels by itself where 
 copy of the weights in a layout of their own. It is made at the first call, and made anew as soon as a parameter is
 another one or has changed: every call compares the address and the version counter of each. (Changes through `.data`
 are not counted by torch; `forget` is for those.)
+
+Matrix products read float32; in bfloat16, of the model or of autocast, they read bfloat16 where the processor has
+AVX-512 instructions for it. Processors that multiply half precision in units of their own (AMX, AVX-512 FP16) are left
+to torch, which uses them.
 """
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from srattn.ops import native
+from srattn.ops.native import Operand
 from srattn.ops.plan import forced
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +38,7 @@ class _Prepared:
         self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
         self.state: list[tuple[int, int]] | None = None
         self.dtypes: set[torch.dtype] = set()
-        self.layout: Any = None
+        self.layouts: dict[Operand, Any] = {}
 
     def is_changed(self) -> bool:
         """Whether a module inside has been replaced."""
@@ -59,9 +63,10 @@ def forget(model: nn.Module) -> None:
         _prepared.pop(module, None)
 
 
-def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any], Layout | None]) -> Layout | None:
+def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any, Operand], Layout | None]) -> Layout | None:
     """The weights of `module` as `make` lays them out for the kernels; None where x or the module speaks against it."""
-    if reason_against(x) is not None:
+    operand = operand_for(x)
+    if operand is None or reason_against(x) is not None:
         return None
     entry = _prepared.get(module)
     if entry is None or entry.is_changed():
@@ -73,12 +78,33 @@ def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any], Layout | None]
     except RuntimeError:  # an inference tensor counts no versions
         return None
     if state != entry.state:
-        entry.layout = make(module)
+        entry.layouts.clear()
         entry.state = state
         entry.dtypes = {p.dtype for p in module.parameters()}
     if entry.dtypes != {x.dtype} and not (entry.dtypes == {torch.float32} and torch.is_autocast_enabled("cpu")):
         return None
-    return entry.layout
+    if operand not in entry.layouts:
+        entry.layouts[operand] = make(module, operand)
+    return entry.layouts[operand]
+
+
+def operand_for(x: Tensor) -> Operand | None:
+    """What the products read for this tensor here and now; None where they are torch's."""
+    if x.dtype in DTYPES and torch.is_autocast_enabled("cpu"):
+        return operand_of(torch.get_autocast_dtype("cpu"))
+    return operand_of(x.dtype)
+
+
+def operand_of(dtype: torch.dtype) -> Operand | None:
+    """What the products read for maps of this type, or under autocast to it; None where they are torch's."""
+    flags = native.processor_flags()
+    if dtype == torch.bfloat16:
+        if "amx_bf16" in flags:
+            return None
+        return "bfloat16" if "avx512_bf16" in flags and native.available("bfloat16") else "float32"
+    if dtype == torch.float16:
+        return None if {"avx512_fp16", "amx_fp16"} & flags else "float32"
+    return "float32" if dtype == torch.float32 else None
 
 
 def reason_against(x: Tensor) -> str | None:
@@ -89,10 +115,8 @@ def reason_against(x: Tensor) -> str | None:
         return "gradients are recorded: call within torch.inference_mode() or torch.no_grad()"
     if x.device.type != "cpu":
         return f"the kernels are for CPUs, the tensor is on {x.device.type}"
-    if x.dtype not in DTYPES:
-        return f"{x.dtype} is computed by torch"
-    if x.dtype != torch.float32 and has_half_units():
-        return f"this processor has instructions for {x.dtype}, which torch uses"
+    if operand_for(x) is None:
+        return f"{x.dtype} is computed by torch" + (", in units of this processor" if x.dtype in DTYPES else "")
     if forced() is not None:
         return "a path is forced by force_path"
     if type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
@@ -104,14 +128,3 @@ def reason_against(x: Tensor) -> str | None:
     if not x.numel():
         return "the tensor is empty"
     return native.why_not()
-
-
-@functools.lru_cache(maxsize=1)
-def has_half_units() -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags

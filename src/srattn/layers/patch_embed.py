@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers import native
-from srattn.ops.native import NormWeights, PatchKernel
+from srattn.ops.native import NormWeights, Operand, PatchKernel
 from srattn.ops.reduce import reduced_size
 
 
@@ -98,7 +98,7 @@ class OverlapPatchEmbed(Embedding):
         return -(-height // self.stride), -(-width // self.stride)
 
 
-def _lay_out(embed: PatchEmbed | OverlapPatchEmbed) -> PatchKernel | None:
+def _lay_out(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> PatchKernel | None:
     """The embedding for the compiled kernels; None where its parts are of another form."""
     proj, norm = embed.proj, embed.norm
     if type(proj) is not nn.Conv2d or proj.groups != 1 or type(norm) not in (nn.LayerNorm, nn.Identity):
@@ -106,4 +106,5 @@ def _lay_out(embed: PatchEmbed | OverlapPatchEmbed) -> PatchKernel | None:
     after = NormWeights(norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else None
     stride, padding = proj.stride, proj.padding
     assert isinstance(padding, tuple)
-    return PatchKernel(proj.weight, proj.bias, (stride[0], stride[1]), (padding[0], padding[1]), after)
+    place = (stride[0], stride[1]), (padding[0], padding[1])
+    return PatchKernel(proj.weight, proj.bias, *place, after, operand=operand)

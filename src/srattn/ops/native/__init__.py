@@ -1,5 +1,7 @@
-"""Kernels for CPUs, written in C++ and compiled for the machine at first use: inference alone, float32 inside."""
+"""Kernels for CPUs, written in C++ and compiled for the machine at first use: float32, or bfloat16 in the products."""
 
+from srattn.ops.native.build import Operand as Operand
+from srattn.ops.native.build import processor_flags as processor_flags
 from srattn.ops.native.calls import AttentionKernel as AttentionKernel
 from srattn.ops.native.calls import FeedForwardKernel as FeedForwardKernel
 from srattn.ops.native.calls import Linear as Linear
@@ -8,5 +10,6 @@ from srattn.ops.native.calls import PatchKernel as PatchKernel
 from srattn.ops.native.calls import attention_macs as attention_macs
 from srattn.ops.native.calls import feed_forward_cut as feed_forward_cut
 from srattn.ops.native.calls import lanes as lanes
+from srattn.ops.native.calls import takes_pairs as takes_pairs
 from srattn.ops.native.library import available as available
 from srattn.ops.native.library import why_not as why_not

@@ -8,6 +8,7 @@ the compiler, its flags and the processor: a change of any makes a new one. Wher
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -16,11 +17,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from srattn.files import atomic_path
 
+Operand = Literal["float32", "bfloat16"]
+"""What the matrix products read; their sums, and all else, are float32."""
+
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
+DEFINES: dict[Operand, list[str]] = {"float32": [], "bfloat16": ["-DSRATTN_BF16"]}
 LIMIT = 300
 """Seconds that a compiler may take."""
 
@@ -40,22 +46,33 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "srattn"
 
 
-def library_path() -> Path:
-    """The library for this machine, compiled if need be.
+def library_path(operand: Operand = "float32") -> Path:
+    """The library for this machine and these operands, compiled if need be.
 
     Raises:
-        Unavailable: switched off, an operating system that is not supported, no compiler, or one that fails.
+        Unavailable: switched off, an operating system that is not supported, no compiler, or one that fails; a
+            processor without instructions for the operands.
     """
     if os.environ.get("SRATTN_NATIVE", "1") == "0":
         raise Unavailable("switched off by SRATTN_NATIVE=0")
     if os.name != "posix":
         raise Unavailable(f"no kernels for {platform.system()} yet")
+    if operand == "bfloat16" and "avx512_bf16" not in processor_flags():
+        raise Unavailable("this processor has no AVX-512 instructions for bfloat16")
     compiler = _compiler()
+    flags = [*FLAGS, *DEFINES[operand]]
     folder = _private(cache_folder())
-    path = folder / f"kernels-{_fingerprint(compiler)}.so"
+    path = folder / f"kernels-{_fingerprint(compiler, flags)}.so"
     if not path.exists():
-        _compile(compiler, path)
+        _compile(compiler, flags, path)
     return path
+
+
+@functools.lru_cache(maxsize=1)
+def processor_flags() -> frozenset[str]:
+    """What Linux says that the processor can do, such as "avx512_bf16"; empty elsewhere."""
+    line = next((line for line in _cpuinfo() if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.split())
 
 
 def share_threads() -> None:
@@ -87,30 +104,34 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, flags: list[str]) -> str:
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in (".h", ".cpp"):
             digest.update(source.name.encode() + source.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=LIMIT, check=False).stdout
-    digest.update(version + repr([compiler, *FLAGS]).encode() + _processor())
+    digest.update(version + repr([compiler, *flags]).encode() + _processor())
     return digest.hexdigest()[:20]
 
 
 def _processor() -> bytes:
+    lines = sorted({line for line in _cpuinfo() if line.startswith(("flags", "Features", "model name"))})
+    return "\n".join(lines or [platform.machine(), platform.processor()]).encode()
+
+
+def _cpuinfo() -> list[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}".encode()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})).encode()
+        return []
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, flags: list[str], path: Path) -> None:
     # OpenMP's functions stay undefined in the library: they are torch's, see `share_threads`.
     with tempfile.TemporaryDirectory(prefix="srattn-") as aside, atomic_path(path, overwrite=True) as library:
         unit = Path(aside) / "srattn.o"
         steps = [
-            [compiler, *FLAGS, "-c", str(SOURCES / "srattn.cpp"), "-o", str(unit)],
+            [compiler, *flags, "-c", str(SOURCES / "srattn.cpp"), "-o", str(unit)],
             [compiler, "-shared", str(unit), "-o", str(library)],
         ]
         for step in steps:

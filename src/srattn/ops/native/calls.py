@@ -1,18 +1,22 @@
 """The kernels on tensors: what each computes, from weights as torch stores them.
 
 `AttentionKernel`, `FeedForwardKernel` and `PatchKernel` lay the weights out once and are then called on channels-last
-tokens. They are inference alone: no gradient flows.
+tokens. They are inference alone: no gradient flows. With `operand="bfloat16"` the matrix products read bfloat16; sums,
+norms, softmax and all tensors that go in and out stay float32. Dimensions are then even.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from srattn.errors import SrattnError
+from srattn.ops.native.build import Operand
 from srattn.ops.native.library import (
     Attention,
     FeedForward,
@@ -62,10 +66,15 @@ class PatchKernel:
         padding: tuple[int, int],
         after: NormWeights | None,
         before: NormWeights | None = None,
+        operand: Operand = "float32",
     ) -> None:
         out, channels, kernel_h, kernel_w = weight.shape
+        self.library = library(operand)
         self.held = Held(Patch(channels, out, kernel_h, kernel_w, *stride, *padding))
-        self.held.put("weight", panels(weight.permute(0, 2, 3, 1).reshape(out, -1)))
+        rows = weight.permute(0, 2, 3, 1).reshape(out, kernel_h, kernel_w * channels)
+        if rows.shape[2] % self.library.srattn_pair():
+            rows = F.pad(rows, (0, 1))
+        self.held.put("weight", panels(rows.flatten(1), operand))
         self.held.put("bias", padded(bias))
         put_norm(self.held, "before", before)
         put_norm(self.held, "after", after)
@@ -79,7 +88,7 @@ class PatchKernel:
         steps = (ctypes.c_long * 4)(*images.stride())
         patch, threads = self.held.structure, torch.get_num_threads()
         _check(
-            library().srattn_patches(
+            self.library.srattn_patches(
                 patch, images.data_ptr(), steps, batch, height, width, out.data_ptr(), *size, threads
             )
         )
@@ -94,24 +103,31 @@ class FeedForwardKernel:
     """
 
     def __init__(
-        self, norm: NormWeights, fc1: Linear, fc2: Linear, taps: Linear | None = None, relu: bool = False
+        self,
+        norm: NormWeights,
+        fc1: Linear,
+        fc2: Linear,
+        taps: Linear | None = None,
+        relu: bool = False,
+        operand: Operand = "float32",
     ) -> None:
         hidden, dim = fc1.weight.shape
+        self.library = library(operand)
         self.held = Held(FeedForward(dim, hidden, taps is not None, relu))
         put_norm(self.held, "norm", norm)
-        self.held.put("fc1", panels(fc1.weight))
+        self.held.put("fc1", panels(fc1.weight, operand))
         self.held.put("fc1_bias", padded(zeros(fc1)))
         if taps is not None:
             self.held.put("taps", plain(taps.weight.flatten(1).T))
             self.held.put("taps_bias", plain(zeros(taps)))
-        self.held.put("fc2", panels(fc2.weight))
+        self.held.put("fc2", panels(fc2.weight, operand))
         self.held.put("fc2_bias", padded(fc2.bias))
 
     def run_in_place(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim), contiguous float32; overwritten and returned."""
         batch, height, width, _ = x.shape
         _check(
-            library().srattn_feed_forward(
+            self.library.srattn_feed_forward(
                 self.held.structure, x.data_ptr(), batch, height, width, cache_bytes(), torch.get_num_threads()
             )
         )
@@ -137,8 +153,10 @@ class AttentionKernel:
         out: Linear,
         reduction: PatchKernel | None = None,
         cells: tuple[int, int] | None = None,
+        operand: Operand = "float32",
     ) -> None:
         width, dim = query.weight.shape
+        self.library = library(operand)
         self.dim, self.heads, self.width = dim, heads, width
         strided = reduction is not None and cells is None
         self.held = Held(Attention(dim, heads, width, *(cells or (0, 0)), strided))
@@ -148,23 +166,23 @@ class AttentionKernel:
             self.held.structure.patch = reduction.held.structure
             self.held.tensors += reduction.held.tensors
         d, dv = width // heads, dim // heads
-        self.held.put("key", _heads(key.weight, d))
+        self.held.put("key", _joined(key.weight.split(d), operand))
         self.held.put("key_bias", _heads_bias(key.bias, d))
-        self.held.put("value", _heads(value.weight, dv))
+        self.held.put("value", _joined(value.weight.split(dv), operand))
         self.held.put("value_bias", _heads_bias(value.bias, dv))
-        self.held.put("query", panels(query.weight))
+        self.held.put("query", panels(query.weight, operand))
         self.held.put("query_bias", padded(query.bias))
-        self.held.put("out", panels(out.weight))
+        self.held.put("out", panels(out.weight, operand))
         self.held.put("out_bias", padded(out.bias))
-        self.held.put("query_heads", torch.cat([panels(w.T) for w in query.weight.split(d)]))
-        self.held.put("out_heads", torch.cat([panels(w) for w in out.weight.split(dv, 1)]))
+        self.held.put("query_heads", _joined([w.T for w in query.weight.split(d)], operand))
+        self.held.put("out_heads", _joined(out.weight.split(dv, 1), operand))
 
     def __call__(self, x: Tensor, keys: tuple[int, int]) -> Tensor:
         """x (B, H, W, dim), contiguous float32, to a tensor of the same shape; `keys` is the grid of the keys."""
         batch, height, width, _ = x.shape
         out = torch.empty_like(x)
         absorbed, projected = attention_macs(height * width, keys[0] * keys[1], self.dim, self.heads, self.width)
-        attend, sizes, form = library().srattn_attend, (batch, height, width, *keys), absorbed < projected
+        attend, sizes, form = self.library.srattn_attend, (batch, height, width, *keys), absorbed < projected
         _check(attend(self.held.structure, x.data_ptr(), out.data_ptr(), *sizes, form, torch.get_num_threads()))
         return out
 
@@ -188,6 +206,11 @@ def feed_forward_cut(dim: int, hidden: int, convolution: bool, height: int, widt
     return rows.value, chunk.value
 
 
+def takes_pairs(operand: Operand, *sizes: int) -> bool:
+    """Whether depths of these sizes suit the operands, which the products may read two at a time."""
+    return not any(size % library(operand).srattn_pair() for size in sizes)
+
+
 def lanes() -> int:
     """Numbers in a vector of the compiled kernels."""
     return library().srattn_lanes()
@@ -198,9 +221,9 @@ def zeros(linear: Linear) -> Tensor:
     return torch.zeros(linear.weight.shape[0]) if linear.bias is None else linear.bias
 
 
-def _heads(weight: Tensor, columns: int) -> Tensor:
+def _joined(weights: Sequence[Tensor], operand: Operand) -> Tensor:
     """Panels of each head, one after the other."""
-    return torch.cat([panels(part) for part in weight.split(columns)])
+    return torch.cat([panels(weight, operand) for weight in weights])
 
 
 def _heads_bias(bias: Tensor | None, columns: int) -> Tensor | None:

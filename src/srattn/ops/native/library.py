@@ -1,7 +1,8 @@
 """The compiled kernels as Python sees them: their structures, and weights laid out for them.
 
-Everything is float32 on a CPU. The structures hold addresses alone, so whoever makes one keeps the tensors (`Panels`
-and `Held` do). The kernels themselves, with their comments, are in `kernels/`.
+Everything is float32 on a CPU, but for what the matrix products read: there is one library for float32 operands and
+one for bfloat16. The structures hold addresses alone, so whoever makes one keeps the tensors (`Held` does). The kernels
+themselves, with their comments, are in `kernels/`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srattn.ops.native.build import Unavailable, library_path, share_threads
+from srattn.ops.native.build import Operand, Unavailable, library_path, share_threads
 
 
 class Norm(ctypes.Structure):
@@ -47,26 +48,22 @@ class Attention(ctypes.Structure):
         ("patch", Patch),
         ("norm", Norm),
         ("scale", c_float),
-        *(
-            (name, c_void_p)
-            for name in ["key", "key_bias", "value", "value_bias", "query", "query_bias", "out", "out_bias"]
-        ),
-        *((name, c_void_p) for name in ["query_heads", "out_heads"]),
+        *((name, c_void_p) for name in ["key", "value", "query", "out", "query_heads", "out_heads"]),
+        *((name, c_void_p) for name in ["key_bias", "value_bias", "query_bias", "out_bias"]),
     ]
 
 
-_unavailable: str | None = None
+_unavailable: dict[Operand, str] = {}
 
 
-@functools.lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | None:
-    global _unavailable
+@functools.cache
+def _load(operand: Operand) -> ctypes.CDLL | None:
     try:
-        path = library_path()
+        path = library_path(operand)
         share_threads()
         library = ctypes.CDLL(str(path))
     except (Unavailable, OSError) as error:
-        _unavailable = str(error)
+        _unavailable[operand] = str(error)
         return None
     longs = [c_long] * 3
     library.srattn_packed.restype = library.srattn_sizes.restype = library.srattn_cache.restype = c_long
@@ -88,25 +85,25 @@ def _load() -> ctypes.CDLL | None:
     library.srattn_attend.argtypes = [POINTER(Attention), c_void_p, c_void_p, *longs, c_long, c_long, c_int, c_int]
     for which, structure in enumerate((Patch, FeedForward, Attention)):
         if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment
-            _unavailable = f"the compiled structure of {structure.__name__} differs from Python's"
+            _unavailable[operand] = f"the compiled structure of {structure.__name__} differs from Python's"
             return None
     return library
 
 
-def available() -> bool:
+def available(operand: Operand = "float32") -> bool:
     """Whether the kernels can run here; compiles them if that has not been tried in this process."""
-    return _load() is not None
+    return _load(operand) is not None
 
 
-def why_not() -> str | None:
+def why_not(operand: Operand = "float32") -> str | None:
     """Why the kernels cannot run here, in words; None where they can."""
-    _load()
-    return _unavailable
+    _load(operand)
+    return _unavailable.get(operand)
 
 
-def library() -> ctypes.CDLL:
+def library(operand: Operand = "float32") -> ctypes.CDLL:
     """The library; only where `available`."""
-    found = _load()
+    found = _load(operand)
     assert found is not None
     return found
 
@@ -154,10 +151,11 @@ def padded(bias: Tensor | None) -> Tensor | None:
     return out
 
 
-def panels(weight: Tensor) -> Tensor:
+def panels(weight: Tensor, operand: Operand = "float32") -> Tensor:
     """A matrix (columns of the result, depth), as torch stores linear maps, in panels for the kernels."""
-    weight = plain(weight)
+    weight, found = plain(weight), library(operand)
     columns, depth = weight.shape
-    out = torch.empty(library().srattn_packed(columns) * depth)
-    library().srattn_pack(weight.data_ptr(), columns, depth, depth, 1, out.data_ptr())
+    pair = found.srattn_pair()
+    out = torch.empty(found.srattn_packed(columns) * (depth + depth % pair), dtype=getattr(torch, operand))
+    found.srattn_pack(weight.data_ptr(), columns, depth, depth, 1, out.data_ptr())
     return out

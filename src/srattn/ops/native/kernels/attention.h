@@ -12,12 +12,11 @@ struct Attention {
   Patch patch;                   // strided: the reduction; pooled: its projection
   Norm norm;
   float scale;
-  const float *key, *key_bias;      // heads x panels (width / heads columns, depth dim)
-  const float *value, *value_bias;  // heads x panels (dim / heads columns, depth dim)
-  const float *query, *query_bias;  // panels (width columns, depth dim), for `projected`
-  const float *out, *out_bias;      // panels (dim columns, depth dim), for `projected`
-  const float *query_heads;         // heads x panels (dim columns, depth width / heads), for `absorbed`
-  const float *out_heads;           // heads x panels (dim columns, depth dim / heads), for `absorbed`
+  const Operand *key, *value;         // heads x panels (columns of a head, depth dim)
+  const Operand *query, *out;         // panels (width or dim columns, depth dim), for `projected`
+  const Operand* query_heads;         // heads x panels (dim columns, depth width / heads), for `absorbed`
+  const Operand* out_heads;           // heads x panels (dim columns, depth dim / heads), for `absorbed`
+  const float *key_bias, *value_bias, *query_bias, *out_bias;
 };
 
 // Mean of norm(x) over the cells of row `cell` of a fixed grid, (cells_w, dim).
@@ -55,13 +54,15 @@ static void reduce(const Attention& a, const float* x, long batch, long height, 
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
     for (long b = 0; b < batch; ++b)
       for (long cell = 0; cell < keys_h; ++cell) {
-        float *rows = worker.take(keys_w * a.dim), *to = z + (b * keys + cell * keys_w) * a.dim;
-        std::memcpy(rows, to, 4 * keys_w * a.dim);
+        Pieces pieces(worker.take(room({keys_w * a.dim, keys_w * a.dim})));
+        float *copy = pieces.take<float>(keys_w * a.dim), *to = z + (b * keys + cell * keys_w) * a.dim;
+        std::memcpy(copy, to, 4 * keys_w * a.dim);
+        const Operand* rows = narrowed(copy, keys_w * a.dim, pieces.take<Operand>(keys_w * a.dim));
         Tail tail;
         tail.bias = a.patch.bias;
         gemm(keys_w, a.dim, a.dim, rows, a.dim, a.patch.weight, a.dim, 0, to, a.dim, tail);
         norm_rows(to, keys_w, a.dim, a.patch.after, to);
-        gelu_all(to, keys_w * a.dim);
+        gelu_all(to, keys_w * a.dim, to);
       }
   } else {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -69,75 +70,94 @@ static void reduce(const Attention& a, const float* x, long batch, long height, 
   }
 }
 
-// Sizes of what one head keeps of one image, in numbers.
+// What one head keeps of one image: keys and values as panels, and a bias of each key.
 struct Kept {
   long keys, wide, depth, columns;  // keys, keys padded to whole panels, depth of scores, columns of values
-  long keys_size() const { return wide * depth; }
-  long values_size() const { return packed_columns(columns) * keys; }
-  long size() const { return keys_size() + values_size() + wide; }
+  long keys_size() const { return wide * paired(depth); }
+  long values_size() const { return packed_columns(columns) * paired(keys); }
+  long size() const { return room({keys_size(), values_size(), wide}); }  // numbers of float32
 };
+struct Head {
+  Operand *keys, *values;
+  float* bias;
+};
+static inline Head head_at(const Kept& kept, float* memory) {
+  Pieces pieces(memory);
+  Operand *keys = pieces.take<Operand>(kept.keys_size()), *values = pieces.take<Operand>(kept.values_size());
+  return {keys, values, pieces.take<float>(kept.wide)};
+}
 
-// Keys and values of one head as panels, and a bias of each key.
-static void prepare_head(const Attention& a, const Kept& kept, bool absorbed, const float* z, long head, float* to) {
+static void prepare_head(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head, float* to) {
   long d = a.width / a.heads, dv = a.dim / a.heads, m = kept.keys;
-  float *k = worker.take(m * (d + dv + 2 * a.dim)), *v = k + m * d, *wide = v + m * dv;
-  float *values = to + kept.keys_size(), *bias = values + kept.values_size();
+  Pieces pieces(worker.take(room({m * d, m * dv, m * a.dim, m * std::max(d, dv)})));
+  float *k = pieces.take<float>(m * d), *v = pieces.take<float>(m * dv), *wide = pieces.take<float>(m * a.dim);
+  Operand* narrow = pieces.take<Operand>(m * std::max(d, dv));
+  auto [keys, values, bias] = head_at(kept, to);
   Tail tail;
   tail.bias = a.key_bias ? a.key_bias + head * packed_columns(d) : nullptr;
-  gemm(m, d, a.dim, z, a.dim, a.key + head * packed_columns(d) * a.dim, a.dim, 0, k, d, tail);
+  gemm(m, d, a.dim, z, a.dim, a.key + head * packed_columns(d) * paired(a.dim), a.dim, 0, k, d, tail);
   tail.bias = a.value_bias ? a.value_bias + head * packed_columns(dv) : nullptr;
-  gemm(m, dv, a.dim, z, a.dim, a.value + head * packed_columns(dv) * a.dim, a.dim, 0, v, dv, tail);
+  gemm(m, dv, a.dim, z, a.dim, a.value + head * packed_columns(dv) * paired(a.dim), a.dim, 0, v, dv, tail);
   for (long i = 0; i < m * d; ++i) k[i] *= a.scale;
   std::fill(bias, bias + m, 0.0f);
   std::fill(bias + m, bias + kept.wide, -1e30f);  // what fills the last panel is no key
   if (!absorbed) {
-    pack(k, m, d, d, 1, to);
+    pack(k, m, d, d, 1, keys);
     pack(v, dv, m, 1, dv, values);
     return;
   }
   if (a.query_bias)
     for (long i = 0; i < m; ++i)
       for (long j = 0; j < d; ++j) bias[i] += k[i * d + j] * a.query_bias[head * d + j];
-  gemm(m, a.dim, d, k, d, a.query_heads + head * packed_columns(a.dim) * d, d, 0, wide, a.dim, Tail());
-  pack(wide, m, a.dim, a.dim, 1, to);
-  gemm(m, a.dim, dv, v, dv, a.out_heads + head * packed_columns(a.dim) * dv, dv, 0, wide, a.dim, Tail());
+  const Operand* query = a.query_heads + head * packed_columns(a.dim) * paired(d);
+  gemm(m, a.dim, d, narrowed(k, m * d, narrow), d, query, d, 0, wide, a.dim, Tail());
+  pack(wide, m, a.dim, a.dim, 1, keys);
+  const Operand* out = a.out_heads + head * packed_columns(a.dim) * paired(dv);
+  gemm(m, a.dim, dv, narrowed(v, m * dv, narrow), dv, out, dv, 0, wide, a.dim, Tail());
   pack(wide, a.dim, m, 1, a.dim, values);
 }
 
 // `rows` tokens of x to y, which may be x.
-static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, const float* heads, const float* x,
+static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, float* heads, const float* x,
                         float* y, long rows) {
   long d = a.width / a.heads, dv = a.dim / a.heads;
-  float* xn = worker.take(rows * (2 * a.dim + a.width + kept.wide));
-  float *scores = xn + rows * a.dim, *q = scores + rows * kept.wide, *o = q + rows * a.width;
+  long wide = rows * kept.wide, most = rows * std::max(a.width, a.dim);
+  Pieces pieces(worker.take(room({rows * a.dim, wide, wide, rows * a.width, rows * a.dim, most})));
+  Operand *xn = pieces.take<Operand>(rows * a.dim), *weights = pieces.take<Operand>(wide);
+  float *scores = pieces.take<float>(wide), *queries = pieces.take<float>(rows * a.width);
+  float* o = pieces.take<float>(rows * a.dim);
+  Operand* narrow = pieces.take<Operand>(most);
+  weights = in_place(scores, weights);
+  const Operand* q = nullptr;
   norm_rows(x, rows, a.dim, a.norm, xn);
   if (!absorbed) {
     Tail tail;
     tail.bias = a.query_bias;
-    gemm(rows, a.width, a.dim, xn, a.dim, a.query, a.dim, 0, q, a.width, tail);
+    gemm(rows, a.width, a.dim, xn, a.dim, a.query, a.dim, 0, queries, a.width, tail);
+    q = narrowed(queries, rows * a.width, narrow);
   }
   for (long head = 0; head < a.heads; ++head) {
-    const float *keys = heads + head * kept.size(), *values = keys + kept.keys_size();
+    const auto [keys, values, bias] = head_at(kept, heads + head * kept.size());
     Tail tail;
-    tail.bias = values + kept.values_size();
+    tail.bias = bias;
     if (absorbed)
       gemm(rows, kept.wide, a.dim, xn, a.dim, keys, a.dim, 0, scores, kept.wide, tail);
     else
       gemm(rows, kept.wide, d, q + head * d, a.width, keys, d, 0, scores, kept.wide, tail);
-    softmax_rows(scores, rows, kept.wide);
+    softmax_rows(scores, rows, kept.wide, weights);
     if (absorbed) {
       Tail into;
       into.accumulate = head > 0;
       if (head == 0) into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
-      gemm(rows, a.dim, kept.keys, scores, kept.wide, values, kept.keys, 0, y, a.dim, into);
+      gemm(rows, a.dim, kept.keys, weights, kept.wide, values, kept.keys, 0, y, a.dim, into);
     } else {
-      gemm(rows, dv, kept.keys, scores, kept.wide, values, kept.keys, 0, o + head * dv, a.dim, Tail());
+      gemm(rows, dv, kept.keys, weights, kept.wide, values, kept.keys, 0, o + head * dv, a.dim, Tail());
     }
   }
   if (!absorbed) {
     Tail into;
     into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
-    gemm(rows, a.dim, a.dim, o, a.dim, a.out, a.dim, 0, y, a.dim, into);
+    gemm(rows, a.dim, a.dim, narrowed(o, rows * a.dim, narrow), a.dim, a.out, a.dim, 0, y, a.dim, into);
   }
 }
 
@@ -147,9 +167,11 @@ static void attend(const Attention& a, const float* x, float* y, long batch, lon
   long tokens = height * width, size = tokens * a.dim, keys = keys_h * keys_w;
   Kept kept{keys, packed_columns(keys), absorbed ? a.dim : a.width / a.heads, absorbed ? a.dim : a.dim / a.heads};
   // `patches` may use the common memory only for images that are planes, never for tokens.
-  float* z = common.take(batch * (keys * a.dim + a.heads * kept.size()));
-  float* heads = z + batch * keys * a.dim;
-  reduce(a, x, batch, height, width, keys_h, keys_w, z, threads);
+  Pieces pieces(common.take(room({batch * keys * a.dim, batch * keys * a.dim, batch * a.heads * kept.size()})));
+  float* reduced = pieces.take<float>(batch * keys * a.dim);
+  reduce(a, x, batch, height, width, keys_h, keys_w, reduced, threads);
+  const Operand* z = narrowed(reduced, batch * keys * a.dim, pieces.take<Operand>(NARROW ? batch * keys * a.dim : 0));
+  float* heads = pieces.take<float>(batch * a.heads * kept.size());
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < batch; ++b)
     for (long head = 0; head < a.heads; ++head)

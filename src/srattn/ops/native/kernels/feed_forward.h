@@ -10,9 +10,11 @@ struct FeedForward {
   long dim, hidden;
   long conv, relu;               // a depthwise 3x3 convolution, a ReLU before it
   Norm norm;
-  const float *fc1, *fc1_bias;   // panels
+  const Operand* fc1;            // panels
+  const float* fc1_bias;
   const float *taps, *taps_bias; // (9, hidden), (hidden)
-  const float *fc2, *fc2_bias;   // panels
+  const Operand* fc2;            // panels
+  const float* fc2_bias;
 };
 
 // How the work of one map is cut.
@@ -36,7 +38,7 @@ static Cut cut(const FeedForward& f, long height, long width, long cache) {
 
 // One row of the depthwise convolution and GELU: up, mid, low (width, step) to out (width, step).
 static void depthwise_row(const float* up, const float* mid, const float* low, long width, long step, long channels,
-                          const float* taps, const float* bias, long hidden, float* out) {
+                          const float* taps, const float* bias, long hidden, Operand* out) {
   for (long c = 0; c < channels; c += LANES) {
     vec w[9], b = load(bias + c);
 #pragma GCC unroll 9
@@ -55,13 +57,13 @@ static void depthwise_row(const float* up, const float* mid, const float* low, l
 }
 
 // Adds to `y` the part of hidden channels from..to, on rows top..bottom of a map of which `xn` is the norm.
-static void hidden_part(const FeedForward& f, const Cut& c, const float* xn, float* y, long height, long width,
+static void hidden_part(const FeedForward& f, const Cut& c, const Operand* xn, float* y, long height, long width,
                         long top, long bottom, long from, long to, bool with_bias) {
   // One cache line more than a chunk: at a power of two apart, pixels would fall on the same lines of the cache.
   long ring = f.conv ? c.rows + 2 : c.rows, step = c.chunk + 16;
-  float* h = worker.take((ring + c.rows + 1) * width * step);
-  float* g = h + ring * width * step;
-  float* zero = g + c.rows * width * step;
+  Pieces pieces(worker.take(room({ring * width * step, c.rows * width * step, width * step})));
+  float *h = pieces.take<float>(ring * width * step), *zero = pieces.take<float>(width * step);
+  Operand* g = pieces.take<Operand>(c.rows * width * step);
   if (f.conv) std::memset(zero, 0, 4 * width * step);
   for (long first = from; first < to; first += c.chunk) {
     long channels = std::min(c.chunk, to - first);
@@ -78,7 +80,7 @@ static void hidden_part(const FeedForward& f, const Cut& c, const float* xn, flo
              h + slot * width * step, step, tail);
         ready += count;
       }
-      const float* a = g;
+      const Operand* a = g;
       if (f.conv) {
         for (long r = row; r < end; ++r) {
           const float* up = r > 0 ? h + (r - 1 - origin) % ring * width * step : zero;
@@ -87,8 +89,9 @@ static void hidden_part(const FeedForward& f, const Cut& c, const float* xn, flo
                         f.taps_bias + first, f.hidden, g + (r - row) * width * step);
         }
       } else {
-        a = h + (row - origin) % ring * width * step;
-        gelu_all(h + (row - origin) % ring * width * step, (end - row) * width * step);
+        float* rows = h + (row - origin) % ring * width * step;
+        gelu_all(rows, (end - row) * width * step, in_place(rows, g));
+        a = in_place(rows, g);
       }
       Tail tail;
       tail.accumulate = true;
@@ -107,10 +110,10 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
   bool images = batch % threads == 0 || batch >= 4L * threads;
   if (images || threads == 1) {
     // The norm lies behind the ring in the worker's memory, so it is taken apart from it.
-    float* norms = common.take(threads * size);
+    Operand* norms = Pieces(common.take(threads * size)).take<Operand>(0);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long b = 0; b < batch; ++b) {
-      float* xn = norms + omp_get_thread_num() * size;
+      Operand* xn = norms + omp_get_thread_num() * size;
       norm_rows(x + b * size, tokens, f.dim, f.norm, xn);
       hidden_part(f, c, xn, x + b * size, height, width, 0, height, 0, f.hidden, true);
     }
@@ -119,7 +122,9 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
   }
   // Few images: a small map is shared by chunks of channels (their sums are added afterwards), a large one by rows.
   bool by_rows = size > (1 << 20) || chunks < threads;
-  float* xn = common.take(size * (by_rows ? 1 : threads));
+  Pieces pieces(common.take(room({size, size * (by_rows ? 0 : threads - 1)})));
+  Operand* xn = pieces.take<Operand>(size);
+  float* sums = pieces.take<float>(size * (by_rows ? 0 : threads - 1));  // of the threads after the first
   for (long b = 0; b < batch; ++b) {
     float* y = x + b * size;
 #pragma omp parallel num_threads(threads)
@@ -132,13 +137,13 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
         if (row < end) hidden_part(f, c, xn, y, height, width, row, end, 0, f.hidden, true);
       } else {
         long from = chunks * me / team * c.chunk, to = std::min(f.hidden, chunks * (me + 1) / team * c.chunk);
-        float* own = me == 0 ? y : xn + me * size;
+        float* own = me == 0 ? y : sums + (me - 1) * size;
         if (me > 0) std::memset(own, 0, 4 * size);
         hidden_part(f, c, xn, own, height, width, 0, height, from, to, me == 0);
 #pragma omp barrier
         long begin = size * me / team, stop = size * (me + 1) / team;
         for (long t = 1; t < team; ++t)
-          for (long i = begin; i < stop; ++i) y[i] += xn[t * size + i];
+          for (long i = begin; i < stop; ++i) y[i] += sums[(t - 1) * size + i];
       }
     }
   }

@@ -3,7 +3,7 @@
 #pragma once
 #include <algorithm>
 
-#include "simd.h"
+#include "operand.h"
 
 #if defined(__AVX512F__)
 constexpr int TILE_ROWS = 14;  // 28 accumulators of 32 registers
@@ -11,21 +11,22 @@ constexpr int TILE_ROWS = 14;  // 28 accumulators of 32 registers
 constexpr int TILE_ROWS = 6;  // 12 accumulators of 16
 #endif
 constexpr int PANEL = 2 * LANES;
-constexpr long DEPTH = 320;  // rows of a panel that stay in the first cache
+constexpr long DEPTH = 320 * PAIR;  // rows of a panel that stay in the first cache
 
 static inline long packed_columns(long n) {
   long rest = n % PANEL;
   return n - rest + (rest == 0 ? 0 : rest <= LANES ? LANES : PANEL);
 }
 
-// B[k][n] = w[n * column_step + k * row_step] into panels.
-static void pack(const float* w, long n, long k, long column_step, long row_step, float* out) {
+// B[k][n] = w[n * column_step + k * row_step] into panels; of rows that come in pairs, the two of a column side by side.
+static void pack(const float* w, long n, long k, long column_step, long row_step, Operand* out) {
   for (long first = 0; first < n; first += PANEL) {
     long width = n - first > LANES ? PANEL : LANES, valid = std::min<long>(n - first, width);
-    for (long row = 0; row < k; ++row, out += width) {
+    for (long row = 0; row < k; row += PAIR, out += PAIR * width) {
       const float* from = w + first * column_step + row * row_step;
-      for (long j = 0; j < valid; ++j) out[j] = from[j * column_step];
-      for (long j = valid; j < width; ++j) out[j] = 0.0f;
+      for (long p = 0; p < PAIR; ++p)
+        for (long j = 0; j < width; ++j)
+          out[PAIR * j + p] = operand(j < valid && row + p < k ? from[j * column_step + p * row_step] : 0.0f);
     }
   }
 }
@@ -39,19 +40,39 @@ struct Tail {
   bool relu = false;
 };
 
+#if defined(SRATTN_BF16)
+typedef __m512bh Pairs;
+static inline Pairs load_pairs(const Operand* p) {
+  Pairs v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline Pairs splat_pair(const Operand* p) {
+  int both;
+  std::memcpy(&both, p, sizeof both);
+  return (Pairs)_mm512_set1_epi32(both);
+}
+static inline vec multiply_add(Pairs a, Pairs b, vec sum) { return (vec)_mm512_dpbf16_ps((__m512)sum, a, b); }
+#else
+typedef vec Pairs;
+static inline Pairs load_pairs(const Operand* p) { return load(p); }
+static inline Pairs splat_pair(const Operand* p) { return splat(*p); }
+static inline vec multiply_add(Pairs a, Pairs b, vec sum) { return sum + a * b; }
+#endif
+
 template <int ROWS, int VECS>
-static inline void tile(long depth, const float* a, long a_step, const float* b, float* c, long c_step, long columns,
-                        const Tail& tail) {
+static inline void tile(long depth, const Operand* a, long a_step, const Operand* b, float* c, long c_step,
+                        long columns, const Tail& tail) {
   vec sum[ROWS][VECS] = {};
-  for (long k = 0; k < depth; ++k, b += VECS * LANES) {
-    vec right[VECS];
+  for (long k = 0; k < depth; k += PAIR, b += PAIR * VECS * LANES) {
+    Pairs right[VECS];
 #pragma GCC unroll 2
-    for (int j = 0; j < VECS; ++j) right[j] = load(b + j * LANES);
+    for (int j = 0; j < VECS; ++j) right[j] = load_pairs(b + PAIR * j * LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      vec left = splat(a[i * a_step + k]);
+      Pairs left = splat_pair(a + i * a_step + k);
 #pragma GCC unroll 2
-      for (int j = 0; j < VECS; ++j) sum[i][j] += left * right[j];
+      for (int j = 0; j < VECS; ++j) sum[i][j] = multiply_add(left, right[j], sum[i][j]);
     }
   }
 #pragma GCC unroll 2
@@ -79,7 +100,7 @@ static inline void tile(long depth, const float* a, long a_step, const float* b,
 }
 
 template <int VECS>
-static void tiles(long rows, long depth, const float* a, long a_step, const float* b, float* c, long c_step,
+static void tiles(long rows, long depth, const Operand* a, long a_step, const Operand* b, float* c, long c_step,
                   long columns, Tail tail) {
   // Tiles of nearly equal height: 49 rows are 4 x 6 + 5 x 5, not 8 x 6 + 1.
   long count = (rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -101,24 +122,26 @@ static void tiles(long rows, long depth, const float* a, long a_step, const floa
   }
 }
 
-// C (rows x columns) = A (rows x depth) B, with B's rows first..first+depth of a panel of `panel_depth` rows.
-static void gemm(long rows, long columns, long depth, const float* a, long a_step, const float* b, long panel_depth,
-                 long first, float* c, long c_step, const Tail& tail) {
+// C (rows x columns) = A (rows x depth) B, with B's rows first..first+depth of a panel of `panel_depth` rows. Where
+// operands come in pairs `first` is even, and of an odd depth the number after each row of A is finite.
+static void gemm(long rows, long columns, long depth, const Operand* a, long a_step, const Operand* b,
+                 long panel_depth, long first, float* c, long c_step, const Tail& tail) {
   if (rows <= 0) return;
+  panel_depth = paired(panel_depth);
   long blocks = (depth + DEPTH - 1) / DEPTH;
   for (long block = 0, k = 0; block < blocks; ++block) {
-    long step = (depth - k + (blocks - block) - 1) / (blocks - block);
+    long step = std::min(depth - k, paired((depth - k + (blocks - block) - 1) / (blocks - block)));
     Tail part;
     part.accumulate = block > 0 || tail.accumulate;
     if (block == 0) part.bias = tail.bias, part.add = tail.add, part.add_step = tail.add_step;
     part.relu = tail.relu && block == blocks - 1;
-    const float* panel = b;
+    const Operand* panel = b;
     for (long j = 0; j < columns; j += PANEL) {
       long left = columns - j, width = left > LANES ? PANEL : LANES;
       Tail here = part;
       if (here.bias) here.bias += j;
       if (here.add) here.add += j;
-      const float* from = panel + (first + k) * width;
+      const Operand* from = panel + (first + k) * width;
       if (width == PANEL)
         tiles<2>(rows, step, a + k, a_step, from, c + j, c_step, left, here);
       else

@@ -6,29 +6,35 @@
 struct Patch {
   long in, out;                  // channels
   long kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
-  const float *weight, *bias;    // panels over depth (row of the kernel, column, channel)
+  const Operand* weight;         // panels over depth (row of the kernel, column, channel; each row paired)
+  const float* bias;
   Norm before, after;            // of each token that is read, of each token that is made
 };
 
 // Tokens of image `x` (height, width, in), rows and columns `step` apart, under rows first..first+count of the kernel.
 static void gather(const Patch& p, const float* x, long row_step, long height, long width, long out_width, long token,
-                   long tokens, long first, long count, float* to) {
+                   long tokens, long first, long count, Operand* to) {
+  long row = p.kernel_w * p.in;
+  auto zero = [](Operand* at, long numbers) { std::memset(at, 0, sizeof(Operand) * numbers); };
   for (long t = token; t < token + tokens; ++t) {
     long top = t / out_width * p.stride_h - p.pad_h, left = t % out_width * p.stride_w - p.pad_w;
-    for (long ky = first; ky < first + count; ++ky, to += p.kernel_w * p.in) {
+    for (long ky = first; ky < first + count; ++ky, to += paired(row)) {
       long y = top + ky;
       long begin = std::max<long>(0, -left), end = std::min(p.kernel_w, width - left);
       if (y < 0 || y >= height || end <= begin) {
-        std::memset(to, 0, 4 * p.kernel_w * p.in);
+        zero(to, paired(row));
         continue;
       }
-      const float* from = x + y * row_step + left * p.in;
-      if (begin > 0) std::memset(to, 0, 4 * begin * p.in);
-      if (p.before.weight)
-        norm_rows(from + begin * p.in, end - begin, p.in, p.before, to + begin * p.in);
-      else
-        std::memcpy(to + begin * p.in, from + begin * p.in, 4 * (end - begin) * p.in);
-      if (end < p.kernel_w) std::memset(to + end * p.in, 0, 4 * (p.kernel_w - end) * p.in);
+      const float* from = x + y * row_step + (left + begin) * p.in;
+      long read = (end - begin) * p.in;
+      zero(to, begin * p.in);
+      if (p.before.weight) {
+        norm_rows(from, end - begin, p.in, p.before, to + begin * p.in);
+      } else {
+        const Operand* same = narrowed(from, read, to + begin * p.in);
+        if (!NARROW) std::memcpy(to + begin * p.in, same, sizeof(Operand) * read);
+      }
+      zero(to + end * p.in, paired(row) - end * p.in);
     }
   }
 }
@@ -44,7 +50,7 @@ static void interleave(const float* x, long channel_step, long row_step, long co
 // x: images of strides (batch, channel, row, column) in numbers; out: (batch, out_height, out_width, out).
 static void patches(const Patch& p, const float* x, const long* steps, long batch, long height, long width, float* out,
                     long out_height, long out_width, int threads) {
-  long tokens = out_height * out_width, row = p.kernel_w * p.in;
+  long tokens = out_height * out_width, row = paired(p.kernel_w * p.in);
   long lines = std::min(p.kernel_h, std::max<long>(1, 640 / row));  // of the kernel in one GEMM
   long most = std::max<long>(TILE_ROWS, 49152 / (lines * row));     // gathered rows stay in the second cache
   long parts = std::max((tokens + most - 1) / most, batch < threads ? threads : 1L);
@@ -66,7 +72,7 @@ static void patches(const Patch& p, const float* x, const long* steps, long batc
   for (long b = 0; b < batch; ++b)
     for (long part = 0; part < parts; ++part) {
       long token = tokens * part / parts, count = tokens * (part + 1) / parts - token;
-      float* rows = worker.take(std::max<long>(count, 1) * lines * row);
+      Operand* rows = Pieces(worker.take(std::max<long>(count, 1) * lines * row)).take<Operand>(0);
       float* to = out + (b * tokens + token) * p.out;
       for (long ky = 0; ky < p.kernel_h; ky += lines) {
         long now = std::min(lines, p.kernel_h - ky);

@@ -4,14 +4,15 @@
 #include <cstdlib>
 #include <new>
 
-#include "simd.h"
+#include "operand.h"
 
 struct Norm {
   const float *weight, *bias;  // null where there is no norm
   float eps;
 };
 
-static inline void norm_row(const float* x, long channels, const Norm& norm, float* out) {
+template <typename Out>
+static inline void norm_row(const float* x, long channels, const Norm& norm, Out* out) {
   long whole = channels - channels % LANES, rest = channels - whole;
   vec total = {};
   for (long i = 0; i < whole; i += LANES) total += load(x + i);
@@ -29,16 +30,20 @@ static inline void norm_row(const float* x, long channels, const Norm& norm, flo
   float factor = 1.0f / std::sqrt(sum_of(square) / channels + norm.eps);
   for (long i = 0; i < whole; i += LANES)
     store(out + i, (load(x + i) - splat(mean)) * splat(factor) * load(norm.weight + i) + load(norm.bias + i));
-  for (long i = whole; i < channels; ++i) out[i] = (x[i] - mean) * factor * norm.weight[i] + norm.bias[i];
+  if (rest) {
+    vec v = (load_part(x + whole, rest) - splat(mean)) * splat(factor) * load_part(norm.weight + whole, rest);
+    store_part(out + whole, v + load_part(norm.bias + whole, rest), rest);
+  }
 }
 
-static void norm_rows(const float* x, long rows, long channels, const Norm& norm, float* out) {
+template <typename Out>
+static void norm_rows(const float* x, long rows, long channels, const Norm& norm, Out* out) {
   for (long i = 0; i < rows; ++i) norm_row(x + i * channels, channels, norm, out + i * channels);
 }
 
-// Softmax over each row of `keys` numbers, whole vectors of them.
-static void softmax_rows(float* x, long rows, long keys) {
-  for (long row = 0; row < rows; ++row, x += keys) {
+// Softmax over each row of `keys` numbers, whole vectors of them; x is overwritten.
+static void softmax_rows(float* x, long rows, long keys, Operand* out) {
+  for (long row = 0; row < rows; ++row, x += keys, out += keys) {
     vec most = load(x);
     for (long i = LANES; i < keys; i += LANES) most = maximum(most, load(x + i));
     float top = most[0];
@@ -50,14 +55,15 @@ static void softmax_rows(float* x, long rows, long keys) {
       store(x + i, e);
     }
     vec factor = splat(1.0f / sum_of(total));
-    for (long i = 0; i < keys; i += LANES) store(x + i, load(x + i) * factor);
+    for (long i = 0; i < keys; i += LANES) store(out + i, load(x + i) * factor);
   }
 }
 
-static void gelu_all(float* x, long count) {
+template <typename Out>
+static void gelu_all(const float* x, long count, Out* out) {
   long i = 0;
-  for (; i + LANES <= count; i += LANES) store(x + i, gelu(load(x + i)));
-  if (i < count) store_part(x + i, gelu(load_part(x + i, count - i)), count - i);
+  for (; i + LANES <= count; i += LANES) store(out + i, gelu(load(x + i)));
+  if (i < count) store_part(out + i, gelu(load_part(x + i, count - i)), count - i);
 }
 
 // Memory that is kept from call to call, since fresh pages cost more than what is done in them; large pieces are not.

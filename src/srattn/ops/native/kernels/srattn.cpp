@@ -1,4 +1,5 @@
-// The C interface, called through ctypes. Every pointer is to float32; sizes are in numbers, not bytes.
+// The C interface, called through ctypes. Every pointer is to float32, but panels are of operands; sizes are in numbers,
+// not bytes.
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -11,7 +12,9 @@ static inline int omp_get_num_threads() { return 1; }
 #include "attention.h"
 #include "feed_forward.h"
 #include "patch.h"
+#if !defined(SRATTN_BF16)
 #include "training.h"
+#endif
 
 // Without memory a call returns 1 and has written nothing that is whole.
 #define GUARDED(call) \
@@ -32,8 +35,9 @@ long srattn_cache() {
   return 0;
 #endif
 }
+int srattn_pair() { return PAIR; }
 long srattn_packed(long columns) { return packed_columns(columns); }
-void srattn_pack(const float* w, long n, long k, long column_step, long row_step, float* out) {
+void srattn_pack(const float* w, long n, long k, long column_step, long row_step, Operand* out) {
   pack(w, n, k, column_step, row_step, out);
 }
 long srattn_sizes(int which) {

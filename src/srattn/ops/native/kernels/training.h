@@ -114,7 +114,7 @@ static void mlp_forward(const Mlp& m, const float* x, float* y, long batch, long
       tail.relu = m.relu;
       gemm(u.count * seen, channels, m.in, from, m.in, p.fc1 + first * m.in, m.in, 0, h, GROUP, tail);
       if (!m.taps) {
-        gelu_all(h, u.count * seen * GROUP);
+        gelu_all(h, u.count * seen * GROUP, h);
       } else {
         for (long k = 0; k < u.count; ++k) {
           Rows in = {h + k * seen * GROUP, width, low, high, zero};
