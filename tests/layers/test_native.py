@@ -274,3 +274,25 @@ def test_autocast_takes_the_kernels(names: list[str], monkeypatch: pytest.Monkey
 def test_an_mlp_of_another_width_stays_with_torch() -> None:
     block = block_of(mlp=Mlp(32, 37))
     check(block, torch.randn(1, 3, 3, 32))
+
+
+def test_torch_compile_asks_no_questions_of_the_kernels() -> None:
+    """What Dynamo sees must be torch's own operators at once; a look at the machine would be traced, with warnings."""
+    torch.compiler.reset()
+    block, x = block_of(ratio=2), torch.randn(1, 6, 6, 32)
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="eager", dynamic=False)
+        assert torch.allclose(compiled(x), block(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_any_number_of_threads(threads: int, batch: int) -> None:
+    """However the work is shared: by images, by rows (a tall map), or by hidden channels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for size in [(40, 5), (7, 7), (3, 2)]:
+            check(block_of(ratio=2), torch.randn(batch, *size, 32))
+    finally:
+        torch.set_num_threads(before)

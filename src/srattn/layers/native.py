@@ -65,8 +65,10 @@ def forget(model: nn.Module) -> None:
 
 def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any, Operand], Layout | None]) -> Layout | None:
     """The weights of `module` as `make` lays them out for the kernels; None where x or the module speaks against it."""
+    if reason_against(x) is not None:  # first of all: it says no while torch traces, and asks no more then
+        return None
     operand = operand_for(x)
-    if operand is None or reason_against(x) is not None:
+    if operand is None:
         return None
     entry = _prepared.get(module)
     if entry is None or entry.is_changed():

@@ -87,34 +87,47 @@ static inline Head head_at(const Kept& kept, float* memory) {
   return {keys, values, pieces.take<float>(kept.wide)};
 }
 
-static void prepare_head(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head, float* to) {
-  long d = a.width / a.heads, dv = a.dim / a.heads, m = kept.keys;
-  Pieces pieces(worker.take(room({m * d, m * dv, m * a.dim, m * std::max(d, dv)})));
-  float *k = pieces.take<float>(m * d), *v = pieces.take<float>(m * dv), *wide = pieces.take<float>(m * a.dim);
-  Operand* narrow = pieces.take<Operand>(m * std::max(d, dv));
-  auto [keys, values, bias] = head_at(kept, to);
+// The projection (keys, columns) of the reduced tokens; `wide` and `narrow` are room for what absorbs it.
+struct Projected {
+  float *here, *wide;
+  Operand* narrow;
+};
+static Projected project(const Attention& a, long m, const Operand* z, const Operand* panels, const float* bias,
+                         long columns, long head) {
+  Pieces pieces(worker.take(room({m * columns, m * a.dim, m * columns})));
+  Projected p = {pieces.take<float>(m * columns), pieces.take<float>(m * a.dim), pieces.take<Operand>(m * columns)};
   Tail tail;
-  tail.bias = a.key_bias ? a.key_bias + head * packed_columns(d) : nullptr;
-  gemm(m, d, a.dim, z, a.dim, a.key + head * packed_columns(d) * paired(a.dim), a.dim, 0, k, d, tail);
-  tail.bias = a.value_bias ? a.value_bias + head * packed_columns(dv) : nullptr;
-  gemm(m, dv, a.dim, z, a.dim, a.value + head * packed_columns(dv) * paired(a.dim), a.dim, 0, v, dv, tail);
+  tail.bias = bias ? bias + head * packed_columns(columns) : nullptr;
+  gemm(m, columns, a.dim, z, a.dim, panels + head * packed_columns(columns) * paired(a.dim), a.dim, 0, p.here, columns,
+       tail);
+  return p;
+}
+
+static void prepare_keys(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head, float* to) {
+  long d = a.width / a.heads, m = kept.keys;
+  auto [k, wide, narrow] = project(a, m, z, a.key, a.key_bias, d, head);
+  Head h = head_at(kept, to);
   for (long i = 0; i < m * d; ++i) k[i] *= a.scale;
-  std::fill(bias, bias + m, 0.0f);
-  std::fill(bias + m, bias + kept.wide, -1e30f);  // what fills the last panel is no key
-  if (!absorbed) {
-    pack(k, m, d, d, 1, keys);
-    pack(v, dv, m, 1, dv, values);
-    return;
-  }
+  std::fill(h.bias, h.bias + m, 0.0f);
+  std::fill(h.bias + m, h.bias + kept.wide, -1e30f);  // what fills the last panel is no key
+  if (!absorbed) return pack(k, m, d, d, 1, h.keys);
   if (a.query_bias)
     for (long i = 0; i < m; ++i)
-      for (long j = 0; j < d; ++j) bias[i] += k[i * d + j] * a.query_bias[head * d + j];
+      for (long j = 0; j < d; ++j) h.bias[i] += k[i * d + j] * a.query_bias[head * d + j];
   const Operand* query = a.query_heads + head * packed_columns(a.dim) * paired(d);
   gemm(m, a.dim, d, narrowed(k, m * d, narrow), d, query, d, 0, wide, a.dim, Tail());
-  pack(wide, m, a.dim, a.dim, 1, keys);
+  pack(wide, m, a.dim, a.dim, 1, h.keys);
+}
+
+static void prepare_values(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head,
+                           float* to) {
+  long dv = a.dim / a.heads, m = kept.keys;
+  auto [v, wide, narrow] = project(a, m, z, a.value, a.value_bias, dv, head);
+  Head h = head_at(kept, to);
+  if (!absorbed) return pack(v, dv, m, 1, dv, h.values);
   const Operand* out = a.out_heads + head * packed_columns(a.dim) * paired(dv);
   gemm(m, a.dim, dv, narrowed(v, m * dv, narrow), dv, out, dv, 0, wide, a.dim, Tail());
-  pack(wide, a.dim, m, 1, a.dim, values);
+  pack(wide, a.dim, m, 1, a.dim, h.values);
 }
 
 // `rows` tokens of x to y, which may be x.
@@ -174,10 +187,11 @@ static void attend(const Attention& a, const float* x, float* y, long batch, lon
   float* heads = pieces.take<float>(batch * a.heads * kept.size());
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < batch; ++b)
-    for (long head = 0; head < a.heads; ++head)
-      prepare_head(a, kept, absorbed, z + b * keys * a.dim, head, heads + (b * a.heads + head) * kept.size());
+    for (long half = 0; half < 2 * a.heads; ++half)
+      (half % 2 ? prepare_values : prepare_keys)(a, kept, absorbed, z + b * keys * a.dim, half / 2,
+                                                 heads + (b * a.heads + half / 2) * kept.size());
   long most = std::max<long>(2 * TILE_ROWS, std::min<long>(96, 49152 / kept.wide));
-  long parts = std::max((tokens + most - 1) / most, batch < threads ? threads : 1L);
+  long parts = parts_of(tokens, most, batch, threads);
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < batch; ++b)
     for (long part = 0; part < parts; ++part) {

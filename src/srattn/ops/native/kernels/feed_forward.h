@@ -23,16 +23,19 @@ struct Cut {
   long chunk;  // hidden channels at a time
 };
 
+// The width of chunks of nearly equal width, whole panels and at most about `most`, that make up `hidden`.
+static long even(long hidden, long most) {
+  long count = (hidden + most - 1) / std::max<long>(most, 1);
+  return ((hidden + count - 1) / std::max<long>(count, 1) + PANEL - 1) / PANEL * PANEL;
+}
+
 static Cut cut(const FeedForward& f, long height, long width, long cache) {
   Cut c;
   c.rows = std::max<long>(1, std::min(height, (96 + width - 1) / std::max<long>(width, 1)));
   long each = 4 * ((f.conv ? 2 * c.rows + 3 : c.rows) * width + 2 * f.dim);  // bytes of the cache for one channel
   // Twice the private cache: longer sums are worth more than the misses, as measured.
   long fit = cache * 2 / std::max<long>(each, 1) / PANEL * PANEL;
-  c.chunk = std::min(f.hidden, std::max<long>(2 * PANEL, std::min<long>(fit, 512)));
-  // Chunks of nearly equal width.
-  long count = (f.hidden + c.chunk - 1) / c.chunk;
-  c.chunk = ((f.hidden + count - 1) / count + PANEL - 1) / PANEL * PANEL;
+  c.chunk = even(f.hidden, std::max<long>(2 * PANEL, std::min<long>(fit, 512)));
   return c;
 }
 
@@ -106,7 +109,6 @@ static void hidden_part(const FeedForward& f, const Cut& c, const Operand* xn, f
 static void feed_forward(const FeedForward& f, float* x, long batch, long height, long width, long cache, int threads) {
   long tokens = height * width, size = tokens * f.dim;
   Cut c = cut(f, height, width, cache);
-  long chunks = (f.hidden + c.chunk - 1) / c.chunk;
   bool images = batch % threads == 0 || batch >= 4L * threads;
   if (images || threads == 1) {
     // The norm lies behind the ring in the worker's memory, so it is taken apart from it.
@@ -120,8 +122,10 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
     common.trim();
     return;
   }
-  // Few images: a small map is shared by chunks of channels (their sums are added afterwards), a large one by rows.
-  bool by_rows = size > (1 << 20) || chunks < threads;
+  // Few images: a map of few rows is shared by hidden channels (the sums of all threads are added afterwards), one of
+  // many rows by rows, of which two are then computed twice.
+  long panels = (f.hidden + PANEL - 1) / PANEL;
+  bool by_rows = height >= 12L * threads || panels < 2L * threads;
   Pieces pieces(common.take(room({size, size * (by_rows ? 0 : threads - 1)})));
   Operand* xn = pieces.take<Operand>(size);
   float* sums = pieces.take<float>(size * (by_rows ? 0 : threads - 1));  // of the threads after the first
@@ -136,10 +140,11 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
       if (by_rows) {
         if (row < end) hidden_part(f, c, xn, y, height, width, row, end, 0, f.hidden, true);
       } else {
-        long from = chunks * me / team * c.chunk, to = std::min(f.hidden, chunks * (me + 1) / team * c.chunk);
+        long from = panels * me / team * PANEL, to = std::min(f.hidden, panels * (me + 1) / team * PANEL);
+        Cut part{c.rows, even(to - from, c.chunk)};
         float* own = me == 0 ? y : sums + (me - 1) * size;
         if (me > 0) std::memset(own, 0, 4 * size);
-        hidden_part(f, c, xn, own, height, width, 0, height, from, to, me == 0);
+        hidden_part(f, part, xn, own, height, width, 0, height, from, to, me == 0);
 #pragma omp barrier
         long begin = size * me / team, stop = size * (me + 1) / team;
         for (long t = 1; t < team; ++t)

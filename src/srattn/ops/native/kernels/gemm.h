@@ -99,13 +99,19 @@ static inline void tile(long depth, const Operand* a, long a_step, const Operand
   }
 }
 
+// While tiles of one panel are computed, the next one, of as many rows, comes nearer: at one image, weights are read from
+// memory once, and the first tile of a panel would wait for them.
 template <int VECS>
-static void tiles(long rows, long depth, const Operand* a, long a_step, const Operand* b, float* c, long c_step,
-                  long columns, Tail tail) {
+static void tiles(long rows, long depth, const Operand* a, long a_step, const Operand* b, const Operand* next, float* c,
+                  long c_step, long columns, Tail tail) {
   // Tiles of nearly equal height: 49 rows are 4 x 6 + 5 x 5, not 8 x 6 + 1.
   long count = (rows + TILE_ROWS - 1) / TILE_ROWS;
+  constexpr long LINE = 64;
+  long lines = next ? (paired(depth) * VECS * LANES * sizeof(Operand) + LINE - 1) / LINE : 0;
   for (long t = 0, row = 0; t < count; ++t) {
     long height = (rows - row + (count - t) - 1) / (count - t);
+    for (long line = lines * t / count; line < lines * (t + 1) / count; ++line)
+      __builtin_prefetch(reinterpret_cast<const char*>(next) + line * LINE, 0, 2);
     switch (height) {
 #define CASE(R) \
   case R: tile<R, VECS>(depth, a, a_step, b, c, c_step, columns, tail); break;
@@ -142,11 +148,12 @@ static void gemm(long rows, long columns, long depth, const Operand* a, long a_s
       if (here.bias) here.bias += j;
       if (here.add) here.add += j;
       const Operand* from = panel + (first + k) * width;
-      if (width == PANEL)
-        tiles<2>(rows, step, a + k, a_step, from, c + j, c_step, left, here);
-      else
-        tiles<1>(rows, step, a + k, a_step, from, c + j, c_step, left, here);
       panel += panel_depth * width;
+      const Operand* next = left > width ? panel + (first + k) * (left - width > LANES ? PANEL : LANES) : nullptr;
+      if (width == PANEL)
+        tiles<2>(rows, step, a + k, a_step, from, next, c + j, c_step, left, here);
+      else
+        tiles<1>(rows, step, a + k, a_step, from, next, c + j, c_step, left, here);
     }
     k += step;
   }

@@ -53,8 +53,7 @@ static void patches(const Patch& p, const float* x, const long* steps, long batc
   long tokens = out_height * out_width, row = paired(p.kernel_w * p.in);
   long lines = std::min(p.kernel_h, std::max<long>(1, 640 / row));  // of the kernel in one GEMM
   long most = std::max<long>(TILE_ROWS, 49152 / (lines * row));     // gathered rows stay in the second cache
-  long parts = std::max((tokens + most - 1) / most, batch < threads ? threads : 1L);
-  parts = std::max<long>(1, std::min(parts, tokens));
+  long parts = parts_of(tokens, most, batch, threads);
   bool lie = steps[1] == 1 && steps[3] == p.in;
   long image_size = height * width * p.in;
   const float* images = x;

@@ -66,6 +66,13 @@ static void gelu_all(const float* x, long count, Out* out) {
   if (i < count) store_part(out + i, gelu(load_part(x + i, count - i)), count - i);
 }
 
+// In how many parts each of `batch` maps of `tokens` is cut: at most `most` tokens a part, and as many for every thread.
+static inline long parts_of(long tokens, long most, long batch, int threads) {
+  long parts = std::max<long>(1, (tokens + most - 1) / most);
+  while (batch * parts < 4L * threads && batch * parts % threads) ++parts;
+  return std::max<long>(1, std::min(parts, tokens));
+}
+
 // Memory that is kept from call to call, since fresh pages cost more than what is done in them; large pieces are not.
 class Scratch {
  public:
