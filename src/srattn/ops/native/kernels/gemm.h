@@ -2,6 +2,7 @@
 // B lies in panels: 2 * LANES columns (the last panel LANES, where that is enough), row after row of the panel.
 #pragma once
 #include <algorithm>
+#include <atomic>
 
 #include "operand.h"
 
@@ -99,15 +100,18 @@ static inline void tile(long depth, const Operand* a, long a_step, const Operand
   }
 }
 
-// While tiles of one panel are computed, the next one, of as many rows, comes nearer: at one image, weights are read from
-// memory once, and the first tile of a panel would wait for them.
+// Whether the next panel is fetched while the tiles of one are computed: of one image, weights are read from memory once,
+// and the first tile of a panel would wait for them. Set by every call for its own batch.
+static std::atomic<bool> fetches_ahead{false};
+
 template <int VECS>
 static void tiles(long rows, long depth, const Operand* a, long a_step, const Operand* b, const Operand* next, float* c,
                   long c_step, long columns, Tail tail) {
   // Tiles of nearly equal height: 49 rows are 4 x 6 + 5 x 5, not 8 x 6 + 1.
   long count = (rows + TILE_ROWS - 1) / TILE_ROWS;
   constexpr long LINE = 64;
-  long lines = next ? (paired(depth) * VECS * LANES * sizeof(Operand) + LINE - 1) / LINE : 0;
+  bool fetches = next && fetches_ahead.load(std::memory_order_relaxed);
+  long lines = fetches ? (paired(depth) * VECS * LANES * sizeof(Operand) + LINE - 1) / LINE : 0;
   for (long t = 0, row = 0; t < count; ++t) {
     long height = (rows - row + (count - t) - 1) / (count - t);
     for (long line = lines * t / count; line < lines * (t + 1) / count; ++line)

@@ -15,7 +15,9 @@ struct Patch {
 static void gather(const Patch& p, const float* x, long row_step, long height, long width, long out_width, long token,
                    long tokens, long first, long count, Operand* to) {
   long row = p.kernel_w * p.in;
-  auto zero = [](Operand* at, long numbers) { std::memset(at, 0, sizeof(Operand) * numbers); };
+  auto zero = [](Operand* at, long numbers) {
+    if (numbers > 0) std::memset(at, 0, sizeof(Operand) * numbers);
+  };
   for (long t = token; t < token + tokens; ++t) {
     long top = t / out_width * p.stride_h - p.pad_h, left = t % out_width * p.stride_w - p.pad_w;
     for (long ky = first; ky < first + count; ++ky, to += paired(row)) {

@@ -49,13 +49,16 @@ void srattn_cut(const FeedForward* f, long height, long width, long cache, long*
 }
 int srattn_patches(const Patch* p, const float* x, const long* steps, long batch, long height, long width, float* out,
                    long out_height, long out_width, int threads) {
+  fetches_ahead = batch == 1;
   GUARDED(patches(*p, x, steps, batch, height, width, out, out_height, out_width, threads))
 }
 int srattn_feed_forward(const FeedForward* f, float* x, long batch, long height, long width, long cache, int threads) {
+  fetches_ahead = batch == 1;
   GUARDED(feed_forward(*f, x, batch, height, width, cache, threads))
 }
 int srattn_attend(const Attention* a, const float* x, float* y, long batch, long height, long width, long keys_h,
                   long keys_w, int absorbed, int threads) {
+  fetches_ahead = batch == 1;
   GUARDED(attend(*a, x, y, batch, height, width, keys_h, keys_w, absorbed, threads))
 }
 }
