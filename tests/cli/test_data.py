@@ -69,6 +69,18 @@ def test_everything_that_can_be_wrong(photos: Path, capsys: pytest.CaptureFixtur
     assert main(["data", "check", str(photos), "--on_bad_image", "skip"]) == 0
 
 
+def test_an_empty_class_hides_nothing_else(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("train", "val"):
+        (photos / part / "eel").mkdir()
+    (photos / "train" / "dog" / "half.png").write_bytes((photos / "train" / "dog" / "0.png").read_bytes()[:200])
+    assert main(["data", "check", str(photos), "--on_bad_image", "skip"]) == 1
+    said = capsys.readouterr().out
+    assert "unreadable: 1" in said and "half.png" in said
+    assert "train: class 'eel' has no image" in said
+    assert "refuse this: 2 class(es) without an image" in said
+    assert main(["data", "check", str(photos), "--on_bad_image", "skip", "--on_empty_class", "skip"]) == 0
+
+
 def test_structures_that_a_run_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "train" / "eel").mkdir()
     assert main(["data", "check", str(photos)]) == 1

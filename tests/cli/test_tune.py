@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from srattn.cli.main import main
@@ -38,6 +39,14 @@ def test_lr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         assert min(drawn.size) > 500
     code, _, err = tune(capsys, "lr", *options)
     assert code == 2 and "lr.csv exists and is not overwritten" in err
+
+
+def test_a_recipe_under_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "lr", "--recipe", "digits", "--batch_size", "32", "--print_config"]) == 0
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert (told["data"], told["augment"], told["batch_size"]) == ("digits", "affine", 32)
+    assert main(["tune", "lr", "--lr", "0.1", "--recipe", "digits"]) == 2
+    assert "give --recipe first: it would overrule what is said of lr" in capsys.readouterr().err
 
 
 def test_lr_without_a_suggestion_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,26 @@ def test_a_class_whose_every_image_is_bad(make_folder) -> None:
         read(root)
 
 
+def test_an_empty_class_is_left_out_if_asked(make_folder) -> None:
+    root = make_folder({"ant": 0, "cat": 4, "dog": 4})
+    augment = Augment("none", PREPROCESS)
+    for options in ({}, {"on_empty_class": "error"}, {"on_bad_image": "skip"}):
+        with pytest.raises(SrattnError, match=r"ant has no images .*or go on without it: --on_empty_class skip"):
+            load_data(str(root), augment, **options)  # type: ignore[arg-type]
+    data = load_data(str(root), augment, on_empty_class="skip")
+    assert data.classes == ["cat", "dog"] and len(data.train) + len(data.val) == 8
+    assert set(data.train.labels.tolist()) == {0, 1} and "ant has no images" in data.skipped[0]
+    make_folder({"ant": 0, "cat": 4, "dog": 4}, below="train", name="parts")
+    parts = make_folder({"ant": 2, "cat": 2, "dog": 0}, below="val", name="parts")
+    data = load_data(str(parts), augment, on_empty_class="skip")
+    assert data.classes == ["cat", "dog"] and data.val.labels.tolist() == [0, 0]
+    for words in (
+        "2 image(s) of val: their classes have no training image",
+        "'dog' has no usable image for validation",
+    ):
+        assert any(words in line for line in data.skipped)
+
+
 def test_names_and_paths(make_folder) -> None:
     augment = Augment("none", PREPROCESS)
     assert len(load_data(str(make_folder({"cat": 2, "dog": 2})), augment).train) == 2

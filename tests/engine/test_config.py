@@ -27,7 +27,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
     for data in ("digits", str(tmp_path)):
         resolved = resolve(TrainConfig(data=data))
         values = dataclasses.asdict(resolved)
-        unused = {"val", "init", "distill", "eval_batch_size", "out", "resume"}
+        unused = {"val", "on_empty_class", "init", "distill", "eval_batch_size", "out", "resume"}
         assert {name for name, value in values.items() if value is None} == unused
         assert Path(data).name == Path(resolved.data).name
 

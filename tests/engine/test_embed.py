@@ -122,9 +122,14 @@ def test_the_model_in_the_box(run: LoadedRun, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "weights" / "README.md").write_text("a card")
     save_weights(tmp_path / "weights" / "box.safetensors", run.model, run.classes, run.preprocess)
     monkeypatch.setattr("srattn.engine.open_model.files", lambda name: tmp_path)
-    boxed = open_model(None)
-    assert boxed.classes == ["a", "b", "c"]
-    assert model_facts(boxed) == model_facts(run)
+    monkeypatch.chdir(tmp_path)
+    for name in (None, "box"):
+        boxed = open_model(name)
+        assert boxed.classes == ["a", "b", "c"]
+        assert model_facts(boxed) == model_facts(run)
+    (tmp_path / "box").mkdir()  # a folder of that name is meant first
+    with pytest.raises(SrattnError, match="box is not a run"):
+        open_model("box")
 
 
 def _nothing():

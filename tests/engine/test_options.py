@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from srattn.engine import TrainConfig, load_run, train
 from srattn.engine.learner import Learner
+from srattn.errors import SrattnError
 
 ONE = {"epochs": 1}
 
@@ -103,6 +104,28 @@ def test_weights_to_start_from(tiny: dict[str, Any], plain: Any, tmp_path: Path)
     result = train(TrainConfig(**options, out=str(tmp_path / "run")), Listener())  # type: ignore[arg-type]
     assert result.result["accuracy"] == plain.result["accuracy"]
     assert any(note.startswith(f"starts from {plain.folder}") for note in notes)
+
+
+def test_weights_bring_their_model(tiny: dict[str, Any], plain: Any) -> None:
+    from srattn.engine.defaults import resolve
+
+    config = resolve(TrainConfig(data="digits", init=str(plain.folder), model_options={"qkv_bias": False}))
+    assert (config.model, config.size, config.channels) == ("pvt_v2_b0", tiny["size"], 1)
+    assert {**config.model_options, **tiny["model_options"]} == config.model_options
+    assert config.model_options["qkv_bias"] is False and "num_classes" not in config.model_options
+    other = resolve(TrainConfig(data="digits", init=str(plain.folder), model="pvt_v2_b1", size=32))
+    assert (other.model, other.size, other.model_options) == ("pvt_v2_b1", 32, {})
+    with pytest.raises(SrattnError, match="nowhere does not exist"):
+        resolve(TrainConfig(data="digits", init="nowhere"))
+
+
+def test_maps_lie_channels_last(tiny: dict[str, Any], tmp_path: Path) -> None:
+    options = {"stem_stride": 1, "embed_dims": [8, 8], "depths": [1, 1], "num_heads": [1, 1], "mlp_ratios": [1, 1]}
+    options |= {"sr_ratios": [2, 1], "stem_channels": 4, "fc_dim": 8}
+    run = tiny | ONE | {"model": "cmt_ti", "model_options": options}  # with weights of five dimensions
+    result = train(TrainConfig(**run, channels_last=True, out=str(tmp_path / "run")))
+    layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in result.model.parameters() if p.ndim == 4]
+    assert layouts and all(layouts)
 
 
 def test_a_new_head_for_other_classes(tiny: dict[str, Any], plain: Any) -> None:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from srattn.engine import load_run
+from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 
 
@@ -41,6 +42,23 @@ def test_folder_and_file(finished: Path, tmp_path: Path) -> None:
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(run.model(images), alone.model(images))
     assert run.model(images).requires_grad
+
+
+def test_half_the_size(finished: Path, tmp_path: Path) -> None:
+    run = load_run(finished)
+    path = tmp_path / "half.safetensors"
+    save_weights(path, run.model, run.classes, run.preprocess, torch.float16)
+    assert path.stat().st_size < 0.7 * (finished / "model.safetensors").stat().st_size
+    half = load_run(path)
+    for name, tensor in run.model.state_dict().items():
+        found = half.model.state_dict()[name]
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor)
+    with torch.no_grad():
+        run.model.head.weight.fill_(1e6)
+    with pytest.raises(SrattnError, match=r"head\.weight holds values beyond the largest of torch\.float16"):
+        save_weights(tmp_path / "beyond.safetensors", run.model, run.classes, run.preprocess, torch.float16)
+    assert not (tmp_path / "beyond.safetensors").exists()
 
 
 def test_paths_that_are_no_run(finished: Path, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="check: judge as a run that leaves unusable images out, or as one that refuses them",
     )
     parser.add_argument(
+        "--on_empty_class",
+        type=Literal["skip", "error"] | None,
+        help="check: judge as a run that leaves classes without images out, or as one that refuses them",
+    )
+    parser.add_argument(
         "--augment", type=str, default="crop,flip", help="preview: such as shift=4,flip,rand=2x9,erase=0.25,mixup=0.2"
     )
     parser.add_argument("--size", type=int, default=None, help="preview: side of the images that the model sees")
@@ -77,6 +82,7 @@ def _check(args: jsonargparse.Namespace, columns: Columns) -> int:
             args.data,
             columns=columns,
             strict=args.on_bad_image == "error",
+            skip_empty=args.on_empty_class == "skip",
             workers=args.num_workers,
             notify=notify,
         )

@@ -23,7 +23,9 @@ MAX_STDIN_BYTES = 256 << 20
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=str, help=f"{DATA_HELP}; or - for one image on standard input")
-    parser.add_argument("--model", type=str | None, help=f"{MODEL_HELP}; without it the model in the box")
+    parser.add_argument(
+        "--model", type=str | None, help=f"{MODEL_HELP}, or a file of srattn export; without it the model in the box"
+    )
     parser.add_argument("--out", type=str | None, help="a .parquet file to write, instead of the screen")
     parser.add_argument(
         "--format", type=Literal["table", "json", "csv"], default="table", help="for people, or for programs"
@@ -59,6 +61,9 @@ def to_screen(args: jsonargparse.Namespace, rows: Rows) -> int:
 
     loaded = open_on(args)
     _check_classes(loaded)
+    if args.model is None:
+        known = ", ".join(loaded.classes)
+        print(f"srattn: the model in the box answers; it knows {known}, and --model takes another", file=sys.stderr)
     bad = 0
 
     def name_it(error: BadImage) -> None:

@@ -24,6 +24,12 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     from srattn.engine.config import TrainConfig
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    add_config_argument(parser)
+    parser.add_class_arguments(TrainConfig, as_group=False)
+
+
+def add_config_argument(parser: jsonargparse.ArgumentParser) -> None:
+    """`--config FILE` and `--recipe NAME`, for the options of a run."""
     parser.add_argument(
         "--config",
         "--recipe",
@@ -32,17 +38,16 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="options as YAML, such as the config.yaml of a run; or, given before all others, those of a recipe that "
         "srattn recipes lists",
     )
-    parser.add_class_arguments(TrainConfig, as_group=False)
 
 
-class _Options(jsonargparse.ActionConfigFile):
+class _Options(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
     """Options from a file or a recipe; what follows on the command line comes on top."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if option_string == "--recipe":
             from srattn import recipes
 
-            given = sorted(key for key in _options() if cfg.get(key) != parser.get_default(key))
+            given = sorted(key for key in _options() if key in cfg and cfg[key] != parser.get_default(key))
             if given:
                 raise SrattnError(f"give --recipe first: it would overrule what is said of {given[0]} before it")
             values = yaml.safe_dump(recipes.load(values))

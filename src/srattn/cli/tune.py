@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from srattn.cli.eval import free_targets
+from srattn.cli.train import add_config_argument
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument("what", type=Literal["lr", "batch"], help="lr: range test; batch: speed and memory by size")
-    parser.add_argument("--config", action="config", help="options as YAML, such as the config.yaml of a run")
+    add_config_argument(parser)
     parser.add_argument("--lowest", type=float, default=1e-6, help="lr: the first rate")
     parser.add_argument("--highest", type=float, default=1.0, help="lr: the last rate")
     parser.add_argument("--steps", type=int, default=200, help="lr: training steps of the sweep")

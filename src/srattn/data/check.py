@@ -88,6 +88,7 @@ def check(
     *,
     columns: Columns | None = None,
     strict: bool = True,
+    skip_empty: bool = False,
     workers: int = 0,
     notify: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -95,6 +96,7 @@ def check(
 
     Args:
         strict: judge as a run with `on_bad_image` "error" would, for which any unusable image is a reason to refuse.
+        skip_empty: judge as one with `on_empty_class` "skip" would.
 
     Raises:
         SrattnError: there is nothing at `data`.
@@ -125,7 +127,7 @@ def check(
             if notify:
                 notify(done, total)
     report.near = _near(outlines)
-    _judge(report, strict)
+    _judge(report, strict, (strict or index.class_folders) and not skip_empty)
     return report
 
 
@@ -173,21 +175,21 @@ def _near(outlines: dict[str, list[tuple[str, Tensor]]]) -> list[tuple[str, str,
     return found
 
 
-def _judge(report: Report, strict: bool) -> None:
+def _judge(report: Report, strict: bool, strict_classes: bool) -> None:
     for part, counts in report.counts.items():
         report.empty += [f"{part}: class {report.classes[n]!r} has no image" for n, c in enumerate(counts) if not c]
     if not any(report.counts.get("train", [])):
         report.refused.append("there is no usable image for training")
-    if len(report.classes) < 2:
-        report.refused.append(f"there are {len(report.classes)} classes; training needs at least two")
-    if strict:
-        for what, lines in (
-            ("unreadable image(s)", report.unreadable),
-            ("row(s), label(s) or shard(s) that cannot be used", report.left_out),
-            ("class(es) without an image in a part", report.empty),
-        ):
-            if lines:
-                report.refused.append(f"{len(lines)} {what}")
+    usable = len(report.classes) - sum(1 for count in report.counts.get("train", []) if not count)
+    if usable < 2:
+        report.refused.append(f"there are {usable} classes with images; training needs at least two")
+    for what, lines, matters in (
+        ("unreadable image(s)", report.unreadable, strict),
+        ("row(s), label(s) or shard(s) that cannot be used", report.left_out, strict),
+        ("class(es) without an image in a part", report.empty, strict_classes),
+    ):
+        if lines and matters:
+            report.refused.append(f"{len(lines)} {what}")
 
 
 def _look(item: Item, keep: bool) -> _Look | BadImage:

@@ -29,8 +29,14 @@ class Listing:
 
 
 def list_folder(root: Path, val_fraction: float = 0.2, split_seed: int = 0, val: str | None = None) -> Listing:
-    """Finds classes and image files and divides them; opens nothing. See `index_folder` and `divide`."""
+    """Finds classes and image files and divides them; opens nothing. See `index_folder` and `divide`.
+
+    Raises:
+        SrattnError: a class without images as well.
+    """
     index = index_folder(root)
+    if index.empty:
+        raise SrattnError(index.empty[0])
     train, held = divide(index, val, val_fraction, split_seed)
     return Listing(root, index.classes, _pairs(train), _pairs(held))
 
@@ -43,7 +49,8 @@ def index_folder(root: Path) -> Index:
     Class folders are searched in depth; hidden files and files without an image suffix are passed over.
 
     Raises:
-        SrattnError: no folder, fewer than two classes, a class without images, or one missing in a part.
+        SrattnError: no folder, fewer than two classes, or one missing in a part. Those without images are named in
+            `Index.empty`.
     """
     if not root.is_dir():
         raise SrattnError(f"{root} is not a folder of class folders{'' if root.exists() else ': it does not exist'}")
@@ -56,7 +63,7 @@ def index_folder(root: Path) -> Index:
         if set(folders) == {"train"}:
             raise SrattnError(f"{root} has train/ but no val/; add one, or give {root / 'train'} to have it split")
         classes = _classes(root)
-        return Index(classes, {"train": _items(root, root, classes)}, class_folders=True)
+        return _index(root, classes, {"train": root})
     if "test" in parts and not _folders(parts["test"]):
         if "val" not in parts:
             raise SrattnError(f"{root} has train/ but no val/, and {parts['test']} has no class folders; add val/")
@@ -70,7 +77,7 @@ def index_folder(root: Path) -> Index:
         for name in classes:
             if name not in there:
                 raise SrattnError(f"class {name!r} is in {parts['train']} but not in {part}")
-    return Index(classes, {part: _items(root, folder, classes) for part, folder in parts.items()}, class_folders=True)
+    return _index(root, classes, parts)
 
 
 def read_folder(
@@ -126,14 +133,17 @@ def _classes(root: Path) -> list[str]:
     return classes
 
 
-def _items(root: Path, folder: Path, classes: list[str]) -> list[Item]:
-    items: list[Item] = []
-    for label, name in enumerate(classes):
-        images = find_images(folder / name)
-        if not images:
-            raise SrattnError(f"class folder {folder / name} has no images (looked for {', '.join(sorted(SUFFIXES))})")
-        items += [Item(image.relative_to(root).as_posix(), label, image) for image in images]
-    return items
+def _index(root: Path, classes: list[str], folders: dict[str, Path]) -> Index:
+    index = Index(classes, {}, class_folders=True)
+    for part, folder in folders.items():
+        items = index.parts[part] = []
+        for label, name in enumerate(classes):
+            images = find_images(folder / name)
+            if not images:
+                looked = ", ".join(sorted(SUFFIXES))
+                index.empty.append(f"class folder {folder / name} has no images (looked for {looked})")
+            items += [Item(image.relative_to(root).as_posix(), label, image) for image in images]
+    return index
 
 
 def _pairs(items: list[Item]) -> list[tuple[Path, int]]:

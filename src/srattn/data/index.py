@@ -39,12 +39,28 @@ class Index:
         parts: the images of "train", "val" and "test", as far as there are any.
         skipped: a line for everything that could not be used.
         class_folders: whether classes are folders, of which none is empty except by mistake.
+        empty: a line for every such folder.
     """
 
     classes: list[str]
     parts: dict[str, list[Item]]
     skipped: list[str] = dataclasses.field(default_factory=list)
     class_folders: bool = False
+    empty: list[str] = dataclasses.field(default_factory=list)
+
+
+def without_empty_classes(index: Index) -> Index:
+    """The classes that have a training image, numbered anew; what is left out is named in `skipped`."""
+    present = {item.label for item in index.parts.get("train", [])}
+    kept = [number for number in range(len(index.classes)) if number in present]
+    place = {number: new for new, number in enumerate(kept)}
+    skipped = [*index.skipped, *index.empty]
+    parts: dict[str, list[Item]] = {}
+    for part, items in index.parts.items():
+        parts[part] = [dataclasses.replace(item, label=place[item.label]) for item in items if item.label in place]
+        lost = len(items) - len(parts[part])
+        skipped += [f"{lost} image(s) of {part}: their classes have no training image"] if lost else []
+    return Index([index.classes[number] for number in kept], parts, skipped, index.class_folders)
 
 
 def part_called(name: str) -> str | None:

@@ -14,7 +14,7 @@ from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess, read_digits
 from srattn.data.folder import find_images, index_folder
-from srattn.data.index import Index, divide, lazy_samples, part_called, read_data
+from srattn.data.index import Index, divide, lazy_samples, part_called, read_data, without_empty_classes
 from srattn.data.patterns import files_with, is_pattern, is_url
 from srattn.data.preprocess import Preprocess
 from srattn.data.samples import ImageData, OnBadImage, Samples
@@ -70,6 +70,7 @@ def load_data(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     on_bad_image: OnBadImage = "skip",
+    on_empty_class: OnBadImage | None = None,
     hold_bytes: int = 1 << 30,
     workers: int = 0,
     notify: Callable[[int, int], None] | None = None,
@@ -85,6 +86,8 @@ def load_data(
         val: what to measure with: "val" or "test", a part of `data`; "split", a part `val_fraction` of each training
             class; or another data set with the same classes. By default what `data` has in this order.
         on_bad_image: an image, row or shard that cannot be used: name it and leave it out, or raise.
+        on_empty_class: a class without a usable image in a part: name it and go on (one that has none for training is
+            left out), or raise. By default class folders raise, and everything does with `on_bad_image` "error".
         hold_bytes: prepared pictures are kept in memory until they need more than this.
         notify: called with the number of images done and the number of all.
 
@@ -101,12 +104,16 @@ def load_data(
         index = _with_val(index, open_data(val, columns=columns), val)
     if index.skipped and on_bad_image == "error":
         raise BadImage(index.skipped[0])
+    strict = on_empty_class == "error" or (on_empty_class is None and (index.class_folders or on_bad_image == "error"))
+    if index.empty and strict:
+        raise SrattnError(f"{index.empty[0]}; fill it, remove it, or go on without it: --on_empty_class skip")
+    if on_empty_class == "skip":
+        index = without_empty_classes(index)
     try:
         train, held = divide(index, "val" if apart else val, val_fraction, split_seed)
     except SrattnError as error:
         reason = f"; {len(index.skipped)} were left out, the first: {index.skipped[0]}" if index.skipped else ""
         raise SrattnError(f"{data}: {error}{reason}") from None
-    strict = index.class_folders or on_bad_image == "error"
     read = read_data(
         index.classes,
         train,
@@ -211,11 +218,13 @@ def _open_folder(path: Path, columns: Columns, labelled: bool) -> Index:
     if labelled:
         return index_folder(path)
     try:
-        return index_folder(path)
-    except SrattnError:  # no class folders: just images
-        images = find_images(path)
-        items = [Item(image.relative_to(path).as_posix(), -1, image) for image in images]
-        return Index([], {"train": items})
+        index = index_folder(path)
+    except SrattnError:  # no class folders
+        index = None
+    if index is not None and not index.empty:
+        return index
+    images = find_images(path)
+    return Index([], {"train": [Item(image.relative_to(path).as_posix(), -1, image) for image in images]})
 
 
 def _with_val(index: Index, other: Index, val: str) -> Index:

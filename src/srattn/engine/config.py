@@ -26,6 +26,8 @@ class TrainConfig:
     """Chooses what is held out. Apart from seed, so that runs with several seeds share one split."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """Unreadable images: leave them out and name them, or stop before training."""
+    on_empty_class: Literal["skip", "error"] | None = None
+    """Classes without a usable image: leave them out and name them, or stop, as class folders do if it is not given."""
     size: int | None = None
     """Side of the square images that the model sees, in pixels."""
     eval_size: int | None = None
@@ -47,7 +49,7 @@ class TrainConfig:
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the model, as in --model_options.embed_dims '[16, 32, 64, 128]' --model_options.stem_stride 2."""
     init: str | None = None
-    """Weights to start from: a run, a checkpoint, or the name of a published model. Other classes get a new head."""
+    """Weights to start from: a run, a checkpoint, a published model's name, or box. Other classes get a new head."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
     drop_path_rate: float | None = None

@@ -47,11 +47,15 @@ FOLDER: dict[str, Any] = {
 def resolve(config: TrainConfig) -> ResolvedConfig:
     """Fills what is None. The options of the default model apply to that model alone.
 
+    Without a model, weights to start from bring theirs, with its options, and the size and channels of its images.
+
     Raises:
-        SrattnError: `data` is neither a known name nor an existing path.
+        SrattnError: `data` is neither a known name nor an existing path, or there are no weights to start from.
     """
     digits = is_built_in(config.data)
     defaults = dict(DIGITS if digits else FOLDER)
+    if config.model is None and config.init is not None:
+        defaults |= _of_weights(config.init)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's processes share the machine
     defaults.setdefault("threads", cores)
@@ -66,3 +70,18 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if config.val is not None and config.val != "split" and part_called(config.val) is None:
         values["val"] = absolute(config.val)
     return ResolvedConfig(**values)
+
+
+def _of_weights(source: str) -> dict[str, Any]:
+    """The model of `source` and what it sees, as defaults."""
+    from srattn.engine.open_model import open_model
+    from srattn.engine.start import SET_BY_TRAINING
+
+    found = open_model(source)
+    options = {name: value for name, value in found.model.config.items() if name not in SET_BY_TRAINING | {"name"}}
+    return {
+        "model": found.model.config["name"],
+        "model_options": options,
+        "size": max(found.preprocess.size),
+        "channels": found.preprocess.channels,
+    }

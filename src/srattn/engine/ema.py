@@ -32,7 +32,7 @@ class WeightAverage:
             for mean, value in zip(means, values, strict=True):
                 mean.lerp_(value, weight)
         elif means:
-            torch._foreach_lerp_(means, values, weight)
+            torch._foreach_lerp_(means, values, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def swap(self) -> None:

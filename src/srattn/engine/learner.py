@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srattn.data.keyed import seed_of
 from srattn.data.loader import Batch, Loader
@@ -38,7 +38,7 @@ class Learner:
         model.to(self.device)
         self.model = cast(Backbone, with_common_norms(model, world))
         if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            _lay_out(self.model)
         if config.compile and world.kind != "fsdp":
             self.model.compile()
         self.runner = spread(self.model, world)
@@ -132,3 +132,11 @@ class Learner:
             autocast=self.precision.autocast,
             memory_format=self.memory_format,
         )
+
+
+def _lay_out(model: nn.Module) -> None:
+    """Parameters of maps in channels-last memory; `Module.to` would refuse those of five dimensions."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

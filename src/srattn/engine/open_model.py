@@ -17,19 +17,23 @@ from srattn.errors import SrattnError, nearest
 from srattn.models.registry import build_model, list_models
 from srattn.models.weights import Preprocessing, find_weights
 
+BOX = "box"
+"""What the model in the box is called on a command line."""
+
 
 def open_model(name: str | None, device: str | torch.device = "cpu", size: int | None = None) -> LoadedRun:
     """A model in eval mode with its classes and preprocessing.
 
     Args:
         name: a run folder or its model.safetensors; a checkpoint in any layout that `srattn convert` reads; a
-            registered model, whose published weights are fetched; None for the model in the box.
+            registered model, whose published weights are fetched; None or "box" for the model in the box.
         size: side of the square images in pixels, where it shall not be the model's own.
 
     Raises:
         SrattnError: none of these, or weights that cannot be read or found.
     """
-    run = boxed_model(device) if name is None else _open(name, device)
+    boxed = name is None or (name == BOX and not Path(name).exists())
+    run = boxed_model(device) if boxed else _open(str(name), device)
     if run.model.dimensions != 2:
         raise SrattnError(f"{run.path} is a model of volumes, not of images")
     if size is not None:

@@ -37,6 +37,7 @@ def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) ->
             val_fraction=config.val_fraction,
             split_seed=config.split_seed,
             on_bad_image=config.on_bad_image,
+            on_empty_class=config.on_empty_class,
             hold_bytes=config.cache_mb << 20,
             workers=config.num_workers,
             notify=progress.checking,

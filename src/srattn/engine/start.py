@@ -16,11 +16,15 @@ from srattn.tasks.protocol import Task
 
 _INITIAL_WEIGHTS = 4  # a key beside those of the loader and of the steps
 
+SET_BY_TRAINING = frozenset(
+    {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "device", "features_only"}
+)
+"""Options of a model that follow from those of the run."""
+
 
 def make_model(config: ResolvedConfig, classes: int, device: str | None = None) -> Backbone:
     """The untrained model of a configuration."""
-    own = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "device", "features_only"}
-    for name in own & config.model_options.keys():
+    for name in SET_BY_TRAINING & config.model_options.keys():
         raise SrattnError(
             f"model_options.{name} is set by training itself (size, channels, classes, drop rates, device)"
         )

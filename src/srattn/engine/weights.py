@@ -31,8 +31,17 @@ class LoadedRun:
     path: Path
 
 
-def save_weights(path: Path, model: Backbone, classes: list[str], preprocess: Preprocess) -> None:
-    """Writes safetensors in our layout; the metadata holds what `load_run` needs."""
+def save_weights(
+    path: Path, model: Backbone, classes: list[str], preprocess: Preprocess, dtype: torch.dtype | None = None
+) -> None:
+    """Writes safetensors in our layout; the metadata holds what `load_run` needs.
+
+    Args:
+        dtype: what floating-point values are stored in; by default what they are. `torch.float16` halves the file.
+
+    Raises:
+        SrattnError: a value that is beyond `dtype`.
+    """
     from safetensors.torch import save
 
     facts = {
@@ -43,13 +52,23 @@ def save_weights(path: Path, model: Backbone, classes: list[str], preprocess: Pr
         "preprocess": preprocess.to_dict(),
         "version": __version__,
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     # One key of metadata: several are written in an order that changes from file to file.
     run_folder.write_bytes(path, save(state, metadata={_KEY: json.dumps(facts)}))
 
 
+def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    stored = tensor.to(dtype)
+    if not torch.equal(stored.isfinite(), tensor.isfinite()):
+        raise SrattnError(f"{name} holds values beyond the largest of {dtype}: store the weights in float32")
+    return stored
+
+
 def load_run(path: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
-    """Loads a run folder, or its model.safetensors alone.
+    """Loads a run folder, or its model.safetensors alone; weights in half precision become float32.
 
     Raises:
         SrattnError: no such run, no weights in it yet, a file without our metadata, or weights that do not fit the
@@ -83,6 +102,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     except (SafetensorError, ValueError) as error:
         raise SrattnError(f"{file} is not a whole safetensors file ({error})") from None
     try:
