@@ -91,8 +91,8 @@ static inline vec quotient(vec a, vec b) {
 #endif
 }
 
-// GELU by the normal distribution function: Phi(x) = 1/2 + x P(x^2) / Q(x^2) for |x| <= 5.5, a minimax fit of 7e-9.
-static inline vec gelu(vec x) {
+// The normal distribution function: 1/2 + x P(x^2) / Q(x^2) for |x| <= 5.5, a minimax fit of 7e-9.
+static inline vec normal(vec x) {
   vec c = minimum(maximum(x, splat(-5.5f)), splat(5.5f));
   vec u = c * c;
   vec p = splat(2.27491534e-08f);
@@ -107,5 +107,7 @@ static inline vec gelu(vec x) {
   q = q * u + splat(0.0286446704f);
   q = q * u + splat(0.251516937f);
   q = q * u + splat(1.0f);
-  return x * (splat(0.5f) + quotient(c * p, q));
+  return splat(0.5f) + quotient(c * p, q);
 }
+
+static inline vec gelu(vec x) { return x * normal(x); }

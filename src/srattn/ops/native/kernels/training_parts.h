@@ -14,22 +14,9 @@ static inline long rounded(long n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
 static inline long padded_columns(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-// Phi(u) as in `gelu`, and with it GELU(u) = u Phi(u) and its derivative Phi(u) + u phi(u).
+// GELU(u) = u Phi(u) and its derivative Phi(u) + u phi(u).
 static inline void gelu_and_slope(vec u, vec& value, vec& slope) {
-  vec c = minimum(maximum(u, splat(-5.5f)), splat(5.5f)), s = c * c;
-  vec p = splat(2.27491534e-08f);
-  p = p * s + splat(6.35166208e-06f);
-  p = p * s + splat(0.000168802086f);
-  p = p * s + splat(0.00467711445f);
-  p = p * s + splat(0.0338506576f);
-  p = p * s + splat(0.398942235f);
-  vec q = splat(1.19746377e-06f);
-  q = q * s + splat(7.36383773e-05f);
-  q = q * s + splat(0.00188431312f);
-  q = q * s + splat(0.0286446704f);
-  q = q * s + splat(0.251516937f);
-  q = q * s + splat(1.0f);
-  vec phi = splat(0.5f) + c * p / q;
+  vec phi = normal(u);
   value = u * phi;
   slope = phi + u * exponential(splat(-0.5f) * u * u) * splat(0.398942280f);
 }
