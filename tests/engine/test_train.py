@@ -122,6 +122,16 @@ def test_a_folder_of_photos(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert any(note.startswith("skipped ") and "broken.jpg" in note for note in notes)
 
 
+def test_photos_measured_at_another_size(tiny: dict[str, Any], tmp_path: Path) -> None:
+    for index in range(4):
+        picture(tmp_path / "photos" / "day", f"{index}.jpg", 200)
+        picture(tmp_path / "photos" / "night", f"{index}.png", 0)
+    options = tiny | {"data": str(tmp_path / "photos"), "size": 8, "eval_size": 16, "epochs": 1, "augment": "crop,flip"}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")))
+    assert next(result.loader.train(0)).inputs.shape[-2:] == (8, 8)
+    assert next(result.loader.val()).inputs.shape[-2:] == (16, 16)
+
+
 def test_an_unreadable_image_stops_it_before_it_starts_if_asked(tiny: dict[str, Any], tmp_path: Path) -> None:
     for index in range(3):
         picture(tmp_path / "photos" / "a", f"{index}.png", 200)

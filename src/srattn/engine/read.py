@@ -20,6 +20,7 @@ class _Preparation:
 
     preprocess: Preprocess
     prepare: Callable[..., Any]
+    least: int | None
 
 
 def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) -> ImageData:
@@ -46,7 +47,7 @@ def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) ->
     if config.eval_size == config.size:
         return load(augment)
     measured = dataclasses.replace(augment.preprocess, size=(config.eval_size, config.eval_size))
-    data = load(_Preparation(measured, augment.prepare))
+    data = load(_Preparation(measured, augment.prepare, augment.least))
     if is_built_in(config.data):  # all its pictures are made at one size
         data = dataclasses.replace(data, train=load(augment).train)
     return data
