@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from srattn.bench import gpu
+from srattn.ops import plan
 
+CPU = torch.device("cpu")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
@@ -43,7 +45,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
-    assert "no GPU is within reach; --smoke" in capsys.readouterr().err
+    assert "no GPU is within reach (torch " in capsys.readouterr().err
 
 
 def smoke(root: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -52,8 +54,8 @@ def smoke(root: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str
 import sys
 for name in ("rich", "jsonargparse", "timm", "numpy.f2py", "safetensors", "yaml"):
     sys.modules[name] = None
-from srattn.bench.gpu import main
-sys.exit(main(sys.argv[1:]))
+from srattn.cli.main import main
+sys.exit(main(["bench", "gpu", *sys.argv[1:]]))
 """
     here = os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, "--smoke", "--out", str(out), *words]
@@ -62,16 +64,47 @@ sys.exit(main(sys.argv[1:]))
 
 @needs_triton
 def test_smoke_run_without_extras(root: Path, tmp_path: Path) -> None:
-    done = smoke(root, tmp_path / "gpu.json", "--parts", "check,tune,attention,models")
+    done = smoke(root, tmp_path / "gpu.json", "--parts", "check,tune,attention,memory,modules")
     assert done.returncode == 0, done.stderr
     assert "3 comparisons with float64 within twice the error of plain torch, 0 wrong" in done.stdout
     assert "timm is not installed: beside ours stand the published module" in done.stdout
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert {"device", "torch", "triton", "commit"} <= result["machine"].keys()
-    assert {row["part"] for row in result["rows"]} == {"tune", "attention", "models"}
+    assert {row["part"] for row in result["rows"]} == {"tune", "attention", "memory", "modules"}
     names = {row["candidate"] for row in result["rows"]}
-    assert {"our kernel alone", "published compiled", "ours compiled", "flash path with its projections"} <= names
-    assert all(row["seconds"] > 0 for row in result["rows"]) and result["wrong"] == [] == result["left_out"]
+    assert {"our kernel alone", "published compiled", "ours", "flash path with its projections"} <= names
+    assert all(row["seconds"] > 0 for row in result["rows"] if row["part"] != "memory")
+    assert result["wrong"] == [] == result["left_out"]
+
+
+def test_whole_models_are_compared_and_then_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from srattn.bench import gpu_model
+    from srattn.bench.gpu_sizes import TINY
+    from srattn.bench.gpu_timing import Cost, StopClock
+
+    pair = gpu_model.Pair(TINY.model, CPU, TINY.options)
+    assert gpu_model.difference(pair, 2, 32) == []
+    clock = StopClock(60)
+    for training, what in ((False, "inference"), (True, "training step")):
+        costs = {"eager": Cost(0.0), "compiled": Cost(1e9)}
+        rows = gpu_model.rows_of(pair, 1, 32, clock, training, costs)
+        assert [row["candidate"] for row in rows] == ["sdpa path eager", "ours eager"]
+        assert all(row["seconds"] > 0 and what in row["what"] for row in rows)
+        assert 0 < costs["eager"].seconds < 60  # learnt
+    assert len(clock.skipped) == 4 and "needs 1000000000 s" in clock.skipped[0]
+    monkeypatch.setattr(gpu_model, "compiled", lambda model, **_: torch.compile(model, backend="eager", dynamic=False))
+    (row,) = gpu_model.sizes_rows(pair, (2, 1), 32)
+    assert row["note"].endswith("0 more over repeated sizes") and row["seconds"] > 0
+
+
+def test_a_model_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from srattn.bench import gpu_model
+    from srattn.bench.gpu_sizes import TINY
+
+    pair = gpu_model.Pair(TINY.model, CPU, TINY.options)
+    by_path = {"plain": 0.0, "sdpa": 0.001, None: 0.1}
+    monkeypatch.setattr(pair.ours, "forward", lambda x: torch.full((1, 3), by_path[plan.forced()], dtype=x.dtype))
+    assert "pvt_v2_b0's output is" in gpu_model.difference(pair, 1, 32)[0]
 
 
 @needs_triton

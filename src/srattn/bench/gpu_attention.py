@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srattn.bench.gpu_check import Case, draw
 from srattn.bench.gpu_peers import compiled, peer_attention
-from srattn.bench.gpu_timing import StopClock, rotated, seconds_of
+from srattn.bench.gpu_sizes import Shape
+from srattn.bench.gpu_timing import Cost, StopClock, rotated, seconds_of
 from srattn.bench.peers import one_line
 from srattn.layers.attention import SpatialReductionAttention
 from srattn.ops import attend, plan
 from srattn.ops.triton import attention, choices
 
 Row = dict[str, Any]
-
-
-class Shape(NamedTuple):
-    """A map of side x side tokens under ratio R."""
-
-    batch: int
-    side: int
-    ratio: int
-    dim: int
-    heads: int
-
-    @property
-    def keys(self) -> int:
-        return (self.side // self.ratio) ** 2
-
-    def __str__(self) -> str:
-        return f"{self.side}x{self.side} batch {self.batch} C {self.dim} heads {self.heads} keys {self.keys}"
-
-
-FEW = tuple(
-    Shape(batch, side, ratio, dim, heads)
-    for batch in (64, 16)
-    for side, ratios in ((56, (8, 4)), (112, (16, 8)))
-    for ratio in ratios
-    for dim, heads in ((64, 1), (128, 2))
-)
-MANY = (Shape(4, 256, 16, 64, 1), Shape(4, 256, 8, 64, 1), Shape(4, 256, 16, 128, 2), Shape(4, 256, 8, 128, 2),
-        Shape(2, 512, 16, 64, 1))  # fmt: skip
-TINY = (Shape(1, 8, 4, 16, 1),)
 
 
 def floor(s: Shape, itemsize: int, ceilings: dict[str, float], training: bool) -> float:
@@ -82,21 +54,25 @@ def kernel_rows(s: Shape, dtype: torch.dtype, device: torch.device, ceilings: di
     return rows
 
 
-def path_rows(s: Shape, dtype: torch.dtype, device: torch.device) -> list[Row]:
-    """From the queries' input to the output of W^O, the reduction left out: the kernel against the flash path."""
-    attn = SpatialReductionAttention(s.dim, s.heads, s.ratio).to(device, dtype).eval()
+def path_rows(s: Shape, dtype: torch.dtype, device: torch.device, training: bool) -> list[Row]:
+    """From the queries' input to the output of W^O, the reduction left out: the kernel against the flash path.
+
+    Which one was faster is kept for later plans.
+    """
+    attn = SpatialReductionAttention(s.dim, s.heads, s.ratio).to(device, dtype).train(training)
     w = attend.Projections(attn.q.weight, attn.q.bias, attn.proj.weight, attn.proj.bias)
     k, v = (torch.randn(s.batch, s.keys, s.dim, device=device).to(dtype) for _ in range(2))
     inputs = rotated(lambda: torch.randn(s.batch, s.side**2, s.dim, device=device).to(dtype), device)
+    leaves = [k.requires_grad_(), v.requires_grad_(), *(t for t in w if t is not None)]
+    call = stepped(lambda x: attend.attention(x, k, v, w, s.heads, attn.scale), leaves, training)
     times: dict[str, float] = {}
-    with torch.no_grad():
-        for path in ("absorbed", "sdpa"):
-            with plan.force_path(path):
-                times[path] = seconds_of(lambda x: attend.attention(x, k, v, w, s.heads, attn.scale), inputs, device)
+    for path in ("absorbed", "sdpa"):
+        with plan.force_path(path):
+            times[path] = seconds_of(call, inputs, device)
     few = choices.Few(s.batch, s.side**2, s.keys, s.dim, s.dim, s.heads, dtype.itemsize)
-    choices.keep_faster(few, device, False, min(times, key=lambda path: times[path]))
+    choices.keep_faster(few, device, training, min(times, key=lambda path: times[path]))
     plan.forget()
-    what = "attention forward, keys given"
+    what = f"keys given, forward{'+backward' if training else ''}"
     return [
         row("attention", s, what, "flash path with its projections", times["sdpa"]),
         row("attention", s, what, "kernel with absorption", times["absorbed"], times["sdpa"] / times["absorbed"]),
@@ -104,50 +80,55 @@ def path_rows(s: Shape, dtype: torch.dtype, device: torch.device) -> list[Row]:
 
 
 def module_rows(
-    s: Shape, dtype: torch.dtype, device: torch.device, clock: StopClock, training: bool, compile_ours: bool
+    s: Shape, dtype: torch.dtype, device: torch.device, clock: StopClock, training: bool, cost: Cost
 ) -> list[Row]:
-    """The whole module, reduction included: ours as planned, and the published one, eager and compiled."""
+    """The whole module, reduction included: the published one, eager and compiled, and ours as planned.
+
+    Ours is not compiled: recorded into a CUDA graph, as all are that can be, its launches cost nothing either.
+    """
     what = "module forward+backward" if training else "module forward"
     name, peer = peer_attention(s.dim, s.heads, s.ratio)
     ours: nn.Module = SpatialReductionAttention(s.dim, s.heads, s.ratio)
-    calls: list[tuple[str, Callable[[], Any], float]] = [
-        (f"{name} eager", lambda: peer, 1.0),
-        (f"{name} compiled", lambda: compiled(peer), 12.0),
-        ("ours eager", lambda: ours, 1.0),
-    ]
-    if compile_ours:
-        calls.append(("ours compiled", lambda: compiled(ours), 12.0))
-    if device.type != "cuda":
-        calls = [(label, build, 0.0) for label, build, _ in calls]
     peer, ours = (m.to(device, dtype).train(training) for m in (peer, ours))
+    calls: list[tuple[str, nn.Module, Callable[[], Any], Cost]] = [
+        ("ours", ours, lambda: ours, Cost(0.0)),
+        (f"{name} eager", peer, lambda: peer, Cost(0.0)),
+        (f"{name} compiled", peer, lambda: compiled(peer), cost),
+    ]
+    if device.type == "cuda" and not clock.has(cost.seconds + 2, f"{what}, {s}"):
+        return []
     inputs = rotated(lambda: torch.randn(s.batch, s.side, s.side, s.dim, device=device).to(dtype), device)
     rows: list[Row] = []
-    for label, build, needs in calls:
-        if not clock.has(needs, f"{what}, {label}, {s}"):
-            continue
+    for label, module, build, spent in calls:
         try:
-            seconds = seconds_of(stepped(build(), training), inputs, device)
+            with spent.learn():
+                seconds = seconds_of(stepped(build(), list(module.parameters()), training), inputs, device)
         except Exception as error:  # what a compiler or a foreign module raises must not end the run
-            rows.append(row("attention", s, what, label, None, note=one_line(error)))
+            rows.append(row("modules", s, what, label, None, note=one_line(error)))
             continue
-        rows.append(row("attention", s, what, label, seconds))
-    base = next((r["seconds"] for r in rows if r["candidate"] == f"{name} compiled"), None)
+        rows.append(row("modules", s, what, label, seconds))
+    return compared(rows, f"{name} compiled")
+
+
+def compared(rows: list[Row], with_candidate: str) -> list[Row]:
+    """Adds to each row how many times as fast it is as that candidate, where both have a figure."""
+    base = next((r["seconds"] for r in rows if r["candidate"] == with_candidate), None)
     for r in rows:
         r["speedup"] = base / r["seconds"] if base and r["seconds"] else None
     return rows
 
 
-def stepped(module: Any, training: bool) -> Callable[[Tensor], object]:
-    """A pass, or a pass with all gradients."""
+def stepped(call: Any, leaves: Sequence[Tensor], training: bool) -> Callable[[Tensor], object]:
+    """A pass, or a pass with the gradients of its input and of `leaves`."""
 
     def forward(x: Tensor) -> object:
         with torch.no_grad():
-            return module(x)
+            return call(x)
 
     def step(x: Tensor) -> object:
         x = x.detach().requires_grad_()
-        out = module(x)
-        return torch.autograd.grad(out, [x, *module.parameters()], torch.ones_like(out))
+        out = call(x)
+        return torch.autograd.grad(out, [x, *leaves], torch.ones_like(out), allow_unused=True)
 
     return step if training else forward
 

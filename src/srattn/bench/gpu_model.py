@@ -9,21 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srattn.bench.gpu_attention import Row, row
+from srattn.bench.gpu_attention import Row, compared, row
+from srattn.bench.gpu_check import failures
 from srattn.bench.gpu_peers import compiled, peer_model
-from srattn.bench.gpu_timing import StopClock, peak_bytes, seconds_of
+from srattn.bench.gpu_timing import Cost, StopClock, peak_bytes, seconds_of
 from srattn.bench.peers import one_line
 from srattn.models.registry import build_model
 from srattn.ops.plan import force_path
-
-MODEL = "pvt_v2_b2"
 
 
 class Pair:
     """Ours and the peer, with the context in which each runs."""
 
     def __init__(self, name: str, device: torch.device, options: dict[str, Any]) -> None:
-        self.device = device
+        self.device, self.name = device, name
         label, peer, is_ours = peer_model(name) if not options else ("sdpa path", build_model(name, **options), True)
         self.peer = peer.to(device)
         self.ours = build_model(name, **options).to(device)
@@ -38,77 +37,95 @@ def images(batch: int, size: int, device: torch.device) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def rows_of(
-    pair: Pair, batch: int, size: int, clock: StopClock, training: bool, ways: tuple[str, ...], costs: dict[str, float]
-) -> list[Row]:
-    """Each candidate each way ("eager", "compiled", "graphs"); `costs`: seconds to be had for it."""
-    what = f"{MODEL} {'training step' if training else 'inference'}"
+def difference(pair: Pair, batch: int, size: int) -> list[str]:
+    """What is wrong with ours: the kernels may be twice as far from fp32 as torch's own operators in bf16 are."""
+    model, x = pair.ours.eval(), images(batch, size, pair.device)
+    with torch.no_grad():
+        with force_path("plain"):
+            truth = model(x)
+        model.to(torch.bfloat16)
+        try:
+            found = model(x.to(torch.bfloat16))
+            with force_path("sdpa"):
+                rough = model(x.to(torch.bfloat16))
+        finally:
+            model.float()
+    return failures([f"{pair.name}'s output"], [found], [rough], [truth.double()])
+
+
+def rows_of(pair: Pair, batch: int, size: int, clock: StopClock, training: bool, costs: dict[str, Cost]) -> list[Row]:
+    """Each candidate each way ("eager", "compiled"): in inference the latter replays CUDA graphs."""
+    what = f"{pair.name} {'training step' if training else 'inference'}"
     shape = f"{size}x{size} batch {batch} bf16"
     found: list[Row] = []
-    base: float | None = None
-    for way in ways:
+    base = ""
+    for way in costs:
         for label, model, context in pair.candidates:
             name = f"{label} {way}"
-            if not clock.has(costs[way], f"{what}, {name}, {shape}"):
+            base = name if label != "ours" else base
+            if not clock.has(costs[way].seconds, f"{what}, {name}, {shape}"):
                 continue
             try:
-                with context():
-                    seconds, note = _time(model, batch, size, pair.device, training, way)
+                with context(), costs[way].learn():
+                    seconds = _time(model, batch, size, pair.device, training, way)
             except Exception as error:  # what a compiler or a foreign model raises must not end the run
                 found.append(row("models", shape, what, name, None, note=one_line(error)))
                 continue
-            if way == "compiled" and label != "ours":
-                base = seconds
-            found.append(row("models", shape, what, name, seconds, note=note))
-    for r in found:
-        r["speedup"] = base / r["seconds"] if base and r["seconds"] else None
-    return found
+            found.append(row("models", shape, what, name, seconds))
+    return compared(found, base)
 
 
-def _time(model: nn.Module, batch: int, size: int, device: torch.device, training: bool, way: str) -> tuple[float, str]:
+def _time(model: nn.Module, batch: int, size: int, device: torch.device, training: bool, way: str) -> float:
     run: Any = model.train(training)
-    if way != "eager":
-        run = compiled(model, **({"mode": "reduce-overhead"} if way == "graphs" else {}))
     x = images(batch, size, device)
     if training:
-        step = _training_step(model, run, device)
+        step = _training_step(model, run if way == "eager" else compiled(model), device)
         step(x)
-        return seconds_of(step, [x], device, graph=False), ""
+        return seconds_of(step, [x], device, graph=False, budget=1.0)
     model.to(torch.bfloat16)
-    x = x.to(torch.bfloat16)
+    try:
+        forward = _inference(run if way == "eager" else compiled(model, mode="reduce-overhead"), way)
+        return seconds_of(forward, [x.to(torch.bfloat16)], device, graph=way == "eager", budget=1.0)
+    finally:
+        model.float()
 
+
+def _inference(run: Any, way: str) -> Callable[[Tensor], object]:
     def forward(x: Tensor) -> object:
         with torch.no_grad():
-            if way == "graphs" and device.type == "cuda":
+            if way != "eager" and x.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
             return run(x)
 
+    return forward
+
+
+def sizes_rows(pair: Pair, batches: tuple[int, int], size: int) -> list[Row]:
+    """Ours with CUDA graphs at two batches in turn: each is compiled once, and nothing over repeated ones."""
+    what, shape = f"{pair.name} CUDA graphs", f"{size}x{size} batch {batches[0]}, {batches[1]} bf16"
+    model = pair.ours.eval().to(torch.bfloat16)
     try:
-        if way != "graphs":
-            return seconds_of(forward, [x], device, graph=way == "compiled" or device.type != "cuda"), ""
-        forward(x)
-        before = _frames()
-        other = images(max(batch // 2, 1), size, device).to(torch.bfloat16)
-        forward(other)  # a second size, compiled once
-        again = _frames()
-        for t in (x, other, x, other):
-            forward(t)
-        more = _frames() - again
-        note = f"{again - before} compilation for a second size, {more} over repeated sizes"
-        return seconds_of(forward, [x], device, graph=False), note
+        forward = _inference(compiled(model, mode="reduce-overhead"), "compiled")
+        inputs = [images(batch, size, pair.device).to(torch.bfloat16) for batch in batches]
+        counts = [_frames()]
+        for x in (*inputs, *inputs, *inputs):
+            forward(x)
+            counts.append(_frames())
+        again = counts[-1] - counts[len(inputs)]
+        seconds = seconds_of(forward, inputs, pair.device, graph=False, budget=1.0)
+        note = f"{counts[len(inputs)] - counts[0]} compilations, {again} more over repeated sizes"
+        return [row("models", shape, what, "ours compiled", seconds, note=note)]
+    except Exception as error:
+        return [row("models", shape, what, "ours compiled", None, note=one_line(error))]
     finally:
         model.float()
 
 
 def _frames() -> int:
-    """How many frames dynamo has compiled in this process."""
+    """How many graphs dynamo has captured in this process."""
     from torch._dynamo.utils import counters
 
-    return (
-        sum(counters["stats"].values())
-        if "unique_graphs" not in counters["stats"]
-        else counters["stats"]["unique_graphs"]
-    )
+    return counters["stats"]["unique_graphs"]
 
 
 def _training_step(model: nn.Module, run: Any, device: torch.device) -> Callable[[Tensor], object]:
@@ -125,7 +142,8 @@ def _training_step(model: nn.Module, run: Any, device: torch.device) -> Callable
 
 def memory_rows(pair: Pair, batch: int, size: int) -> list[Row]:
     """Peak memory of an eager training step above the parameters."""
-    found = []
+    found: list[Row] = []
+    peaks: dict[str, float] = {}
     for label, model, context in pair.candidates:
         step, x = _training_step(model.train(), model, pair.device), images(batch, size, pair.device)
         try:
@@ -133,8 +151,12 @@ def memory_rows(pair: Pair, batch: int, size: int) -> list[Row]:
                 step(x)
                 peak = peak_bytes(lambda: step(x), pair.device)  # noqa: B023
         except Exception as error:
-            found.append(row("memory", f"{size}x{size} batch {batch}", MODEL, label, None, note=one_line(error)))
+            found.append(row("memory", f"{size}x{size} batch {batch}", pair.name, label, None, note=one_line(error)))
             continue
         note = f"peak {peak / 2**20:,.0f} MiB above the model"
-        found.append(row("memory", f"{size}x{size} batch {batch}", f"{MODEL} training", label, None, note=note))
+        peaks[label] = peak
+        found.append(row("memory", f"{size}x{size} batch {batch}", f"{pair.name} training", label, None, note=note))
+    if len(peaks) == 2:
+        (_, theirs), (_, mine) = peaks.items()
+        found[-1]["note"] += f", {mine / max(theirs, 1):.2f} times that of the other"
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,20 @@ class StopClock:
         return False
 
 
+class Cost:
+    """Seconds that one more of a kind will take: a guess at first, then what the last one took, and a fifth more."""
+
+    def __init__(self, guess: float) -> None:
+        self.seconds = guess
+
+    @contextlib.contextmanager
+    def learn(self) -> Iterator[None]:
+        """Takes the time of what is inside; one that fails early teaches nothing."""
+        start = time.monotonic()
+        yield
+        self.seconds = 1.2 * (time.monotonic() - start)
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -48,8 +63,14 @@ def rotated(make: Callable[[], Tensor], device: torch.device) -> list[Tensor]:
     return [first, *(make() for _ in range(min(count, 8) - 1))]
 
 
-def seconds_of(call: Callable[[Any], object], inputs: Sequence[Any], device: torch.device, graph: bool = True) -> float:
-    """Median seconds of call(input), the inputs in turn.
+def seconds_of(
+    call: Callable[[Any], object],
+    inputs: Sequence[Any],
+    device: torch.device,
+    graph: bool = True,
+    budget: float = 0.2,
+) -> float:
+    """Median seconds of call(input), the inputs in turn, measured for about `budget` seconds.
 
     Recorded into a CUDA graph where that works, so that launching costs what it costs in a graph; else by events
     around the whole round. On a CPU by the clock, once.
@@ -64,7 +85,7 @@ def seconds_of(call: Callable[[Any], object], inputs: Sequence[Any], device: tor
     torch.cuda.synchronize(device)
     replay = _recorded(call, inputs) if graph else None
     once = replay or (lambda: [call(x) for x in inputs])
-    return _median(once, device) / len(inputs)
+    return _median(once, budget) / len(inputs)
 
 
 def _recorded(call: Callable[[Any], object], inputs: Sequence[Any]) -> Callable[[], object] | None:
@@ -92,7 +113,7 @@ def _recorded(call: Callable[[Any], object], inputs: Sequence[Any]) -> Callable[
     return replay
 
 
-def _median(once: Callable[[], object], device: torch.device, budget: float = 0.3) -> float:
+def _median(once: Callable[[], object], budget: float) -> float:
     """Median seconds of a call, by events, over about `budget` seconds."""
     times: list[float] = []
     stop = time.monotonic() + budget

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,16 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srattn.bench.gpu_check import Case, draw
+from srattn.bench.gpu_check import Case, Map, What, draw
 from srattn.bench.gpu_timing import StopClock, rotated, seconds_of
-from srattn.ops.triton import ahead, attention, attention_launch, choices, depthwise
+from srattn.ops.triton import ahead, attention, attention_launch, choices, depthwise, strips
 from srattn.ops.triton.language import INTERPRETED
 
 Launcher = Callable[[Any], object]
 
 
-def tune_attention(case: Case, dtype: torch.dtype, device: torch.device, clock: StopClock, most: int) -> list[dict]:
-    """Tries at most `most` choices of blocks forward and backward and keeps the fastest that is right."""
+def tune(what: What, dtype: torch.dtype, device: torch.device, clock: StopClock) -> list[dict]:
+    """Rows for what was kept."""
+    if isinstance(what, Case):
+        return tune_attention(what, dtype, device, clock)
+    return tune_depthwise(what, dtype, device, clock)
+
+
+def tune_attention(case: Case, dtype: torch.dtype, device: torch.device, clock: StopClock) -> list[dict]:
+    """Tries choices of blocks forward and backward and keeps the fastest that is right."""
     given = draw(case, dtype, device)
     keys = ("x", "keys", "values", "key_bias", "bias")
     x, k, v, c, bias = (given[name] for name in keys)
@@ -49,7 +57,7 @@ def tune_attention(case: Case, dtype: torch.dtype, device: torch.device, clock: 
         ("forward", forward, lambda found: _close(found, truth)),
         ("backward", backward, lambda found: all(map(_close, found[:3], wants[:3]))),
     ):
-        tried = choices.candidates(s, kind == "backward")[:most]
+        tried = choices.candidates(s, kind == "backward")
         best = _fastest(tried, build, x, right, device, clock)
         if best is not None:
             blocks, seconds, first = best
@@ -58,36 +66,35 @@ def tune_attention(case: Case, dtype: torch.dtype, device: torch.device, clock: 
     return rows
 
 
-def tune_depthwise(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, clock: StopClock, most: int
-) -> list:
+def tune_depthwise(what: Map, dtype: torch.dtype, device: torch.device, clock: StopClock) -> list[dict]:
     """As `tune_attention`, for the convolution with GELU."""
+    shape = what.shape
     x = torch.randn(*shape, device=device).to(dtype)
     w, b = (torch.randn(*s, device=device).to(dtype) for s in ((shape[-1], 1, 3, 3), (shape[-1],)))
     y = torch.empty_like(x)
     truth = depthwise.definition(x, w, b, False)
     dy, rows = torch.randn_like(x), []
 
-    def forward(strips: choices.Strips) -> Launcher:
+    def forward(chosen: strips.Strips) -> Launcher:
         def call(t: Tensor) -> Tensor:
-            depthwise.convolve(t, w, b, y, None, gelu=True, relu=False, turned=False, strips=strips)
+            depthwise.convolve(t, w, b, y, None, gelu=True, relu=False, turned=False, strips=chosen)
             return y
 
         return call
 
-    def backward(strips: choices.Strips) -> Launcher:
-        return lambda t: depthwise.slopes(dy, t, w, b, False, strips)
+    def backward(chosen: strips.Strips) -> Launcher:
+        return lambda t: depthwise.slopes(dy, t, w, b, False, chosen)
 
     for kind, build, right in (
         ("depthwise", forward, lambda found: _close(found, truth)),
         ("depthwise_backward", backward, lambda found: bool(found[0].isfinite().all())),
     ):
-        tried = list(choices.STRIPS[:most])
+        tried = list(strips.STRIPS)
         best = _fastest(tried, build, x, right, device, clock)
         if best is not None:
-            strips, seconds, first = best
-            choices.keep_strips(kind, x, strips)
-            rows.append(_row(f"{kind} {'x'.join(map(str, shape))}", strips, seconds, first, len(tried)))
+            kept, seconds, first = best
+            strips.keep_strips(kind, x, kept)
+            rows.append(_row(f"{kind} {'x'.join(map(str, shape))}", kept, seconds, first, len(tried)))
     return rows
 
 
@@ -106,32 +113,33 @@ def _fastest(
     clock: StopClock,
 ) -> tuple[Any, float, float] | None:
     """(the fastest choice, its seconds, those of the first); None where none ran in time."""
-    _compile_beside(tried, build, x)
+    tried = tried[:1] if INTERPRETED else tried
+    compile_beside(lambda: [launch for choice in tried for launch in ahead.record(build(choice), x)])
     inputs = rotated(lambda: torch.randn(x.shape, device=device).to(x.dtype), device)
-    best, first = None, float("nan")
+    times: dict[Any, float] = {}
+    first = float("nan")
     for choice in tried:
-        if clock.left() < 1 and best is not None:
+        if clock.left() < 1 and times:
             break
         try:
             call = build(choice)
-            if not right(call(x)):
-                continue
-            seconds = seconds_of(call, inputs, device)
+            if right(call(x)):
+                times[choice] = seconds_of(call, inputs, device, budget=0.03)
         except Exception as error:  # too much shared memory or registers: this choice is not to be had here
-            if INTERPRETED:
-                raise
-            if "illegal" in str(error):
+            if INTERPRETED or "illegal" in str(error):
                 raise
             continue
         if choice == tried[0]:
-            first = seconds
-        if best is None or seconds < best[1]:
-            best = (choice, seconds)
-    return None if best is None else (*best, first)
+            first = times.get(choice, first)
+    last = sorted(times, key=lambda choice: times[choice])[:3]
+    for choice in last if len(times) > 1 else ():  # the best ones again, for longer
+        times[choice] = seconds_of(build(choice), inputs, device, budget=0.1)
+    best = min(last, key=lambda choice: times[choice], default=None)
+    return None if best is None else (best, times[best], first)
 
 
-def _compile_beside(tried: list[Any], build: Callable[[Any], Launcher], x: Tensor) -> None:
-    """Compiles all choices on threads, as far as that works; what fails is compiled, or fails, when it is timed."""
+def compile_beside(find: Callable[[], list[ahead.Launch]]) -> None:
+    """Compiles launches on threads, as far as that works; what fails is compiled, or fails, when it is launched."""
     if INTERPRETED:
         return
 
@@ -139,12 +147,8 @@ def _compile_beside(tried: list[Any], build: Callable[[Any], Launcher], x: Tenso
         with contextlib.suppress(Exception):
             launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
 
-    launches: list[ahead.Launch] = []
-    for choice in tried:
-        with contextlib.suppress(Exception):
-            launches += ahead.record(build(choice), x)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(warm, launches))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(warm, find()))
 
 
 def _words(case: Case) -> str:

@@ -182,11 +182,13 @@ class SpatialReductionAttention(MapAttention):
         k, v, bias = self._keys_values(x, key, value, key_mask, key_bias)
         return self.proj_drop(self._attend(x.flatten(1, -2), k, v, bias).view(x.shape))
 
-    def _attend(self, queries: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Queries (B, N, dim) before W^Q to the output of W^O, by the planned path."""
+    def _attend(
+        self, queries: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, add: attend.Add | None = None
+    ) -> Tensor:
+        """Queries (B, N, dim) before W^Q to the output of W^O, by the planned path, and what `add` asks for."""
         projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
         dropout = self.attn_drop if self.training else 0.0
-        return attend.attention(queries, k, v, projections, self.num_heads, self.scale, bias, dropout)
+        return attend.attention(queries, k, v, projections, self.num_heads, self.scale, bias, dropout, add)
 
     def attention_map(
         self,

@@ -1,12 +1,14 @@
 """The transformer block: attention and feed-forward, each behind a norm and beside a residual."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from srattn.layers import native
+from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.block_kernels import lay_out_block
 from srattn.layers.drop import DropPath
+from srattn.ops import attend, plan
 
 
 class Block(nn.Module):
@@ -37,5 +39,25 @@ class Block(nn.Module):
         kernels = native.layout_of(self, x, lay_out_block)
         if kernels is not None:
             return kernels(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = self._attended(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """x + attn(norm1(x)); on a GPU the attention's kernel normalises the queries and adds x itself."""
+        if x.device.type in plan.KERNEL_DEVICES and self._is_plain():
+            attn = cast(SpatialReductionAttention, self.attn)
+            normed = self.norm1(x)
+            keys, values, bias = attn._keys_values(normed, None, None, None, None)
+            norm = attend.Norm(self.norm1.weight, self.norm1.bias, self.norm1.eps)
+            add = attend.Add(x.flatten(1, 2), norm)
+            return attn._attend(normed.flatten(1, 2), keys, values, bias, add).view(x.shape)
+        return x + self.drop_path(self.attn(self.norm1(x)))
+
+    def _is_plain(self) -> bool:
+        """Whether nothing stands between the norm, the attention and the sum: no dropout, no hooks, no other parts."""
+        attn = self.attn
+        if type(attn) is not SpatialReductionAttention or type(self.norm1) is not nn.LayerNorm:
+            return False
+        hooks = (attn._forward_hooks, attn._forward_pre_hooks, attn._backward_hooks, attn._backward_pre_hooks)
+        dropped = self.training and (self.drop_path.p > 0.0 or attn.proj_drop.p > 0.0)
+        return not dropped and not any(hooks)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.ops import feed_forward as ops
+from srattn.ops import plan
 
 
 class FeedForward(nn.Module):
@@ -26,6 +27,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to (B, H, W, out_dim)."""
+        if x.device.type in plan.KERNEL_DEVICES and (hidden := self._convolved(x)) is not None:
+            return self.drop(self.fc2(self.drop(hidden)))
         if torch.compiler.is_compiling() or not self._is_plain():
             return self._by_parts(x)
         drop = self.drop.p if self.drop.training else 0.0
@@ -52,6 +55,17 @@ class FeedForward(nn.Module):
         if torch.nn.modules.module._has_any_global_hook():
             return False
         return all(type(m) in (nn.Linear, nn.Conv2d) and not _has_hooks(m) for m in parts)
+
+    def _convolved(self, x: Tensor) -> Tensor | None:
+        """What fc2 takes, by the GPU's kernel of convolution and GELU; None where that is not to be had or wanted."""
+        conv = self.dwconv
+        if type(conv) is not nn.Conv2d or _has_hooks(conv) or (self.memory == "lean" and torch.is_grad_enabled()):
+            return None
+        from srattn.ops.triton import depthwise  # loads Triton
+
+        if not depthwise.takes(x, conv.weight):
+            return None
+        return depthwise.depthwise_gelu(self.fc1(x), conv.weight, conv.bias, self.extra_relu)
 
     def _by_parts(self, x: Tensor) -> Tensor:
         """The parts one after the other: for parts that were replaced (by an adapter, say) or that have hooks."""

@@ -149,8 +149,11 @@ def absorbed_kernel(
 ) -> Tensor:
     """As `plain`, and what `add` asks for, by one kernel on a GPU; keeps no scores."""
     from srattn.ops.triton.attention import attend  # loads Triton
+    from srattn.ops.triton.choices import norm_fits
 
     keys, values, key_bias = _absorb(k, v, w, heads, scale)
+    if add is not None and add.norm is not None and not norm_fits(x.shape[2], keys.itemsize):
+        add = Add(add.residual)
     if add is not None and add.norm is not None:  # the norm's affine part goes into the keys as well
         weight, shift = add.norm.weight, add.norm.bias
         if shift is not None:

@@ -5,6 +5,7 @@ Prints one JSON object, the name of each case and the words for what is wrong wi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,6 +22,16 @@ CASES = {
     "blocked, one block": ((2, 17, 16, 20, 2), {"add": "x", "norm": True}, "float32", "blocked", "blocked"),
     "blocked, bias": ((1, 18, 19, 16, 2), {"bias": True, "add": "other"}, "bfloat16", "blocked", "blocked"),
     "blocked, channels in chunks": ((1, 9, 18, 150, 1), {}, "float32", "blocked", "blocked"),
+    "blocked, bf16, channels in chunks": ((1, 9, 5, 320, 2), {"add": "other"}, "bfloat16", "blocked", "blocked"),
+    "blocked, 160 channels": ((1, 9, 18, 160, 1), {"add": "x", "norm": True}, "float16", "blocked", "blocked"),
+    "blocked, one block, bias": ((1, 9, 6, 24, 3), {"bias": True, "norm": True}, "float16", "blocked", "blocked"),
+    "blocked, 16 heads": ((1, 3, 2, 32, 16), {"add": "x"}, "bfloat16", "blocked", "blocked"),
+    "blocked, 1024 keys": ((1, 5, 1024, 16, 1), {"key_bias": False}, "bfloat16", "long", "long"),
+    "blocked, 333 keys, bias": ((1, 5, 333, 96, 1), {"bias": True, "layout": "strided"}, "bfloat16", "long", "long"),
+    "whole, 5 heads": ((1, 9, 3, 40, 5), {"norm": True}, "float16", "whole", "whole"),
+    "whole, one token, one key": ((2, 1, 1, 8, 1), {"add": "x", "norm": True}, "bfloat16", "whole", "whole"),
+    "blocked, one token, one key": ((2, 1, 1, 8, 2), {"bias": True}, "float32", "blocked", "blocked"),
+    "as by rule of thumb": ((1, 70, 49, 64, 1), {"add": "x", "norm": True}, "bfloat16", None, None),
 }  # fmt: skip
 
 
@@ -33,9 +44,15 @@ def one(name: str) -> list[str]:
 
     sizes, options, dtype, forward, backward = CASES[name]
     torch.manual_seed(0)
-    kinds = {"whole": Blocks("whole", 16, 0, 4, 1, 2), "blocked": Blocks("blocked", 16, 16, 4, 1)}
-    chosen = {"forward_blocks": lambda *_: kinds[forward], "backward_blocks": lambda *_: kinds[backward]}
-    with mock.patch.multiple(attention_launch, **chosen):
+    kinds = {
+        "whole": Blocks("whole", 16, 0, 4, 1, 2),
+        "blocked": Blocks("blocked", 16, 16, 4, 1),
+        "long": Blocks("blocked", 16, 128, 4, 1),
+    }
+    chosen = {}
+    if forward is not None:
+        chosen = {"forward_blocks": lambda *_: kinds[forward], "backward_blocks": lambda *_: kinds[backward]}
+    with mock.patch.multiple(attention_launch, **chosen) if chosen else contextlib.nullcontext():
         return gpu_check.check_attention(gpu_check.Case(*sizes, **options), getattr(torch, dtype), torch.device("cpu"))
 
 
@@ -59,6 +76,45 @@ def mask() -> list[str]:
             wrong.append(f"{blocks.kind}: masked keys count")
         if not torch.allclose(out[1], b.expand(5, 16)):
             wrong.append(f"{blocks.kind}: without keys there is more than the bias")
+        x.requires_grad_()
+        given = {"forward_blocks": lambda *_: blocks, "backward_blocks": lambda *_: blocks}  # noqa: B023
+        with mock.patch.multiple(attention_launch, **given):
+            (dx,) = torch.autograd.grad(attention.attend(x, k, k, bias, None, b).square().sum(), x)
+        (expected,) = torch.autograd.grad(
+            attention.definition(x, k[:, :, :16], k[:, :, :16], None, None, b)[0][0].square().sum(), x
+        )
+        if not torch.allclose(dx, expected, atol=1e-4):  # that of the image without keys is zero
+            wrong.append(f"{blocks.kind}: masked keys have a say in the gradient")
+        x = x.detach()
+    return wrong
+
+
+def widths() -> list[str]:
+    """Channels of the output that are not those of x, on a grid strided in both directions, and the same bits twice."""
+    import torch
+
+    from srattn.ops.triton import attention, attention_launch
+    from srattn.ops.triton.choices import Blocks
+
+    wrong = []
+    torch.manual_seed(0)
+    x = torch.randn(1, 10, 6, 24)[:, ::2, ::2].requires_grad_()  # 5 x 3 tokens
+    k, v = (torch.randn(1, 2, 7, width, requires_grad=True) for width in (24, 40))
+    r = torch.randn(1, 3, 5, 40).transpose(1, 2)
+    truth, _ = attention.definition(x, k, v, residual=r)
+    expected = torch.autograd.grad(truth.square().sum(), (x, k, v))
+    for blocks in (Blocks("whole", 16, 0, 4, 1, 1), Blocks("blocked", 16, 16, 4, 1, 1)):
+        given = {"forward_blocks": lambda *_: blocks, "backward_blocks": lambda *_: blocks}  # noqa: B023
+        runs = []
+        with mock.patch.multiple(attention_launch, **given):
+            for _ in range(2):
+                out = attention.attend(x, k, v, residual=r)
+                runs.append([out, *torch.autograd.grad(out.square().sum(), (x, k, v))])
+        for a, again, b in zip(*runs, (truth, *expected), strict=True):
+            if not torch.equal(a, again):
+                wrong.append(f"{blocks.kind}: another run gives other bits")
+            if not torch.allclose(a, b, rtol=1e-4, atol=1e-4):
+                wrong.append(f"{blocks.kind}: {tuple(a.shape)} is {(a - b).abs().max():.1e} off")
     return wrong
 
 
@@ -67,11 +123,12 @@ def convolution() -> list[str]:
 
     from srattn.bench import gpu_check
     from srattn.ops.triton import depthwise
-    from srattn.ops.triton.choices import Strips
+    from srattn.ops.triton.strips import Strips
 
     wrong = []
     with mock.patch.object(depthwise, "strips_for", lambda *_: Strips(4, 16, 3, 4, 1)):
-        for shape, relu, dtype in [((2, 4, 5, 17), False, torch.float32), ((1, 5, 3, 16), True, torch.bfloat16)]:
+        for shape, relu, dtype in [((2, 4, 5, 17), False, torch.float32), ((1, 5, 3, 16), True, torch.bfloat16),
+                                   ((1, 1, 1, 20), True, torch.float16)]:  # fmt: skip
             wrong += gpu_check.check_depthwise(shape, relu, dtype, torch.device("cpu"))
         x = torch.randn(1, 16, 4, 4).permute(0, 2, 3, 1)[:, ::2]  # strided in every direction
         w = torch.randn(16, 1, 3, 3)
@@ -110,10 +167,51 @@ def module() -> list[str]:
         compiled = torch.compile(attn, fullgraph=True, backend="aot_eager")
         if not torch.allclose(compiled(x, key_mask=mask), results[0][0], atol=1e-4):
             wrong.append("compiled, it gives another result")
+    with torch.autocast("cpu", torch.bfloat16):
+        with srattn.force_path("absorbed"), mock.patch.object(attend, "absorbed_grouped", None):
+            found = attend.attention(norm(x).flatten(1, 2), x[:, 0], x[:, 1], w, 2, 0.3, add=add)
+        with srattn.force_path("sdpa"):
+            rough = attend.attention(norm(x).flatten(1, 2), x[:, 0], x[:, 1], w, 2, 0.3, add=add)
+    off, may = ((y - results[0][1]).abs().max() for y in (found, rough))
+    if found.dtype != torch.float32 or not off <= 2 * may:
+        wrong.append(f"under autocast it is {off:.1e} off where {may:.1e} is usual, in {found.dtype}")
     return wrong
 
 
-OTHERS = {"mask": mask, "convolution": convolution, "module": module}
+def model() -> list[str]:
+    """Blocks of a model, with norm, sum and convolution in the kernels, in training."""
+    import torch
+
+    import srattn
+    from srattn.ops import plan
+    from srattn.ops.triton import language
+
+    torch.manual_seed(0)
+    tiny = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "mlp_ratios": (2,) * 4}
+    model, x = srattn.create_model("pvt_v2_b0", num_classes=3, **tiny), torch.randn(1, 3, 32, 32)
+    names, given = zip(*model.named_parameters(), strict=True)
+    expected = torch.autograd.grad(model(x).square().sum(), given)
+    launched: list[str] = []
+
+    def launch(kernel: object, *rest: object, **options: int) -> None:
+        launched.append(kernel.fn.__name__)  # type: ignore[attr-defined]
+        language.launch(kernel, *rest, **options)  # type: ignore[arg-type]
+
+    from srattn.ops.triton import attention_launch, depthwise
+
+    limits = mock.patch.multiple(plan, KERNEL_DEVICES={"cpu"}, KERNEL_MIN_BYTES=0)
+    with limits, mock.patch.object(attention_launch, "launch", launch), mock.patch.object(depthwise, "launch", launch):
+        found = torch.autograd.grad(model(x).square().sum(), given)
+    wrong = [f"{kernel} was not launched" for kernel in ("whole_forward", "whole_backward", "forward", "gradients")
+             if kernel not in launched]  # fmt: skip
+    scale = 1e-5 * max(float(g.abs().max()) for g in expected)
+    for name, a, b in zip(names, found, expected, strict=True):
+        if not torch.allclose(a, b, rtol=1e-3, atol=scale):
+            wrong.append(f"{name} is {(a - b).abs().max():.1e} off")
+    return wrong
+
+
+OTHERS = {"mask": mask, "widths": widths, "convolution": convolution, "model": model, "module": module}
 
 
 def main() -> None:

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from srattn.ops.triton import ahead, attention, attention_launch, depthwise
-from srattn.ops.triton.choices import Blocks, Strips
+from srattn.ops.triton.choices import Blocks, Few, default_backward, default_forward
 from srattn.ops.triton.language import INTERPRETED
+from srattn.ops.triton.strips import Strips
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.skipif(INTERPRETED, reason="kernels are interpreted in this process"),
 ]
-SHARED = 227 * 1024
-"""Bytes that a program may have on Hopper."""
+SHARED = {90: 227 * 1024, 86: 99 * 1024}
+"""Bytes that a program may have, by compute capability."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,18 +34,21 @@ def _own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["TRITON_CACHE_DIR"]
 
 
-def launches(keys: int, dim: int, heads: int, forward: Blocks | None, backward: Blocks | None) -> list[ahead.Launch]:
-    """Of a block's attention, its norm and its residual inside, forward and backward, in bf16."""
+def launches(
+    keys: int, dim: int, heads: int, forward: Blocks | None, backward: Blocks | None, norm: bool = True
+) -> list[ahead.Launch]:
+    """Of a block's attention, its norm (unless told otherwise) and its residual inside, both ways, in bf16."""
+    eps = 1e-6 if norm else None
     empty = lambda *shape: torch.empty(*shape, dtype=torch.bfloat16, device="meta")  # noqa: E731
     x, k, c, o = empty(64, 3136, dim), empty(64, heads, keys, dim), empty(64, heads, keys), empty(dim)
-    given = (x, k, k, c, None, o, None, True, 1e-6)
+    given = (x, k, k, c, None, o, None, True, eps)
     out, lse = attention._forward_like(*given, True)
     found = []
     if forward is not None:
         found += ahead.record(attention_launch.forward, *given, out, lse, True, forward)
     if backward is not None:
-        made = attention._backward_like(out, *given[:5], lse, True, 1e-6, False, True)
-        found += ahead.record(attention_launch.backward, out, *given[:5], lse, True, 1e-6, made, backward)
+        made = attention._backward_like(out, *given[:5], lse, True, eps, False, True)
+        found += ahead.record(attention_launch.backward, out, *given[:5], lse, True, eps, made, backward)
     return found
 
 
@@ -62,8 +66,18 @@ def test_attention_compiles_for_hopper(
     for launch in launches(keys, dim, heads, forward, backward):
         needs = ahead.compile_for(launch)
         assert needs.wgmma > 0, needs
-        assert 0 < needs.shared <= SHARED, needs
-        assert needs.spilled <= 64, needs  # bytes of a thread; -1 where they cannot be read
+        assert 0 < needs.shared <= SHARED[90], needs
+        assert 0 <= needs.spilled <= 64, needs  # bytes of a thread
+
+
+@pytest.mark.parametrize("capability", list(SHARED))
+@pytest.mark.parametrize(("keys", "dim", "heads"), [(49, 128, 2), (70, 320, 5), (4, 16, 16)])
+def test_rules_of_thumb_fit_on_the_chip(keys: int, dim: int, heads: int, capability: int) -> None:
+    shared = SHARED[capability]
+    s = Few(64, 3136, keys, dim, dim, heads, 2)
+    for launch in launches(keys, dim, heads, default_forward(s, shared), default_backward(s, shared), norm=False):
+        needs = ahead.compile_for(launch, ("cuda", capability, 32))
+        assert needs.shared <= shared, needs
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -77,4 +91,4 @@ def test_convolution_compiles_for_hopper(backward: bool) -> None:
         options = {"gelu": True, "relu": False, "turned": False, "strips": strips}
         found = ahead.record(depthwise.convolve, x, w, None, x, None, **options)
     needs = ahead.compile_for(found[0])
-    assert needs.spilled <= 0, needs
+    assert needs.spilled == 0, needs

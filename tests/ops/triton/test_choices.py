@@ -9,8 +9,9 @@ import torch
 
 from srattn.ops import plan
 from srattn.ops.plan import Shape, choose
-from srattn.ops.triton import cache, choices
-from srattn.ops.triton.choices import Blocks, Few, Strips
+from srattn.ops.triton import cache, choices, strips
+from srattn.ops.triton.choices import Blocks, Few
+from srattn.ops.triton.strips import Strips
 
 CPU = torch.device("cpu")
 FEW = Few(64, 3136, 49, 64, 64, 1, 2)
@@ -57,11 +58,25 @@ def test_entries_that_no_kernel_could_take_are_passed_over(entry: list[object]) 
 
 def test_strips_of_the_convolution() -> None:
     x = torch.empty(2, 7, 7, 64, device="meta")
-    assert choices.strips_for("depthwise", x) == choices.STRIPS[0]
-    choices.keep_strips(
+    assert strips.strips_for("depthwise", x) == strips.STRIPS[0]
+    strips.keep_strips(
         "depthwise", x.cpu() if x.device.type != "meta" else torch.empty(2, 7, 7, 64), Strips(4, 32, 8, 2, 1)
     )
-    assert choices.strips_for("depthwise", torch.empty(9, 7, 7, 64)) == Strips(4, 32, 8, 2, 1)
+    assert strips.strips_for("depthwise", torch.empty(9, 7, 7, 64)) == Strips(4, 32, 8, 2, 1)
+
+
+def test_what_was_tuned_without_a_norm_serves_with_one() -> None:
+    choices.keep("forward", FEW, CPU, Blocks("whole", 128, 0, 8, 3))
+    assert choices.forward_blocks(FEW._replace(norm=True), CPU).block_n == 128
+    choices.keep("forward", FEW._replace(norm=True), CPU, Blocks("whole", 32, 0, 4, 2))
+    assert choices.forward_blocks(FEW._replace(norm=True), CPU).block_n == 32
+
+
+def test_small_chips_get_small_blocks() -> None:
+    wide = FEW._replace(dim=320, out_dim=320, heads=5)
+    assert choices.default_forward(wide).block_n == 64 and choices.default_forward(wide, 99 << 10).block_n == 32
+    assert choices.default_forward(FEW._replace(dim=128, out_dim=128, heads=2)).kind == "whole"
+    assert choices.default_forward(FEW._replace(dim=128, out_dim=128, heads=2), 99 << 10).kind == "blocked"
 
 
 def test_every_candidate_is_possible() -> None:

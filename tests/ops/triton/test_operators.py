@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import srattn
+from srattn.layers.block import Block
+from srattn.layers.feed_forward import ConvMlp
 from srattn.ops import attend, plan
 from srattn.ops.triton import ahead, attention, attention_launch, depthwise
 from srattn.ops.triton.choices import Blocks
@@ -105,6 +107,81 @@ def test_strided_inputs_are_not_copied(layout: str) -> None:
         launches = ahead.record(attention_launch.backward, grad, *given[:5], lse, True, 1e-6, made, blocks)
         assert all(launch.arguments["do_ptr"] is grad and launch.arguments["x_ptr"] is x for launch in launches)
         assert all(launch.arguments["do_w"] == 0 for launch in launches)
+
+
+@pytest.mark.parametrize(("batch", "tokens", "keys"), [(0, 4, 3), (2, 0, 3), (2, 4, 0), (1, 1, 1)])
+def test_empty_maps_and_single_tokens(batch: int, tokens: int, keys: int) -> None:
+    x = torch.randn(batch, tokens, 8, requires_grad=True)
+    k, v = (torch.randn(batch, 2, keys, 8, requires_grad=True) for _ in range(2))
+    out = attention.attend(x, k, v, out_bias=torch.ones(8), add_x=True)
+    assert out.shape == x.shape
+    if not keys:
+        assert torch.equal(out, x + 1)
+    for grad, of in zip(torch.autograd.grad(out.sum(), (x, k, v)), (x, k, v), strict=True):
+        assert grad.shape == of.shape and grad.isfinite().all()
+    if batch:
+        x, w = torch.randn(batch, 3, tokens, 4, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True)
+        out = depthwise.depthwise_gelu(x, w)
+        by_x, by_w = torch.autograd.grad(out.sum(), (x, w))
+        assert out.shape == by_x.shape == x.shape and bool(by_w.any()) is (tokens > 0)
+
+
+def test_attention_dropout_takes_the_plain_path() -> None:
+    attn, x = srattn.SpatialReductionAttention(8, 1, 2, attn_drop=0.5).train(), torch.randn(2, 4, 4, 8)
+    kernel = mock.Mock(side_effect=attend.absorbed_kernel)
+    with mock.patch.multiple(plan, KERNEL_DEVICES={"cpu"}, KERNEL_MIN_BYTES=0):
+        with mock.patch.object(attend, "absorbed_kernel", kernel):
+            assert not torch.equal(attn(x), attn(x))
+            assert kernel.call_count == 0
+            attn.eval()(x)
+        assert kernel.call_count == 1
+
+
+@pytest.mark.parametrize(("dim", "given"), [(8, (True, 1e-6)), (264, (False, None))])
+def test_a_block_hands_its_norm_and_its_sum_to_the_kernel(dim: int, given: tuple[bool, float | None]) -> None:
+    """A norm needs all channels of a token at once: beyond that, only the sum is the kernel's."""
+    block = Block(dim, srattn.SpatialReductionAttention(dim, 1, 2), ConvMlp(dim, 16)).train()
+    torch.nn.init.normal_(block.norm1.weight)
+    torch.nn.init.normal_(block.norm1.bias)
+    x = torch.randn(2, 4, 5, dim, requires_grad=True)
+    leaves = [x, *(p for name, p in block.named_parameters() if name != "attn.k.bias")]  # whose gradient is zero
+    truth = block(x)
+    expected = torch.autograd.grad(truth.square().mean(), leaves)
+    asked: list[Any] = []
+    attend_once, convolve = attention.attend, depthwise.depthwise_gelu
+
+    def attending(*arguments: Any) -> torch.Tensor:
+        asked.append(arguments[7:])
+        return attend_once(*arguments)
+
+    def convolving(*arguments: Any) -> torch.Tensor:
+        asked.append("convolution")
+        return convolve(*arguments)
+
+    with (
+        mock.patch.multiple(plan, KERNEL_DEVICES={"cpu"}, KERNEL_MIN_BYTES=0),
+        mock.patch.object(attention, "attend", attending),
+        mock.patch.object(depthwise, "depthwise_gelu", convolving),
+    ):
+        found = block(x)
+        compiled = torch.compile(block, fullgraph=True, backend="eager")(x)
+    assert asked[:2] == [given, "convolution"]
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled, truth, rtol=1e-4, atol=1e-4)
+    for a, b in zip(torch.autograd.grad(found.square().mean(), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_hooks_and_dropout_keep_the_parts_of_a_block() -> None:
+    block, x = Block(8, srattn.SpatialReductionAttention(8, 1, 2), ConvMlp(8, 16)), torch.randn(1, 4, 4, 8)
+    seen: list[str] = []
+    with mock.patch.multiple(plan, KERNEL_DEVICES={"cpu"}, KERNEL_MIN_BYTES=0):
+        handle = block.attn.register_forward_hook(lambda *_: seen.append("attn"))
+        block(x)
+        handle.remove()
+        assert seen == ["attn"]
+        block.drop_path.p = 0.5
+        assert not block.train()._is_plain() and block.eval()._is_plain()
 
 
 def test_exporting_takes_the_plain_path() -> None:

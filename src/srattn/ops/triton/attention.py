@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from srattn.ops.triton import attention_launch as launches
-from srattn.ops.triton.choices import MAX_CHANNELS, MAX_HEADS, MAX_KEYS
+from srattn.ops.triton.choices import MAX_CHANNELS, MAX_HEADS, MAX_KEYS, MAX_PROGRAMS, norm_fits
 from srattn.ops.triton.language import INTERPRETED, runs_on
 
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -113,6 +113,18 @@ def definition_gradients(
     return dx, dk, dv, ds.sum(2), ds, g.flatten(0, -2).sum(0)
 
 
+def _kernels_take(keys: Tensor, values: Tensor, norm_eps: float | None, x: Tensor, other: Tensor | None) -> bool:
+    """Sizes and types within the kernels' limits, on a GPU, and channels of a token that 32-bit offsets reach."""
+    batch, heads, count, dim = (int(n) for n in keys.shape)
+    if not runs_on(x) or not supported(count, dim, int(values.shape[3]), heads, keys.itemsize):
+        return False
+    if batch * heads > MAX_PROGRAMS:
+        return False
+    if norm_eps is not None and not norm_fits(dim, keys.itemsize):
+        return False
+    return all(t is None or t.shape[-1] * abs(t.stride(-1)) < 2**31 for t in (x, other))
+
+
 def _forward(
     x: Tensor,
     keys: Tensor,
@@ -126,7 +138,7 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     out, lse = _forward_like(x, keys, values, key_bias, bias, out_bias, residual, add_x, norm_eps, save)
-    if not runs_on(x) or keys.dtype == torch.float64 or out.numel() == 0 or keys.shape[2] == 0:
+    if not (_kernels_take(keys, values, norm_eps, x, residual) and out.numel() and keys.shape[2]):
         result, kept = definition(x, keys, values, key_bias, bias, out_bias, residual, add_x, norm_eps)
         out.copy_(result)
         if save:
@@ -169,7 +181,7 @@ def _backward(
     wants_out_bias: bool,
 ) -> Six:
     made = _backward_like(grad, x, keys, values, key_bias, bias, lse, add_x, norm_eps, wants_bias, wants_out_bias)
-    if runs_on(x) and keys.dtype != torch.float64 and grad.numel() and keys.shape[2]:
+    if _kernels_take(keys, values, norm_eps, x, grad) and grad.numel() and keys.shape[2]:
         return launches.backward(grad, x, keys, values, key_bias, bias, lse, add_x, norm_eps, made)
     found = definition_gradients(grad, x, keys, values, key_bias, bias, lse, add_x, norm_eps)
     for to, value in zip(made, found, strict=True):

@@ -83,7 +83,6 @@ def whole_forward(
             p = tl.exp2(s - top[:, None])
             total = tl.sum(p, 1)
             total = tl.where(total == 0.0, 1.0, total)
-            p = p * (1.0 / total)[:, None]
             if SAVE:
                 tl.store(lse_ptr + image * H * N + n, top + tl.log2(total), mask=in_n)
         else:
@@ -99,6 +98,8 @@ def whole_forward(
                 at = lse_ptr + image * H * N + n[:, None] + heads[None, :] * N
                 tl.store(at, top + tl.log2(total), mask=in_n[:, None] & (heads < H)[None, :])
         o = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        if HEADS == 1:  # there are fewer outputs than weights to divide
+            o *= (1.0 / total)[:, None]
         if HAS_B:
             o += b[None, :]
         inside = in_n[:, None] & in_d[None, :]
@@ -152,10 +153,11 @@ def blocked_forward(
     x_ptr, k_ptr, v_ptr, c_ptr, bias_ptr, b_ptr, r_ptr, out_ptr, lse_ptr,
     x_b, x_h, x_w, x_c, k_b, k_h, k_m, k_c, v_b, v_h, v_m, v_d, c_b, c_h, c_m, bias_b, bias_h, bias_n, bias_m,
     r_b, r_h, r_w, r_d, N, M, C, D, W, H, eps,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
-    BLOCK_D: tl.constexpr, HAS_C: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_B: tl.constexpr, ADD: tl.constexpr,
-    NORM: tl.constexpr, SAVE: tl.constexpr, GRID: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, TAIL: tl.constexpr, ONE: tl.constexpr, BLOCK_C: tl.constexpr,
+    CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr, HAS_C: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_B: tl.constexpr,
+    ADD: tl.constexpr, NORM: tl.constexpr, SAVE: tl.constexpr, GRID: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """A program: one tile of queries, one block of the output's channels. ONE: all keys of a head lie in one block."""
     image = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_n = n < N
@@ -176,28 +178,42 @@ def blocked_forward(
         v_head = v_ptr + image * v_b + head * v_h
         c_head = c_ptr + image * c_b + head * c_h
         bias_at = bias_ptr + image * bias_b + head * bias_h + n.to(tl.int64) * bias_n
-        top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_N,), tl.float32)
-        o = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-        for block in range(full):
-            m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        if ONE:  # the weights of a head are whole, and go straight into the sum over heads
+            m = tl.arange(0, BLOCK_M)
             s = tile_scores(
                 q, x_at, k_head + m * k_m, c_head, bias_at, x_c, k_c, c_m, bias_m, m, m < M, in_n, C,
-                BLOCK_N, BLOCK_M, BLOCK_C, CHUNKS, False, HAS_C, HAS_BIAS, PRECISION,
-            )  # fmt: skip
-            v = tl.load(v_head + (m * v_m)[:, None] + d[None, :] * v_d, mask=in_d[None, :], other=0.0)
-            o, top, total = online(o, top, total, s, v, PRECISION)
-        if TAIL > 0:
-            m = full * BLOCK_M + tl.arange(0, TAIL)
-            s = tile_scores(
-                q, x_at, k_head + m * k_m, c_head, bias_at, x_c, k_c, c_m, bias_m, m, m < M, in_n, C,
-                BLOCK_N, TAIL, BLOCK_C, CHUNKS, True, HAS_C, HAS_BIAS, PRECISION,
+                BLOCK_N, BLOCK_M, BLOCK_C, CHUNKS, True, HAS_C, HAS_BIAS, PRECISION,
             )  # fmt: skip
             v_mask = (m < M)[:, None] & in_d[None, :]
             v = tl.load(v_head + (m * v_m)[:, None] + d[None, :] * v_d, mask=v_mask, other=0.0)
-            o, top, total = online(o, top, total, s, v, PRECISION)
-        total = tl.where(total == 0.0, 1.0, total)
-        out += o * (1.0 / total)[:, None]
+            top = tl.max(s, 1)
+            p = tl.exp2(s - tl.where(top == float("-inf"), 0.0, top)[:, None])
+            total = tl.sum(p, 1)
+            total = tl.where(total == 0.0, 1.0, total)
+            out = tl.dot((p * (1.0 / total)[:, None]).to(v.dtype), v, out, input_precision=PRECISION)
+        else:
+            top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
+            total = tl.zeros((BLOCK_N,), tl.float32)
+            o = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            for block in range(full):
+                m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+                s = tile_scores(
+                    q, x_at, k_head + m * k_m, c_head, bias_at, x_c, k_c, c_m, bias_m, m, m < M, in_n, C,
+                    BLOCK_N, BLOCK_M, BLOCK_C, CHUNKS, False, HAS_C, HAS_BIAS, PRECISION,
+                )  # fmt: skip
+                v = tl.load(v_head + (m * v_m)[:, None] + d[None, :] * v_d, mask=in_d[None, :], other=0.0)
+                o, top, total = online(o, top, total, s, v, PRECISION)
+            if TAIL > 0:
+                m = full * BLOCK_M + tl.arange(0, TAIL)
+                s = tile_scores(
+                    q, x_at, k_head + m * k_m, c_head, bias_at, x_c, k_c, c_m, bias_m, m, m < M, in_n, C,
+                    BLOCK_N, TAIL, BLOCK_C, CHUNKS, True, HAS_C, HAS_BIAS, PRECISION,
+                )  # fmt: skip
+                v_mask = (m < M)[:, None] & in_d[None, :]
+                v = tl.load(v_head + (m * v_m)[:, None] + d[None, :] * v_d, mask=v_mask, other=0.0)
+                o, top, total = online(o, top, total, s, v, PRECISION)
+            total = tl.where(total == 0.0, 1.0, total)
+            out += o * (1.0 / total)[:, None]
         if SAVE:
             lse = tl.where(top == float("-inf"), 0.0, top) + tl.log2(total)
             tl.store(lse_ptr + (image * H + head) * N + n, lse, mask=in_n & (tl.program_id(2) == 0))

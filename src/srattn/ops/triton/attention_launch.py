@@ -127,12 +127,14 @@ def forward(
         return
     c = chunks(s.dim, held_channels(s.itemsize))
     block_d = min(power_of_two(s.out_dim), held_channels(s.itemsize))
-    rest = s.keys % b.block_m
+    one = s.keys <= b.block_m
+    rest = 0 if one else s.keys % b.block_m
     arguments |= {
         **_table("bias", "bhnm", bias, x),
         "BLOCK_N": b.block_n,
-        "BLOCK_M": b.block_m,
+        "BLOCK_M": min(b.block_m, power_of_two(s.keys)),
         "TAIL": power_of_two(rest) if rest else 0,
+        "ONE": one,
         "BLOCK_C": c.block,
         "CHUNKS": c.number,
         "BLOCK_D": block_d,

@@ -12,10 +12,34 @@ from srattn.ops.triton import cache
 from srattn.ops.triton.language import ceil_div, power_of_two
 
 MAX_KEYS, MAX_HEADS, MAX_CHANNELS = 1024, 16, 512
+MAX_PROGRAMS = 65_535
+"""Of a grid's second and third axis."""
 WHOLE_ROWS = 256
 """Most rows (heads x keys, padded) whose keys and values `whole_forward` keeps on chip."""
 WHOLE_GRADIENT = 64 * 128
 """Most elements of dK' (and of dV') that `whole_backward` keeps in registers."""
+HOPPER_SHARED = 227 * 1024
+"""Bytes of shared memory that a program may have on an H100 or H200."""
+
+# What tuning tries beside the rules of thumb: queries of a tile, 0, warps, stages, tiles of one program. What spills
+# many registers on Hopper is not among it (docs/gpu.md).
+WHOLE_FORWARD = (
+    (64, 0, 8, 2), (128, 0, 8, 2), (64, 0, 8, 1), (64, 0, 8, 3), (64, 0, 8, 2, 4), (128, 0, 8, 1, 4), (64, 0, 8, 2, 8),
+    (64, 0, 4, 2), (64, 0, 4, 3), (128, 0, 4, 2), (64, 0, 4, 2, 4), (64, 0, 4, 3, 8), (64, 0, 4, 1, 1),
+)  # fmt: skip
+WHOLE_BACKWARD = ((64, 0, 8, 1), (64, 0, 4, 1), (64, 0, 4, 2), (64, 0, 8, 2, 4), (64, 0, 8, 2, 8), (128, 0, 8, 1))
+# And queries of a tile, keys of a block, warps, stages: for up to 64 channels, up to 128, and more.
+BLOCKED_FORWARD = {
+    64: ((64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3),
+         (128, 128, 8, 2), (64, 32, 4, 3)),
+    128: ((64, 64, 8, 2), (64, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2), (128, 32, 8, 2), (128, 32, 8, 3)),
+    512: ((64, 64, 8, 1), (64, 64, 8, 2), (128, 64, 8, 1)),
+}  # fmt: skip
+BLOCKED_BACKWARD = {
+    64: ((64, 64, 4, 1), (64, 64, 4, 2), (64, 64, 8, 1), (128, 64, 8, 1), (64, 32, 4, 2), (128, 32, 8, 1)),
+    128: ((64, 64, 8, 1), (64, 32, 8, 1), (64, 32, 8, 2), (128, 32, 8, 1)),
+    512: ((64, 64, 8, 1), (64, 32, 8, 1)),
+}
 
 
 class Few(NamedTuple):
@@ -74,68 +98,70 @@ def norm_fits(channels: int, itemsize: int) -> bool:
     return power_of_two(channels) <= held_channels(itemsize)
 
 
-def can_be_whole(s: Few) -> bool:
+def can_be_whole(s: Few, shared: int = HOPPER_SHARED) -> bool:
+    """Whether K' and V' fit on a chip with so many bytes of shared memory, beside the tiles that pass."""
     wide = max(power_of_two(s.dim), power_of_two(s.out_dim))
     on_chip = s.rows * (power_of_two(s.dim) + power_of_two(s.out_dim)) * s.itemsize
-    return not s.bias and s.rows <= WHOLE_ROWS and wide <= 128 and on_chip <= 128 * 1024
+    return not s.bias and s.rows <= WHOLE_ROWS and wide <= 128 and on_chip <= 9 * shared // 16
 
 
-def gradient_can_be_whole(s: Few) -> bool:
+def gradient_can_be_whole(s: Few, shared: int = HOPPER_SHARED) -> bool:
     wide = max(power_of_two(s.dim), power_of_two(s.out_dim))
-    return can_be_whole(s) and s.rows * wide <= WHOLE_GRADIENT
+    return can_be_whole(s, shared) and s.rows * wide <= WHOLE_GRADIENT and s.heads <= 4
 
 
-def _block_m(keys: int, wide: int, itemsize: int) -> int:
-    """Keys of a block, so that it and its tile of scores fit: fewer where channels are many or in fp32."""
-    return min(power_of_two(keys), 32 if itemsize >= 4 or wide > 128 else 64)
+def _blocks(s: Few, shared: int) -> tuple[int, int]:
+    """Queries and keys of a block, so that it and its tile of scores fit: fewer of many channels, in fp32, and on
+    chips with less shared memory than those for data centres."""
+    wide = max(power_of_two(s.dim), power_of_two(s.out_dim))
+    small = shared < HOPPER_SHARED // 2
+    if s.itemsize >= 4:
+        return (16, 16) if small else (32, min(power_of_two(s.keys), 32))
+    block_m = 32 if small or (wide > 128 and s.keys > 64) else 64
+    return 32 if small else 64, min(power_of_two(s.keys), block_m)
 
 
-def default_forward(s: Few) -> Blocks:
+def default_forward(s: Few, shared: int = HOPPER_SHARED) -> Blocks:
     """The rule of thumb."""
     wide = max(power_of_two(s.dim), power_of_two(s.out_dim))
-    if can_be_whole(s) and s.itemsize < 4:
-        return Blocks("whole", 64, 0, 8 if s.rows > 128 else 4, 2)
-    if can_be_whole(s) and s.rows * wide <= 64 * 64:
+    stages = 2 if wide <= 256 and shared >= HOPPER_SHARED // 2 else 1
+    if can_be_whole(s, shared) and s.itemsize < 4:
+        return Blocks("whole", 64, 0, 8 if s.rows > 128 else 4, stages)
+    if can_be_whole(s, shared) and s.rows * wide <= 64 * 64:
         return Blocks("whole", 32, 0, 4, 1)
-    block_n = 64 if s.itemsize < 4 else 32
-    return Blocks("blocked", block_n, _block_m(s.keys, wide, s.itemsize), 8 if wide > 64 else 4, 2)
+    return Blocks("blocked", *_blocks(s, shared), 8 if wide > 64 else 4, stages)
 
 
-def default_backward(s: Few) -> Blocks:
+def default_backward(s: Few, shared: int = HOPPER_SHARED) -> Blocks:
     wide = max(power_of_two(s.dim), power_of_two(s.out_dim))
-    if gradient_can_be_whole(s) and s.itemsize < 4:
-        return Blocks("whole", 64, 0, 8, 2)
-    if gradient_can_be_whole(s) and s.rows * wide <= 64 * 64:
+    if gradient_can_be_whole(s, shared) and s.itemsize < 4:
+        return Blocks("whole", 64, 0, 8, 2 if shared >= HOPPER_SHARED // 2 else 1)
+    if gradient_can_be_whole(s, shared) and s.rows * wide <= 64 * 64:
         return Blocks("whole", 32, 0, 8, 1)
-    block_n = 64 if s.itemsize < 4 else 32
-    return Blocks("blocked", block_n, _block_m(s.keys, wide, s.itemsize), 8 if wide > 64 else 4, 1)
+    return Blocks("blocked", *_blocks(s, shared), 8 if wide > 64 else 4, 1)
 
 
 def candidates(s: Few, backward: bool) -> list[Blocks]:
     """What tuning tries, the rule of thumb first."""
-    first = default_backward(s) if backward else default_forward(s)
-    found = [first]
-    whole = gradient_can_be_whole(s) if backward else can_be_whole(s)
-    if whole:
-        for block_n, warps, stages in [(64, 4, 2), (64, 4, 3), (128, 8, 2), (128, 4, 2), (64, 8, 2), (32, 4, 2)]:
-            found.append(Blocks("whole", block_n, 0, warps, stages))
-        found += [Blocks("whole", 64, 0, 4, 1, tiles) for tiles in (1, 2, 4, 8)]
-        found += [Blocks("whole", 128, 0, 8, 1, tiles) for tiles in (1, 2, 4)]
-    for block_n, block_m, warps, stages in [
-        (64, 64, 4, 2), (128, 64, 8, 2), (128, 64, 4, 3), (64, 32, 4, 3), (128, 128, 8, 2),
-        (64, 128, 4, 2), (128, 32, 8, 3),
-    ]:  # fmt: skip
+    wide = max(64, power_of_two(s.dim), power_of_two(s.out_dim))
+    found = [default_backward(s) if backward else default_forward(s)]
+    if gradient_can_be_whole(s) if backward else can_be_whole(s):
+        large = not backward and s.rows * wide > 64 * 64  # then eight warps hold what four would spill
+        whole = WHOLE_BACKWARD if backward else WHOLE_FORWARD
+        found += [Blocks("whole", *numbers) for numbers in whole if not large or numbers[2] >= 8]
+    blocked = BLOCKED_BACKWARD if backward else BLOCKED_FORWARD
+    for block_n, block_m, warps, stages in blocked[wide if wide <= 128 else 512]:
         found.append(Blocks("blocked", block_n, min(block_m, power_of_two(s.keys)), warps, stages))
     return list(dict.fromkeys(found))
 
 
 def forward_blocks(s: Few, device: torch.device) -> Blocks:
     """Tuned for this device and shape, or for its nearest batch and map; else the rule of thumb."""
-    return _tuned("forward", s, device) or default_forward(s)
+    return _tuned("forward", s, device) or default_forward(s, shared_memory(device))
 
 
 def backward_blocks(s: Few, device: torch.device) -> Blocks:
-    return _tuned("backward", s, device) or default_backward(s)
+    return _tuned("backward", s, device) or default_backward(s, shared_memory(device))
 
 
 def keep(kind: str, s: Few, device: torch.device, blocks: Blocks) -> None:
@@ -149,8 +175,8 @@ def _key(kind: str, s: Few) -> str:
 
 
 def _tuned(kind: str, s: Few, device: torch.device) -> Blocks | None:
-    """The entry of the nearest number of queries."""
-    entries = cache.entries(device, _key(kind, s))
+    """The entry of the nearest number of queries; what was tuned without a norm serves with one."""
+    entries = cache.entries(device, _key(kind, s)) or cache.entries(device, _key(kind, s._replace(norm=False)))
     best, least = None, float("inf")
     for entry in entries:
         blocks = _read(entry)
@@ -215,53 +241,9 @@ def described(shape: Any) -> str:
     """The kernel and its blocks for a `srattn.ops.plan.Shape`, and where they come from."""
     s = Few(shape.batch, shape.queries, shape.keys, shape.dim, shape.dim, shape.heads, shape.itemsize)
     tuned = _tuned("forward", s, _here())
-    b = tuned or default_forward(s)
+    b = tuned or default_forward(s, shared_memory(_here()))
     keys = "all keys on chip" if b.kind == "whole" else f"keys in blocks of {b.block_m}"
     return f"{b.block_n} queries a tile, {keys}, {'tuned here' if tuned else 'by rule of thumb'}"
-
-
-class Strips(NamedTuple):
-    """How a depthwise kernel is launched: columns and channels of a tile, rows that a program walks down."""
-
-    block_w: int
-    block_c: int
-    rows: int
-    warps: int
-    stages: int
-
-
-STRIPS = (
-    Strips(8, 64, 16, 4, 2), Strips(16, 64, 16, 4, 2), Strips(8, 128, 16, 4, 2), Strips(16, 128, 16, 8, 2),
-    Strips(16, 64, 32, 4, 2), Strips(8, 64, 8, 4, 1), Strips(8, 64, 56, 4, 3), Strips(4, 128, 16, 4, 2),
-    Strips(16, 32, 16, 4, 2), Strips(8, 64, 16, 2, 1), Strips(32, 64, 16, 8, 1), Strips(8, 32, 16, 2, 2),
-)  # fmt: skip
-"""What tuning tries, the rule of thumb first."""
-
-
-def strips_for(kind: str, x: torch.Tensor) -> Strips:
-    """Tuned ("depthwise" or "depthwise_backward") for these channels and the nearest size of map, or the rule."""
-    count = int(x.shape[0]) * int(x.shape[1]) * int(x.shape[2])
-    found = [(abs(e[0] - count), s) for e in cache.entries(x.device, _strips_key(kind, x)) if (s := _read_strips(e))]
-    return min(found)[1] if found else STRIPS[0]
-
-
-def keep_strips(kind: str, x: torch.Tensor, strips: Strips) -> None:
-    cache.keep(x.device, _strips_key(kind, x), [x.shape[0] * x.shape[1] * x.shape[2], list(strips)])
-
-
-def _strips_key(kind: str, x: torch.Tensor) -> str:
-    return f"{kind}/channels{int(x.shape[3])}/bytes{x.itemsize}"
-
-
-def _read_strips(entry: list[object]) -> Strips | None:
-    """An entry of the cache, unless it is none of ours."""
-    try:
-        block_w, block_c, rows, warps, stages = (int(n) for n in entry[1])  # type: ignore[union-attr, attr-defined]
-    except (TypeError, ValueError, IndexError):
-        return None
-    powers = (1, 2, 4, 8, 16, 32, 64, 128)
-    sound = block_w in powers and block_c in powers and warps in powers[:5] and 1 <= rows <= 4096 and 1 <= stages <= 6
-    return Strips(block_w, block_c, rows, warps, stages) if sound else None
 
 
 @lru_cache
@@ -270,6 +252,14 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda" or not torch.cuda.is_available():
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have on the GPU; those of an H200 where none is asked."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return HOPPER_SHARED
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", HOPPER_SHARED)
 
 
 def split(tiles: int, others: int, wanted: int, asked: int = 0) -> tuple[int, int]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from srattn.ops import plan
 from srattn.ops.triton import depthwise_kernels as kernels
-from srattn.ops.triton.choices import Strips, strips_for
+from srattn.ops.triton.choices import MAX_PROGRAMS
 from srattn.ops.triton.language import INTERPRETED, ceil_div, launch, runs_on
+from srattn.ops.triton.strips import STRIPS, Strips, strips_for
 
 WHILE_COMPILING = "open"
 """As in `attention`."""
@@ -47,15 +48,19 @@ def definition_gradients(
 
 
 def _kernels_take(*maps: Tensor) -> bool:
-    """Floats of at most 32 bits on a GPU, and images whose elements 32-bit offsets reach."""
+    """Floats of at most 32 bits on a GPU, images whose elements 32-bit offsets reach, and not too many of them."""
     x = maps[0]
     if not runs_on(x) or x.dtype == torch.float64 or x.numel() == 0:
+        return False
+    if x.shape[0] * ceil_div(int(x.shape[1]), min(strips.rows for strips in STRIPS)) > MAX_PROGRAMS:
         return False
     return all(sum((t.shape[i] + 1) * t.stride(i) for i in (1, 2, 3)) < 2**31 for t in maps)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     y = x.new_empty(x.shape)
+    if x.numel() == 0:  # which a convolution refuses
+        return y
     if not _kernels_take(x):
         return y.copy_(definition(x, weight, bias, relu))
     convolve(x, weight, bias, y, None, gelu=True, relu=relu, turned=False)
@@ -68,6 +73,8 @@ def _forward_like(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) ->
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     dx, dw, db = _backward_like(dy, x, weight, bias, relu)
+    if x.numel() == 0:
+        return dx, dw.zero_(), db.zero_()
     if not _kernels_take(x, dy):
         found = definition_gradients(dy, x, weight, bias, relu)
         return dx.copy_(found[0]), dw.copy_(found[1]), db.copy_(found[2])
@@ -183,14 +190,12 @@ OPERATORS = {"opaque": _register("depthwise_gelu", torch.library.custom_op)}
 OPERATORS["open"] = OPERATORS["opaque"] if INTERPRETED else _register("depthwise_gelu_open", torch.library.triton_op)
 
 
-def conv_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor | None:
-    """`depthwise_gelu` where a GPU is to compute it; None where torch's own operators are: elsewhere, under a forced
-    path, in a graph that is exported, and on what is no map (B, H, W, C) of at most 32 bits a value."""
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether a GPU is to compute it by kernel: not where torch's own operators are asked for (a forced path, a graph
+    that is exported), and not on what is no map (B, H, W, C) of at most 32 bits a value."""
     if x.device.type not in plan.KERNEL_DEVICES or plan.forced() is not None or torch.compiler.is_exporting():
-        return None
-    if x.ndim != 4 or weight.shape[2:] != (3, 3) or x.itemsize > 4 or plan.why_not_here() is not None:
-        return None
-    return depthwise_gelu(x, weight, bias, relu)
+        return False
+    return x.ndim == 4 and weight.shape[2:] == (3, 3) and x.itemsize <= 4 and plan.why_not_here() is None
 
 
 def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
