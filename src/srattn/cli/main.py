@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -87,6 +88,10 @@ def _dispatch(arguments: list[str]) -> int:
         hint = nearest(verb, [*VERBS, "--help", "--version"]) or "; see srattn --help"
         raise SrattnError(f"unknown {kind} {verb!r}{hint}")
 
+    if arguments[:2] == ["bench", "gpu"] and importlib.util.find_spec("jsonargparse") is None:
+        from srattn.bench.gpu import main as bench_gpu  # from a plain checkout it needs torch and Triton alone
+
+        return bench_gpu(arguments[2:])
     # torch says so on every start where numpy is absent; nothing that runs without the extras needs it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     module = importlib.import_module(f"srattn.cli.{verb}")
