@@ -124,6 +124,12 @@ def open_on(args: jsonargparse.Namespace, local: int | None = None) -> LoadedRun
     from srattn.engine.device import pick_device
     from srattn.engine.open_model import open_model
 
+    if Path(args.model or "").suffix in (".onnx", ".pt2", ".xml"):
+        from srattn.export.opened import batch_size_for, open_export
+
+        loaded = open_export(args.model, args.size)
+        args.batch_size = batch_size_for(loaded, args.batch_size)
+        return loaded
     device = args.device
     if device == "auto" and local is not None and torch.cuda.is_available():
         device = f"cuda:{local % torch.cuda.device_count()}"

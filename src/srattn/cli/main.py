@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "bench": "measure speed and memory beside other implementations",
     "plan": "show what each stage of a model will compute at an image size, and why",
     "models": "list the models and their sizes",
+    "export": "write a model for ONNX Runtime, OpenVINO or torch.export, verified against eager",
     "convert": "convert a checkpoint between state-dict layouts",
     "info": "show what is available on this machine, and why not",
 }
@@ -40,6 +41,10 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "kornia": ("kornia", "train"),
     "matplotlib": ("matplotlib", "train"),
     "numpy": ("numpy", "train"),
+    "onnx": ("onnx", "export"),
+    "onnxruntime": ("onnxruntime", "export"),
+    "onnxscript": ("onnxscript", "export"),
+    "openvino": ("openvino", "export"),
     "pyarrow": ("pyarrow", "train"),
     "sklearn": ("scikit-learn", "train"),
     "torchmetrics": ("torchmetrics", "train"),

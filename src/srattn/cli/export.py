@@ -1,0 +1,162 @@
+"""``srattn export``: writes a model for another runtime, verified against eager before it is put in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from srattn.cli.embed import MODEL_HELP
+from srattn.errors import SrattnError
+
+if TYPE_CHECKING:
+    import jsonargparse
+    from torch import Tensor
+
+    from srattn.engine.weights import LoadedRun
+    from srattn.export import Exported
+
+_MOST_IMAGES = 64
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=str, help=MODEL_HELP)
+    parser.add_argument("--out", type=str, required=True, help="the file to write: .pt2, .onnx, .xml (and .bin)")
+    parser.add_argument(
+        "--format",
+        type=Literal["torch", "torch-compiled", "onnx", "openvino"] | None,
+        help="of the file; by default what the suffix of --out says, and torch for .pt2",
+    )
+    parser.add_argument("--size", type=str | None, help="side in pixels, or HEIGHTxWIDTH; the model's own by default")
+    parser.add_argument("--batch", type=str, default="dynamic", help="images at a time: a number, or dynamic")
+    parser.add_argument("--dynamic", type=str, default="none", help="sizes that may vary: height,width; or none")
+    parser.add_argument(
+        "--task", type=Literal["classify", "features"], default="classify", help="logits, or the maps of all stages"
+    )
+    parser.add_argument(
+        "--preprocess", action="store_true", help="take uint8 pictures of any size; resize and normalise in the graph"
+    )
+    parser.add_argument("--opset", type=int, default=20, help="of ONNX, 18 or later")
+    parser.add_argument("--images", type=str | None, help="real images to compare on beside random ones: file, folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def run(args: jsonargparse.Namespace) -> int:
+    from pathlib import Path
+
+    from srattn.engine.open_model import open_model
+    from srattn.export.export import check_target, export_model
+    from srattn.export.formats import get_format
+    from srattn.export.options import Options
+
+    name = args.format or _format_of(args.out)
+    height, width = (224, 224) if args.size is None else _size(args.size)
+    dynamic = tuple(word for word in args.dynamic.split(",") if word not in ("", "none"))
+    given = Options(name, (height, width), _batch(args.batch), dynamic, args.task, args.preprocess, args.opset)
+    check_target(Path(args.out), given, args.overwrite)
+    given.check(1)
+    get_format(name)
+    if args.model.endswith((".onnx", ".xml", ".pt2")):
+        raise SrattnError(f"{args.model} is an export itself; give the model that it was made of")
+    loaded = open_model(args.model)
+    if args.task == "classify" and not loaded.classes:
+        raise SrattnError(f"{loaded.path} has no classifier; --task features exports its maps")
+    if args.size is None:
+        import dataclasses
+
+        given = dataclasses.replace(given, size=loaded.preprocess.size)
+    real = [] if args.images is None else _real_images(loaded, args.images, given)
+    exported = export_model(
+        loaded.model,
+        args.out,
+        given,
+        labels=loaded.classes,
+        preprocess=loaded.preprocess,
+        real=real,
+        card=_card(loaded),
+        overwrite=args.overwrite,
+    )
+    _say(exported)
+    return 0
+
+
+def _say(exported: Exported) -> None:
+    facts = exported.facts
+    verified, absorbed = facts.verified, facts.absorbed
+    shapes = ", ".join("x".join(map(str, shape)) for shape in verified["inputs"][:3])
+    more = len(verified["inputs"]) - 3
+    print(
+        f"verified against eager on {shapes}{f' and {more} more inputs' if more > 0 else ''}: "
+        f"worst error {verified['error']:.1e}, tolerance {verified['tolerance']:.1e}, relative to the largest value"
+    )
+    if absorbed:
+        print(f"absorbed attention in {sum(absorbed)} of {len(absorbed)} blocks")
+    print(f"{exported.path}: {exported.bytes / 1e6:.1f} MB, outputs {', '.join(facts.outputs)}")
+
+
+def _card(loaded: LoadedRun) -> dict[str, Any]:
+    """What a run says of its training."""
+    import json
+
+    from srattn.engine import run_folder
+
+    card: dict[str, Any] = {"source": loaded.path.name}
+    keys = ("data", "epochs", "seed", "recipe")
+    card |= {key: loaded.config[key] for key in keys if key in loaded.config}
+    result = loaded.path / run_folder.RESULT
+    if loaded.path.is_dir() and result.is_file():
+        found = json.loads(result.read_text(encoding="utf-8"))
+        card["result"] = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+    return card
+
+
+def _real_images(loaded: LoadedRun, name: str, options: Any) -> list[Tensor]:
+    """Readable images of a file or folder, as the graph takes them, `options.batch` at a time."""
+    import dataclasses
+
+    import torch
+
+    from srattn.engine.rows import open_rows
+    from srattn.engine.rows.answer import pixels_of
+
+    raw = options.preprocess
+    if raw:
+        from srattn.export.opened import InGraph
+
+        kept: Any = InGraph(**loaded.preprocess.to_dict())
+    else:
+        kept = dataclasses.replace(loaded.preprocess, size=options.size)
+    run = dataclasses.replace(loaded, preprocess=kept)
+    rows = open_rows([name], None)
+    found = [pixels_of(run, source) for source in rows.read(0, min(len(rows), _MOST_IMAGES))]
+    pixels = [each for each in found if isinstance(each, torch.Tensor)]
+    if not pixels:
+        raise SrattnError(f"--images {name} has no readable image")
+    if raw:
+        return [each.permute(1, 2, 0).expand(options.batch or 1, -1, -1, -1).contiguous() for each in pixels]
+    images = kept.normalise(torch.stack(pixels).float() / 255)
+    if options.batch is None:
+        return [images]
+    return [each for each in images.split(options.batch) if len(each) == options.batch] or [
+        images[:1].expand(options.batch, -1, -1, -1)
+    ]
+
+
+def _format_of(out: str) -> Any:
+    for suffix, name in ((".pt2", "torch"), (".onnx", "onnx"), (".xml", "openvino")):
+        if out.endswith(suffix):
+            return name
+    raise SrattnError(f"--out ends in .pt2, .onnx or .xml, got {out}")
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise SrattnError(f"--batch is dynamic or at least 1, got {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise SrattnError(f"--size is a side in pixels, or HEIGHTxWIDTH, got {text!r}")
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,66 @@
+"""What an export is asked to be, checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from srattn.errors import SrattnError
+
+FormatName = Literal["torch", "torch-compiled", "onnx", "openvino"]
+Task = Literal["classify", "features"]
+SUFFIXES: dict[str, str] = {"torch": ".pt2", "torch-compiled": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+LEAST_OPSET, OPSET = 18, 20
+LEAST_DYNAMIC = 33
+"""Torch's convolutions take a map larger than 1 x 1 for granted while sizes are symbols."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is exported.
+
+    Attributes:
+        format: "torch" is a program of torch.export, "torch-compiled" the same compiled ahead of time for this machine
+            (AOTInductor), "onnx" and "openvino" are theirs.
+        size: height and width in pixels; the choice of absorbed attention is made for it.
+        batch: images at a time, or None for any number.
+        dynamic: which of "height" and "width" may differ from `size`.
+        task: "classify" gives logits, "features" the maps of all stages.
+        preprocess: take uint8 pictures (batch, height, width, channels) of any size, and crop, resize and normalise
+            in the graph.
+        opset: of ONNX.
+    """
+
+    format: FormatName = "onnx"
+    size: tuple[int, int] = (224, 224)
+    batch: int | None = None
+    dynamic: tuple[str, ...] = ()
+    task: Task = "classify"
+    preprocess: bool = False
+    opset: int = OPSET
+
+    def check(self, min_size: int) -> None:
+        """Refuses what cannot be.
+
+        Raises:
+            SrattnError: see the messages.
+        """
+        if self.batch is not None and self.batch < 1:
+            raise SrattnError(f"--batch is dynamic or at least 1, got {self.batch}")
+        least = max(min_size, LEAST_DYNAMIC) if self.dynamic else min_size
+        if min(self.size) < least:
+            why = " with dynamic sizes" if self.dynamic else ""
+            raise SrattnError(f"--size is at least {least} for this model{why}, got {self.size[0]}x{self.size[1]}")
+        for name in self.dynamic:
+            if name not in ("height", "width"):
+                raise SrattnError(f"--dynamic is of height, width, got {name!r}")
+        if self.preprocess and self.dynamic:
+            raise SrattnError(
+                "--preprocess resizes every picture to --size, so the model sees one size: leave out --dynamic"
+            )
+        if self.opset < LEAST_OPSET:
+            raise SrattnError(f"--opset is at least {LEAST_OPSET}, got {self.opset}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)

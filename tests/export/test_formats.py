@@ -1,0 +1,134 @@
+"""Every format: converted, run at several sizes against eager, stamped, and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srattn.errors import SrattnError
+from srattn.export import verify
+from srattn.export.export import make
+from srattn.export.facts import Facts
+from srattn.export.formats import MODULES, format_of, get_format
+from srattn.export.formats.archive import refuse_code
+from srattn.export.formats.torch_compiled import TRUST
+from srattn.export.opened import read_facts
+from srattn.export.options import SUFFIXES
+
+
+def available(name: str) -> Any:
+    for package in importlib.import_module(MODULES[name]).NEEDS:
+        pytest.importorskip(package)
+    return get_format(name)
+
+
+def make_one(traced: Any, name: str, folder: Path) -> tuple[Path, Facts]:
+    facts = dataclasses.replace(traced.facts, options=dataclasses.replace(traced.facts.options, format=name))
+    path = folder / f"model{SUFFIXES[name]}"
+    return path, Facts.from_text(make(traced.program, str(path), traced.cases, facts.to_text()), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in ("torch", "onnx", "openvino") for kind in ("dynamic", "pictures")],
+)
+def test_agrees_with_eager_and_says_so(name: str, kind: str, traced: dict[str, Any], tmp_path: Path) -> None:
+    available(name)
+    path, facts = make_one(traced[kind], name, tmp_path)
+    assert 0 <= facts.verified["error"] <= facts.verified["tolerance"]
+    assert len({tuple(shape) for shape in facts.verified["inputs"]}) == 3
+    assert format_of(path) == name
+    assert read_facts(path) == facts
+
+
+def test_a_wrong_answer_is_refused(traced: dict[str, Any], tmp_path: Path) -> None:
+    right = traced["fixed"]
+    case = verify.read_case(right.cases[0])
+    case["truth_0"] = case["truth_0"] + 1e-3
+    from safetensors.torch import save_file
+
+    save_file(case, tmp_path / "wrong.safetensors")
+    wrong = dataclasses.replace(right, cases=[str(tmp_path / "wrong.safetensors")])
+    with pytest.raises(SrattnError, match="differs from eager by"):
+        make_one(wrong, "torch", tmp_path)
+
+
+def test_answers_of_other_shapes_or_not_finite_are_refused() -> None:
+    case = {"images": torch.zeros(1, 1), "truth_0": torch.ones(2, 3).double(), "allowed": torch.tensor([1e-5])}
+    assert verify.judge([torch.ones(2, 3)], case) == (0.0, verify.FLOOR)
+    with pytest.raises(SrattnError, match="shapes"):
+        verify.judge([torch.ones(2, 4)], case)
+    with pytest.raises(SrattnError, match="differs from eager by inf"):
+        verify.judge([torch.full((2, 3), float("nan"))], case)
+
+
+def test_onnx_holds_no_names_of_this_machine(traced: dict[str, Any], tmp_path: Path) -> None:
+    available("onnx")
+    path, _ = make_one(traced["fixed"], "onnx", tmp_path)
+    assert str(tmp_path.parent).encode() not in path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
+
+
+def test_machine_code_is_run_on_trust_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(TRUST, raising=False)
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/data/aotinductor/model/code.so", b"")
+    assert format_of(path) == "torch-compiled"
+    with pytest.raises(SrattnError, match=TRUST):
+        get_format("torch-compiled").open_file(path)
+
+
+class TestHostileArchives:
+    """A .pt2 whose loading would run code is refused before torch sees it."""
+
+    def test_ours_passes(self, made: Path) -> None:
+        refuse_code(made)
+
+    @pytest.mark.parametrize(
+        ("entry", "data", "words"),
+        [
+            ("data/weights/model_weights_config.json", {"config": {"a": {"use_pickle": True}}}, "names a pickle"),
+            ("models/model.json", {"x": [{"expr_str": "__import__('os').system('true')"}]}, "no formula of sizes"),
+            ("data/constants/custom_obj_0", {}, "could run code"),
+        ],
+    )
+    def test_refuses(self, entry: str, data: Any, words: str, made: Path) -> None:
+        with zipfile.ZipFile(made, "a") as file:
+            file.writestr(f"model/{entry}", json.dumps(data))
+        with pytest.raises(SrattnError, match=words):
+            get_format("torch").open_file(made)
+
+    def test_refuses_a_pickle_of_inputs(self, made: Path) -> None:
+        with zipfile.ZipFile(made, "a") as file:
+            file.writestr("model/data/sample_inputs/other.pt", pickle.dumps(print))
+        with pytest.raises(SrattnError, match="pickle that would run code"):
+            get_format("torch").open_file(made)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".xml"])
+def test_a_damaged_file_is_one_line(suffix: str, tmp_path: Path) -> None:
+    available({".pt2": "torch", ".onnx": "onnx", ".xml": "openvino"}[suffix])
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"nothing of the kind")
+    path.with_suffix(".bin").write_bytes(b"")
+    with pytest.raises(SrattnError, match=r"is no whole"):
+        read_facts(path)
+
+
+def test_a_stamp_may_be_anything(traced: dict[str, Any]) -> None:
+    facts = traced["fixed"].facts
+    assert Facts.from_text(facts.to_text(), Path("x")) == facts
+    values = json.loads(facts.to_text())
+    for text in [None, "", "[]", "{}", json.dumps({**values, "labels": [1]}), json.dumps({**values, "options": 3})]:
+        with pytest.raises(SrattnError, match="not written by srattn export"):
+            Facts.from_text(text, Path("x"))
