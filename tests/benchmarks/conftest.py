@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from srattn.models import registry
+from srattn.models.registry import list_models
+
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture
 def script(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """A script of benchmarks/ by name."""
+    """A script of benchmarks/ by name; models that it registers are forgotten afterwards."""
+    list_models()  # those of the package and of its plugins first
+    monkeypatch.setattr(registry, "_variants", dict(registry._variants))
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     yield importlib.import_module
 
