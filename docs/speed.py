@@ -87,8 +87,8 @@ table below has the rate of each of our kernels in the multiply-adds that it doe
 line. The feed-forwards of the later stages are at it. Below it are the first stages, where GELU and the depthwise
 convolution weigh most on products of few channels; attention, where a softmax over 49 keys, which are no whole number
 of vectors, stands between two small products; and patches of 3 channels, which are gathered from planes. In bfloat16
-the products take half the time, and all that is none weighs twice as much. For one image, weights come from memory for it
-alone, so each panel of them is fetched while the one before it is used.
+the products take half the time, and all that is none weighs twice as much. For one image, weights come from memory
+for it alone, so each panel of them is fetched while the one before it is used.
 """
 
 

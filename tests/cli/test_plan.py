@@ -41,6 +41,8 @@ def test_the_machine_and_the_type_count(capsys: pytest.CaptureFixture[str]) -> N
     # A machine on which bytes are dear chooses otherwise.
     on_gpu = plan("--device", "cuda", "--dtype", "bfloat16")
     assert [row["path"] for row in on_gpu] != [row["path"] for row in half]
+    assert all("GELU in one pass" in str(row["feed_forward"]) for row in on_gpu)
+    assert not any("in one pass" in str(row["feed_forward"]) for row in half)
 
 
 @pytest.mark.parametrize(

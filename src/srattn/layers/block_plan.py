@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from srattn.layers.attention import HeadsPlan, SpatialReductionAttention
 from srattn.layers.block import Block
@@ -15,7 +16,7 @@ from srattn.layers.feed_forward import FeedForward
 from srattn.layers.native import operand_of
 from srattn.ops import native
 from srattn.ops.feed_forward import words
-from srattn.ops.plan import forced
+from srattn.ops.plan import KERNEL_DEVICES, forced, why_not_here
 
 
 class AttentionPlan(NamedTuple):
@@ -57,10 +58,18 @@ def plan_block(
         size = f"{rows} rows of the map and {channels} of {hidden} hidden channels"
         products = "" if operand == "float32" else f", products of {operand}"
         return BlockPlan(attention, f"kernel: {size} are in the cache at a time{products}")
+    if _convolves_on_gpu(block.mlp, device, dtype, training):
+        return BlockPlan(attention, "kernel: the depthwise convolution with its bias and GELU in one pass")
     if training:
         choice = block.mlp.plan_for(height, width, batch, device=device, dtype=dtype)
         return BlockPlan(attention, words(choice, height))
     return BlockPlan(attention, f"torch: {against or 'its parts are of a form that the kernels do not know'}")
+
+
+def _convolves_on_gpu(mlp: FeedForward, device: str, dtype: torch.dtype, training: bool) -> bool:
+    """Whether the kernel of `srattn.ops.triton.depthwise` stands in the feed-forward's middle."""
+    wanted = device in KERNEL_DEVICES and type(mlp.dwconv) is nn.Conv2d and dtype.itemsize <= 4
+    return wanted and forced() is None and why_not_here() is None and not (training and mlp.memory == "lean")
 
 
 def _reason_against(device: str, dtype: torch.dtype, training: bool) -> str | None:
