@@ -26,11 +26,13 @@ PUBLIC_NAMES = [
     "__version__",
     "create_model",
     "force_path",
+    "from_pretrained",
     "list_models",
     "load_checkpoint",
     "plan",
     "register_model",
     "save_checkpoint",
+    "save_pretrained",
 ]
 
 # From right to left: a room may import its own level's room and those before it in this list.

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from srattn.convert import create_model as create_model
     from srattn.convert import load_checkpoint as load_checkpoint
     from srattn.convert import save_checkpoint as save_checkpoint
+    from srattn.engine.hub import from_pretrained as from_pretrained
+    from srattn.engine.hub import save_pretrained as save_pretrained
     from srattn.errors import SrattnError as SrattnError
     from srattn.layers.adapters import TokenAttention as TokenAttention
     from srattn.layers.attention import SpatialReductionAttention as SpatialReductionAttention
@@ -28,11 +30,13 @@ _HOME = {
     "TokenAttention": "srattn.layers.adapters",
     "create_model": "srattn.convert",
     "force_path": "srattn.ops.plan",
+    "from_pretrained": "srattn.engine.hub",
     "list_models": "srattn.models.registry",
     "load_checkpoint": "srattn.convert",
     "plan": "srattn.models.plan",
     "register_model": "srattn.models.registry",
     "save_checkpoint": "srattn.convert",
+    "save_pretrained": "srattn.engine.hub",
 }
 
 __all__ = [
@@ -43,11 +47,13 @@ __all__ = [
     "__version__",
     "create_model",
     "force_path",
+    "from_pretrained",
     "list_models",
     "load_checkpoint",
     "plan",
     "register_model",
     "save_checkpoint",
+    "save_pretrained",
 ]
 
 

@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "plan": "show what each stage of a model will compute at an image size, and why",
     "models": "list the models and their sizes",
     "export": "write a model for ONNX Runtime, OpenVINO or torch.export, verified against eager",
+    "push": "put a trained model and its card on the Hugging Face hub",
     "convert": "convert a checkpoint between state-dict layouts",
     "info": "show what is available on this machine, and why not",
 }

@@ -82,7 +82,9 @@ def _open(name: str, device: str | torch.device) -> LoadedRun:
             f"{nearest(name, list_models())}"
         )
     if path.is_dir():
+        weights = path / run_folder.WEIGHTS
         is_run = (path / run_folder.CONFIG).is_file() or not (path / "config.json").is_file()
+        is_run = is_run or (weights.is_file() and _is_ours(weights))  # a folder of `srattn push`
         return load_run(path, device) if is_run else _foreign(path, device)
     if path.suffix in (".pth", ".pt", ".bin") or (path.suffix == ".safetensors" and not _is_ours(path)):
         return _foreign(path, device)
