@@ -116,3 +116,16 @@ def test_peers_are_of_the_size_of_ours(script: Script) -> None:
     small = {"model": "bench_vit", "model_options": {"dim": 8, "depth": 1, "heads": 1}, "size": 32}
     # patches, 3 x 48 x 8 each of 64; q, k, v, out and feed-forward 12 d^2; scores and sums 2 x 64 x d; head
     assert cifar10.mega_macs(small) == pytest.approx((64 * (48 * 8 + 12 * 64 + 2 * 64 * 8) + 80) / 1e6, rel=1e-9)
+
+
+def test_a_step_is_divided_into_its_parts(script: Script) -> None:
+    scaling = script("scaling")
+    one = {"processes": 1, "step": [0.2, 0.2, 0.5], "loader": [0.01, 0.01, 0.01], "alone": [0.15, 0.2, 0.2]}
+    two = {"processes": 2, "step": [0.1, 0.1, 0.5], "loader": [0.01, 0.01, 0.01], "alone": [0.07, 0.07, 0.07]}
+    first, second = (scaling.summary([found], 100) for found in (one, two))
+    assert (first["images_per_second"], second["images_per_second"]) == (500.0, 1000.0)
+    assert (first["compute_ms"], first["communication_ms"]) == (190.0, 0.0)
+    assert (second["loader_ms"], second["communication_ms"], second["compute_ms"]) == (10.0, 20.0, 70.0)
+    machine = {"cpu": "C", "cores": 2, "torch": "2", "srattn": "0", "python": "3", "commit": "none"}
+    text = scaling.table({"model": "m", "batch_size": 100, "rows": [first, second], "machine": machine})
+    assert "| 2 | 1000 | 2.00 | 100.0 ms | 10.0 ms | 70.0 ms | 20.0 ms |" in text

@@ -121,6 +121,17 @@ def test_what_cannot_be_told_apart(tmp_path: Path) -> None:
     assert "this many images do not tell the two apart for certain" in check(compare.render(runs)).text
 
 
+def test_other_images_are_no_contest(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", 0.9, data="digits"), make_run(tmp_path / "b", 0.95, data="photos")]
+    runs.append(make_run(tmp_path / "c", None, data="digits"))
+    seen = check(compare.render(compare.read_runs(runs)))
+    assert "by the best of them" not in seen.text
+    assert "measured on different images, so that their figures do not compare" in seen.text
+    assert not [a for a in seen.all("td") if "best" in a.get("class", "").split()]
+    same = check(compare.render(compare.read_runs([runs[0], runs[2]])))
+    assert "90.0 % of the validation images by the best of them, a ." in same.text
+
+
 def test_settings_that_differ(tmp_path: Path) -> None:
     runs = compare.read_runs(
         [

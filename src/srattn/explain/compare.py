@@ -91,6 +91,7 @@ def render(runs: Sequence[Run]) -> str:
         palette=sections.palette(len(runs)),
         runs=sections.table(runs),
         best=sections.best(runs),
+        alike=sections.measured_alike(runs),
         curves=sections.curves(runs),
         settings=sections.settings(runs),
         classes=sections.classes(runs),

@@ -28,6 +28,9 @@ def palette(count: int) -> list[dict[str, Any]]:
     ]
 
 
+_MEASURED_ON = ("data", "val", "val_fraction", "split_seed")
+
+
 def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row a run: size, result, time."""
     rows = []
@@ -57,8 +60,19 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def measured_alike(runs: Sequence[Run]) -> bool:
+    """Whether all finished runs were measured on the same images, as far as their options tell."""
+    told = {tuple(_text(run.config.get(name)) for name in _MEASURED_ON) for run in runs if run.result}
+    return len(told) <= 1
+
+
 def best(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The run of the highest final accuracy, and whether the images are enough to tell it from the second."""
+    """The run of the highest final accuracy, and whether the images are enough to tell it from the second.
+
+    None where runs were measured on different images.
+    """
+    if not measured_alike(runs):
+        return None
     rows = sorted((row for row in table(runs) if row["accuracy"] is not None), key=lambda row: -row["accuracy"])
     if not rows:
         return None
