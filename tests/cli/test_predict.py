@@ -138,7 +138,6 @@ def test_unreadable_images(run: Path, pictures: Path, capsys: pytest.CaptureFixt
         (["PICTURE", "--model", "PICTURE"], "is not a whole safetensors file"),
         (["PICTURE", "--model", "RUN", "--top", "0"], "--top must be at least 1"),
         (["PICTURE", "--model", "RUN", "--format", "xml"], "format"),
-        (["PICTURE"], "model"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(
@@ -150,3 +149,10 @@ def test_mistakes_are_one_line_and_code_2(
     code, out, err = predict(capsys, *(names.get(argument, argument) for argument in arguments))
     assert (code, out) == (2, "")
     assert err.startswith("srattn: error: ") and err.count("\n") == 1 and message in err
+
+
+def test_the_box_answers_where_no_model_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 30), (90, 160, 230)).save(tmp_path / "sky.png")
+    code, out, err = predict(capsys, str(tmp_path / "sky.png"), "--format", "csv")
+    assert code == 0 and "sky.png" in out
+    assert any(name in out for name in ("airplane", "bird", "ship", "automobile"))
