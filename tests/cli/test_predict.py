@@ -154,5 +154,5 @@ def test_mistakes_are_one_line_and_code_2(
 def test_the_box_answers_where_no_model_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (40, 30), (90, 160, 230)).save(tmp_path / "sky.png")
     code, out, err = predict(capsys, str(tmp_path / "sky.png"), "--format", "csv")
-    assert code == 0 and "sky.png" in out
+    assert code == 0 and "sky.png" in out and "the model in the box answers" in err
     assert any(name in out for name in ("airplane", "bird", "ship", "automobile"))
