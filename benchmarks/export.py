@@ -150,10 +150,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forms", action="store_true", help="measure every form of a block")
+    parser.add_argument("--add", action="store_true", help="keep the rows of --out that are not measured anew")
     parser.add_argument("--out", type=Path, default=RESULTS / "export.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
+    if args.add and args.out.is_file():
+        again = set(itertools.product(args.models, args.batch, args.runtimes))
+        kept = json.loads(args.out.read_text())["rows"]
+        rows = [row for row in kept if (row["model"], row["batch"], row["runtime"]) not in again]
     for model, batch, runtime in itertools.product(args.models, args.batch, args.runtimes):
         with tempfile.TemporaryDirectory() as name:
             case = Case(model, (224, 224), batch, threads=args.threads)
@@ -162,6 +167,7 @@ def main() -> None:
                 each = Case(model, (224, 224), batch, dtype, threads=args.threads)  # type: ignore[arg-type]
                 rows += measure(each, runtime, paths, args.rounds)
                 print(model, batch, runtime, dtype, flush=True)
+        rows.sort(key=lambda row: (row["model"], row["batch"], row["runtime"], row["dtype"] == "bfloat16"))
         result = {"machine": describe(args.threads), "versions": versions(), "rounds": args.rounds, "rows": rows}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(table(result))

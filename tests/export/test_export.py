@@ -41,6 +41,7 @@ def test_a_file_in_its_place_answers_like_the_model(tiny: Backbone, tmp_path: Pa
         ("model.pt2", {"size": (32, 32), "dynamic": ("height",)}, "at least 33"),
         ("model.pt2", {"dynamic": ("depth",)}, "of height, width, got 'depth'"),
         ("model.pt2", {"dynamic": ("height",), "preprocess": True}, "leave out --dynamic"),
+        ("model.pt2", {"dynamic": ("width",), "format": "torch-compiled"}, "has one size"),
         ("model.pt2", {"opset": 17}, "at least 18, got 17"),
     ],
 )

@@ -36,7 +36,7 @@ class Form(NamedTuple):
     Attributes:
         feed_forward: "tokens" keeps the channels last and turns the map round the depthwise convolution; "map" makes
             the first linear map a 1x1 convolution, so that the map is turned once, behind the convolutions; "channels"
-            makes both linear maps 1x1 convolutions.
+            makes both linear maps 1x1 convolutions, and adds the residual while it is a map.
         attention: "fused" is one scaled_dot_product_attention, which a runtime may know; "products" two products and
             a softmax.
     """
@@ -107,7 +107,7 @@ class FastBlock(nn.Module):
         size = x.shape[1], x.shape[2]
         tokens = x.flatten(1, 2)
         tokens = tokens + self.attn(self.norm1(tokens), size)
-        tokens = tokens + self.mlp(self.norm2(tokens), size)
+        tokens = self.mlp(self.norm2(tokens), size, tokens)
         return tokens.unflatten(1, size)
 
 
@@ -213,17 +213,17 @@ class FastAttention(nn.Module):
         return self._absorbed(x, z) if self.absorbs else self._split(x, z)
 
     def _absorbed(self, x: Tensor, z: Tensor) -> Tensor:
-        keys, values = F.linear(z, self.keys), F.linear(z, self.values)  # (B, M, h C)
+        keys, values = F.linear(z, self.keys), F.linear(z, self.values, self.bias)  # (B, M, h C)
         shift = F.linear(z, self.shift).transpose(1, 2)  # (B, h, M)
         if self.heads == 1 and self.fused:
             each = (x.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1), shift.unsqueeze(1))
-            return F.scaled_dot_product_attention(*each, scale=1.0).squeeze(1) + self.bias
+            return F.scaled_dot_product_attention(*each, scale=1.0).squeeze(1)
         if self.heads > 1:
             keys, values = (split_heads(each, self.heads).flatten(1, 2) for each in (keys, values))  # (B, h M, C)
         scores = x @ keys.transpose(1, 2) + shift.flatten(1).unsqueeze(1)  # (B, N, h M)
         if self.heads == 1:
-            return scores.softmax(-1) @ values + self.bias
-        return scores.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2) @ values + self.bias
+            return scores.softmax(-1) @ values
+        return scores.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2) @ values
 
     def _split(self, x: Tensor, z: Tensor) -> Tensor:
         q = split_heads(F.linear(x, self.queries, self.shift), self.heads)
@@ -254,21 +254,28 @@ class FastFeedForward(nn.Module):
             setattr(self, name, _constant(weight))
             setattr(self, f"{name}_bias", _constant(linear.bias))
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int], residual: Tensor) -> Tensor:
+        """`residual` plus what the feed-forward makes of x."""
         if self.dwconv is None:
-            return F.linear(F.gelu(F.linear(x, self.first, self.first_bias)), self.second, self.second_bias)
+            return residual + F.linear(F.gelu(F.linear(x, self.first, self.first_bias)), self.second, self.second_bias)
         if self.form == "tokens":
             h = self._between(F.linear(x, self.first, self.first_bias)).unflatten(1, size).permute(0, 3, 1, 2)
         else:
-            h = self._between(F.conv2d(x.unflatten(1, size).permute(0, 3, 1, 2), self.first, self.first_bias))
+            h = self._between(F.conv2d(_as_map(x, size), self.first, self.first_bias))
         h = self.dwconv(h)
         if self.form == "channels":
-            return F.conv2d(F.gelu(h), self.second, self.second_bias).permute(0, 2, 3, 1).flatten(1, 2)
+            out = F.conv2d(F.gelu(h), self.second, self.second_bias)
+            return (out + _as_map(residual, size)).permute(0, 2, 3, 1).flatten(1, 2)
         h = h.permute(0, 2, 3, 1).flatten(1, 2)
-        return F.linear(F.gelu(h), self.second, self.second_bias)
+        return residual + F.linear(F.gelu(h), self.second, self.second_bias)
 
     def _between(self, h: Tensor) -> Tensor:
         return F.relu(h) if self.extra_relu else h
+
+
+def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, C) to (B, C, H, W), contiguous: strides that differ would tie symbolic sizes to each other."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2).contiguous()
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:

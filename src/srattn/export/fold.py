@@ -51,7 +51,7 @@ class Absorbed(NamedTuple):
     """Keys and values of an absorbed attention as maps of the reduced tokens z (B, M, C_z).
 
     With x the queries' input before any projection, the logits of head h are x (z keys_h^T)^T + z shift_h, and the
-    output is the sum over heads of softmax(...) (z values_h^T), plus `bias`.
+    output is the sum over heads of softmax(...) (z values_h^T + bias_h).
     """
 
     keys: Tensor
@@ -61,21 +61,22 @@ class Absorbed(NamedTuple):
     values: Tensor
     """(h C_out, C_z)."""
     bias: Tensor
-    """(C_out,)."""
+    """(h C_out,): an equal part of the output's bias for each head, whose weights sum to one."""
 
 
 def absorb(q: Linear, k: Linear, v: Linear, out: Linear, heads: int, scale: float) -> Absorbed:
     """W^Q goes into the keys and W^O into the values.
 
     The bias of k adds the same to all logits of a query, which a softmax does not see; that of v passes the weights,
-    whose sum is one, and joins the output's bias.
+    whose sum is one, and joins the output's bias, which moves before the weights for the same reason.
     """
     w_q, w_k = q.weight.unflatten(0, (heads, -1)), k.weight.unflatten(0, (heads, -1))  # (h, d, C)
     w_v, w_out = v.weight.unflatten(0, (heads, -1)), out.weight.unflatten(1, (heads, -1))  # (h, d, C), (C, h, d)
     keys = torch.einsum("hdc,hdz->hcz", w_q, w_k) * scale
     shift = torch.einsum("hd,hdz->hz", q.bias.unflatten(0, (heads, -1)), w_k) * scale
     values = torch.einsum("chd,hdz->hcz", w_out, w_v)
-    return Absorbed(keys.flatten(0, 1), shift, values.flatten(0, 1), out.bias + out.weight @ v.bias)
+    bias = ((out.bias + out.weight @ v.bias) / heads).repeat(heads)
+    return Absorbed(keys.flatten(0, 1), shift, values.flatten(0, 1), bias)
 
 
 def absorbed_macs(queries: int, keys: int, dim: int, heads: int) -> int:

@@ -22,9 +22,12 @@ FORMS: dict[str, Form] = {
     "torch": Form("tokens", "fused"),
     "torch-compiled": Form("tokens", "fused"),
     "onnx": Form("channels", "products"),
-    "openvino": Form("tokens", "products"),
+    "openvino": Form("map", "fused"),
 }
-"""The form of a block for each format, as `benchmarks/export.py` measured them beside each other."""
+"""The form of a block for each format, the fastest that `benchmarks/export.py --forms` found.
+
+OpenVINO's compiler crashes with a segmentation fault on absorbed attention with one head that is written as products.
+"""
 
 
 class Graph(nn.Module):

@@ -58,6 +58,10 @@ class Options:
             raise SrattnError(
                 "--preprocess resizes every picture to --size, so the model sees one size: leave out --dynamic"
             )
+        if self.dynamic and self.format == "torch-compiled":
+            raise SrattnError(
+                "torch-compiled has one size, since torch's compiler fails on dynamic ones: leave out --dynamic"
+            )
         if self.opset < LEAST_OPSET:
             raise SrattnError(f"--opset is at least {LEAST_OPSET}, got {self.opset}")
 
