@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,17 +13,14 @@ from PIL import Image
 from srattn.data.preprocess import Preprocess
 from srattn.engine.weights import save_weights
 from srattn.models import build_model
+from tests.pages import load_script
 
 CELL = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>4</ymin><xmax>{}</xmax><ymax>30</ymax></bndbox></object>"
 
 
 @pytest.fixture
-def page(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetuning", root / "docs" / "finetuning.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def page() -> ModuleType:
+    return load_script("finetuning")
 
 
 def test_the_page_is_up_to_date(page: ModuleType) -> None:

@@ -6,10 +6,7 @@ Every parameter count is checked, and the multiply-adds of the smallest model of
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,19 +14,9 @@ import pytest
 from srattn.models import build_model, list_models
 from srattn.models.registry import count_parameters, variant
 from srattn.models.weights import find_weights
+from tests.pages import load_script
 
-ROOT = Path(__file__).parent.parent
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_models", ROOT / "docs" / "models.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script: Any = _load()
+script: Any = load_script("models")
 TEXT = script.PAGE.read_text(encoding="utf-8")
 
 

@@ -17,39 +17,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from srattn.explain.style import style
+
 # Stand-in colours: exact values that nothing else uses, swapped for the page's CSS variables in the finished SVG, so
 # that one drawing serves light, dark and print.
 INK, MUTED, LINE, ACCENT = "#010203", "#020304", "#030405", "#040506"
 _VARIABLES = dict(zip((INK, MUTED, LINE, ACCENT), ("ink", "muted", "line", "accent"), strict=True))
 
-_STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
+_STYLE: dict[Any, Any] = style(INK, MUTED, LINE) | {
     "axes.titlesize": 9.5,
-    "axes.labelsize": 9.0,
-    "axes.titlelocation": "left",
     "axes.titlepad": 10.0,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
     "xtick.minor.visible": False,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "text.parse_math": False,  # class names are strangers' text: a "$" in them is a dollar
     "svg.fonttype": "none",  # text stays text: it can be found, read aloud and set in the page's font
     "svg.hashsalt": "srattn",
 }

@@ -112,7 +112,7 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
   bool images = batch % threads == 0 || batch >= 4L * threads;
   if (images || threads == 1) {
     // The norm lies behind the ring in the worker's memory, so it is taken apart from it.
-    Operand* norms = Pieces(common.take(threads * size)).take<Operand>(0);
+    Operand* norms = Pieces(common.take(threads * size)).take<Operand>(threads * size);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long b = 0; b < batch; ++b) {
       Operand* xn = norms + omp_get_thread_num() * size;

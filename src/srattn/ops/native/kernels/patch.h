@@ -73,7 +73,8 @@ static void patches(const Patch& p, const float* x, const long* steps, long batc
   for (long b = 0; b < batch; ++b)
     for (long part = 0; part < parts; ++part) {
       long token = tokens * part / parts, count = tokens * (part + 1) / parts - token;
-      Operand* rows = Pieces(worker.take(std::max<long>(count, 1) * lines * row)).take<Operand>(0);
+      long gathered = std::max<long>(count, 1) * lines * row;
+      Operand* rows = Pieces(worker.take(gathered)).take<Operand>(gathered);
       float* to = out + (b * tokens + token) * p.out;
       for (long ky = 0; ky < p.kernel_h; ky += lines) {
         long now = std::min(lines, p.kernel_h - ky);
