@@ -1,0 +1,193 @@
+"""What a reader of boxes finds before any image is decoded, and what it does with what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from srattn.data.decode import FORMATS, MAX_PIXELS, BadImage
+from srattn.errors import SrattnError, missing_extra
+
+OnBadBox: TypeAlias = Literal["skip", "error"]
+"""Go on without what is wrong and name it, or raise it."""
+_ORIENTATION = 0x0112  # in EXIF; from 5 on the picture lies on its side
+_EDGE = 1.0  # a box may reach this far over the image's edge unsaid: formats disagree about the first pixel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoxItem:
+    """One image before it is decoded, with its boxes.
+
+    Attributes:
+        name: in messages.
+        size: (height, width) of the picture as `srattn.data.decode` gives it, upright.
+        boxes: float32 (N, 4), x1, y1, x2, y2: edges in pixels, the image from 0 to its width and height.
+        labels: int64 (N,), class numbers.
+        difficult: bool (N,), boxes that a measurement should not count ("difficult" of VOC, "iscrowd" of COCO).
+        number: the id of the image in a COCO file.
+    """
+
+    name: str
+    source: Path
+    size: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+    number: int | None = None
+
+
+@dataclasses.dataclass
+class BoxIndex:
+    """What a reader finds.
+
+    Attributes:
+        parts: the images of "train", "val" and "test", as far as there are any; images without boxes are among them.
+        problems: a line for everything that was left out or put right.
+        category_ids: the numbers of the classes in a COCO file.
+    """
+
+    classes: list[str]
+    parts: dict[str, list[BoxItem]]
+    problems: list[str] = dataclasses.field(default_factory=list)
+    category_ids: list[int] = dataclasses.field(default_factory=list)
+
+    def counts(self, part: str) -> list[int]:
+        """Boxes of each class in a part."""
+        labels = [item.labels for item in self.parts.get(part, [])]
+        together = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.int64)
+        return torch.bincount(together, minlength=len(self.classes)).tolist()
+
+
+class Problems:
+    """Collects what is wrong, or raises the first of it."""
+
+    def __init__(self, on_bad: OnBadBox) -> None:
+        if on_bad not in ("skip", "error"):
+            raise SrattnError(f"on_bad_box is 'skip' or 'error', got {on_bad!r}")
+        self.on_bad, self.lines = on_bad, list[str]()
+
+    def tell(self, line: str) -> None:
+        """Raises `SrattnError` with the line, if so asked."""
+        if self.on_bad == "error":
+            raise SrattnError(f'{line}; put it right, or go on without it by on_bad_box="skip"')
+        self.lines.append(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawBox:
+    """A box as a file says it, its coordinates turned into ours; `words` are what messages call it."""
+
+    edges: tuple[float, float, float, float]
+    label: str
+    difficult: bool
+    words: str
+
+
+def make_item(
+    name: str,
+    source: Path,
+    size: tuple[int, int],
+    raw: Sequence[RawBox],
+    classes: Sequence[str],
+    problems: Problems,
+    number: int | None = None,
+) -> BoxItem:
+    """Boxes cut at the image's edges; those of another class, or without area in the image, are left out."""
+    height, width = size
+    places = {label: place for place, label in enumerate(classes)}
+    boxes, labels, difficult = [], [], []
+    for box in raw:
+        if box.label not in places:
+            problems.tell(f"{name}: {box.words} is of no known class and is left out")
+            continue
+        x1, y1, x2, y2 = box.edges
+        if not (x2 > x1 and y2 > y1):
+            problems.tell(f"{name}: {box.words} has no area and is left out")
+            continue
+        cut = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+        if not (cut[2] > cut[0] and cut[3] > cut[1]):
+            problems.tell(f"{name}: {box.words} is outside of the image of {width}x{height} and is left out")
+            continue
+        if max(abs(a - b) for a, b in zip(cut, box.edges, strict=True)) > _EDGE:
+            problems.tell(f"{name}: {box.words} reaches out of the image of {width}x{height} and is cut at its edge")
+        boxes.append(cut)
+        labels.append(places[box.label])
+        difficult.append(box.difficult)
+    return BoxItem(
+        name,
+        source,
+        size,
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(difficult, dtype=torch.bool),
+        number,
+    )
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file by its header, upright.
+
+    Raises:
+        BadImage: no such file, no image, or one that is too large.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise missing_extra("pillow", "train") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, which are refused here, and of damaged tags
+            with Image.open(path, formats=FORMATS) as opened:
+                width, height = opened.size
+                turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except FileNotFoundError:
+        raise BadImage(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise BadImage(f"{path}: not an image of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # a broken file can make a decoder raise nearly anything
+        raise BadImage(f"{path}: unreadable ({str(error).partition(chr(10))[0] or type(error).__name__})") from None
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{path}: {width}x{height} is more than the {MAX_PIXELS:,} pixels that are accepted")
+    return (width, height) if turned else (height, width)
+
+
+def usable_size(
+    name: str, path: Path, declared: tuple[int, int] | None, problems: Problems, look: bool
+) -> tuple[int, int] | None:
+    """The (height, width) to go by; None, and a problem told, where image and declaration disagree or there is none."""
+    if not look and declared is not None and path.is_file():
+        return declared
+    try:
+        size = picture_size(path)
+    except BadImage as error:
+        problems.tell(str(error))
+        return None
+    if declared is not None and declared != size:
+        problems.tell(
+            f"{name}: the image is {size[1]}x{size[0]}, declared is {declared[1]}x{declared[0]}: its boxes may belong "
+            f"to another picture, and it is left out"
+        )
+        return None
+    return size
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        SrattnError: no such file, or one of more than `most` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise SrattnError(f"{path}: {error.strerror}") from None
+    if len(data) > most:
+        raise SrattnError(f"{path} has more than the {most:,} bytes that are accepted")
+    return data
