@@ -11,6 +11,7 @@ from torch import nn
 from srattn.engine.optimiser import layer_depths, make_optimiser, optimiser_state, set_learning_rate
 from srattn.engine.schedule import learning_rate, warmup_steps
 from srattn.models import build_model
+from srattn.tasks.dense import segmentation_model
 
 
 class Small(nn.Module):
@@ -67,6 +68,38 @@ def test_layers_of_other_families(name: str) -> None:
     assert depth["head.weight"] == max(depth.values())
     blocks = [depth[n] for n in depth if n.startswith("stages.3.blocks.")]
     assert min(blocks) > max(depth[n] for n in depth if n.startswith("stages.1.blocks."))
+
+
+@pytest.mark.parametrize(
+    "name", ["pvt_tiny", "pvt_v2_b0", "twins_svt_small", "cmt_ti", "p2t_tiny", "shunted_tiny", "cvt_13"]
+)
+@pytest.mark.parametrize("coarse", [False, True])
+def test_layers_of_a_whole_model_are_those_of_its_backbone(name: str, coarse: bool) -> None:
+    model = segmentation_model(name, 2, "unet", device="meta")
+    groups, own = model.group_matcher(coarse), model.backbone.group_matcher(coarse)
+    model.group_matcher, model.backbone.group_matcher = lambda: groups, lambda: own  # type: ignore[method-assign]
+    depth, expected = layer_depths(model), layer_depths(model.backbone)
+    assert {name: depth[f"backbone.{name}"] for name in expected} == expected
+    # A backbone without a head has no layer behind its blocks; here there is one.
+    assert {depth[name] for name in depth if name.startswith("head.")} == {max(expected.values()) + 1}
+
+
+def test_rates_of_a_whole_model() -> None:
+    model = segmentation_model("pvt_v2_b0", 3, "semantic_fpn", {"width": 8, "hidden": 8}, depths=[1, 1, 1, 1])
+    optimiser = make_optimiser(model, 1.0, 0.05, layer_decay=0.5)
+    scale = {id(p): group["scale"] for group in optimiser.param_groups for p in group["params"]}
+    found = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert found["head.classifier.weight"] == found["head.fpn.laterals.0.weight"] == 1
+    assert found["backbone.stages.3.blocks.0.attn.q.weight"] == 0.5
+    assert found["backbone.stages.0.patch_embed.proj.weight"] == 0.5**5
+
+
+def test_positions_of_a_whole_model_do_not_decay() -> None:
+    model = segmentation_model("pvt_tiny", 3, "semantic_fpn", {"width": 8, "hidden": 8}, device="meta")
+    plain = make_optimiser(model, 1.0, 0.05).param_groups[-1]
+    assert plain["weight_decay"] == 0
+    held = {id(p) for p in plain["params"]}
+    assert all(id(p) in held for name, p in model.named_parameters() if ".position." in name or p.ndim == 1)
 
 
 def test_primed_state_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Whole models with an answer for every pixel: a backbone and a head. SegFormer and GLPN by name.
+"""Whole models with an answer for every pixel: any backbone and a head. SegFormer and GLPN by name.
 
 Their state is that of the backbone under `backbone.` and of the head under `head.`; `srattn.load_checkpoint` and
 `srattn.save_checkpoint` take them as they take a backbone.
@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from srattn.convert import create_model
 from srattn.errors import SrattnError
-from srattn.heads import GLPNHead, SegFormerHead
+from srattn.heads import GLPNHead, SegFormerHead, make_head
 from srattn.heads.glpn import on_grid
 from srattn.models.backbone import Backbone
 
 
 class DenseModel(nn.Module):
-    """A backbone without a classifier, and a head over the feature maps of all its stages."""
+    """A backbone without a classifier, and a head over the feature maps of all its stages.
+
+    What training, conversions and weights ask of a backbone, this answers too: for its backbone, with names of
+    parameters under `backbone.`.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
@@ -34,12 +38,70 @@ class DenseModel(nn.Module):
         """Images (B, C, H, W) to the maps that the head reads, finest first."""
         return self.backbone.forward_intermediates(images, intermediates_only=True)
 
+    # -- the backbone's own answers ---------------------------------------------------------------------------------
+
+    @property
+    def in_chans(self) -> int:
+        return self.backbone.in_chans
+
+    @property
+    def img_size(self) -> int | tuple[int, int]:
+        return self.backbone.img_size
+
+    @property
+    def min_size(self) -> int:
+        return self.backbone.min_size
+
+    @property
+    def dimensions(self) -> int:
+        return self.backbone.dimensions
+
+    @property
+    def norm_eps(self) -> dict[str, float]:
+        return self.backbone.norm_eps
+
+    @property
+    def edge(self) -> str:
+        return self.backbone.edge
+
+    @property
+    def memory(self) -> str:
+        return self.backbone.memory
+
+    def set_norm_eps(
+        self, block: float | None = None, reduction: float | None = None, patch: float | None = None
+    ) -> None:
+        self.backbone.set_norm_eps(block, reduction, patch)
+
+    def set_edge(self, edge: str) -> None:
+        self.backbone.set_edge(edge)
+
+    def set_memory(self, memory: str) -> None:
+        self.backbone.set_memory(memory)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's patterns by the names that its parameters have here; none matches the head."""
+        groups = self.backbone.group_matcher(coarse)
+        blocks = groups["blocks"]
+        return {
+            "stem": _below(groups["stem"]),
+            "blocks": _below(blocks) if isinstance(blocks, str) else [(_below(p), suffix) for p, suffix in blocks],
+        }
 
 
 class SegmentationModel(DenseModel):
     """Logits of classes on the grid of the finest map, as they are trained and published."""
+
+    @property
+    def num_classes(self) -> int:
+        """Of pixels: channels of the logits."""
+        return int(self.head.num_classes)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W), H and W from the backbone's `min_size` up, to logits (B, classes, ceil(H / 4), ceil(W / 4))."""
@@ -53,6 +115,30 @@ class DepthModel(DenseModel):
         """(B, C, H, W), H and W from the backbone's `min_size` up, to depths (B, H, W)."""
         depth = self.head(self.features(images)).unsqueeze(1)
         return on_grid(depth, images.shape[2], images.shape[3]).squeeze(1)
+
+
+def segmentation_model(
+    backbone: str,
+    num_classes: int,
+    head: str = "segformer",
+    head_options: dict[str, Any] | None = None,
+    **backbone_options: Any,
+) -> SegmentationModel:
+    """A backbone and a head for semantic segmentation with fresh weights, or on the backbone's published ones.
+
+    Args:
+        backbone: a registered name; any family of images will do.
+        num_classes: of pixels.
+        head: "segformer", "semantic_fpn", "upernet" or "unet"; see `srattn.heads`.
+        head_options: of the head's class, by name.
+        backbone_options: as `srattn.create_model` takes them; `pretrained` too.
+
+    Raises:
+        SrattnError: an unknown backbone, head or option, or numbers that make no model.
+    """
+    body = _body(backbone, backbone_options)
+    options = {**_place(backbone_options), **(head_options or {})}
+    return SegmentationModel(body, make_head(head, body.feature_info.channels(), num_classes, **options))
 
 
 def segformer(
@@ -72,16 +158,8 @@ def segformer(
         hidden, projection_norm, head_drop_rate: see `srattn.heads.SegFormerHead`.
         options: of the backbone, as `srattn.create_model` takes them; `pretrained` too.
     """
-    body = _body(backbone, options)
-    head = SegFormerHead(
-        body.feature_info.channels(),
-        num_classes,
-        hidden=hidden,
-        projection_norm=projection_norm,
-        drop_rate=head_drop_rate,
-        **_place(options),
-    )
-    return SegmentationModel(body, head)
+    numbers = {"hidden": hidden, "projection_norm": projection_norm, "drop_rate": head_drop_rate}
+    return segmentation_model(backbone, num_classes, SegFormerHead.kind, numbers, **options)
 
 
 def glpn(backbone: str = "mit_b4", *, hidden: int = 64, max_depth: float = 10.0, **options: Any) -> DepthModel:
@@ -100,14 +178,29 @@ def glpn(backbone: str = "mit_b4", *, hidden: int = 64, max_depth: float = 10.0,
     return DepthModel(body, head)
 
 
-def build_dense(backbone: dict[str, Any], head: dict[str, Any]) -> DenseModel:
-    """The model that a `config` describes: `build_dense(**model.config)`."""
+def build_dense(backbone: dict[str, Any], head: dict[str, Any], **place: Any) -> DenseModel:
+    """The model that a `config` describes: `build_dense(**model.config)`.
+
+    Args:
+        place: `device` and `dtype`.
+
+    Raises:
+        SrattnError: a head of no known kind, or one that says too little of itself.
+    """
     options, numbers = {key: value for key, value in backbone.items() if key != "num_classes"}, dict(head)
-    name, kind = options.pop("name"), numbers.pop("kind")
+    name, kind = options.pop("name", None), numbers.pop("kind", None)
+    if not isinstance(name, str) or not isinstance(kind, str):
+        raise SrattnError(f"a model's config names its backbone and the kind of its head, got {name!r} and {kind!r}")
     if kind == GLPNHead.kind:
-        return glpn(name, **numbers, **options)
-    numbers["head_drop_rate"] = numbers.pop("drop_rate", 0.1)
-    return segformer(name, numbers.pop("num_classes"), **numbers, **options)
+        return glpn(name, **numbers, **options, **place)
+    if "num_classes" not in numbers:
+        raise SrattnError(f"the config of a {kind} head states its num_classes, got {', '.join(numbers) or 'nothing'}")
+    return segmentation_model(name, numbers.pop("num_classes"), kind, numbers, **options, **place)
+
+
+def _below(pattern: str) -> str:
+    """A pattern of a backbone's names, each alternative anchored, for the same names under `backbone.`."""
+    return pattern.replace("^", r"^backbone\.")
 
 
 def _body(name: str, options: dict[str, Any]) -> Backbone:

@@ -1,0 +1,55 @@
+"""UPerNet against its written form, with the concatenation and torch's own adaptive pooling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srattn import SrattnError
+from srattn.heads import UPerNetHead
+from tests.heads.definitions import CHANNELS, assert_same_with_gradients, block, plain, random_maps, shuffled, up
+
+
+def definition(head: UPerNetHead, features: list[Tensor]) -> Tensor:
+    last = features[3]
+    pooled = [
+        up(block(head, f"context.projections.{i}", F.adaptive_avg_pool2d(last, scale)), last)
+        for i, scale in enumerate((1, 2, 3, 6))
+    ]
+    inner = [block(head, f"laterals.{n}", features[n]) for n in range(3)]
+    inner.append(block(head, "context.fuse", torch.cat([last, *pooled], 1)))
+    for n in (2, 1, 0):
+        inner[n] = inner[n] + up(inner[n + 1], inner[n])
+    outputs = [*(block(head, f"outputs.{n}", inner[n]) for n in range(3)), inner[3]]
+    fused = block(head, "fuse", torch.cat([up(x, features[0]) for x in outputs], 1))
+    return plain(head, "classifier", F.dropout2d(fused, head.classifier.drop.p, head.training))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_head_is_its_definition(norm: str, training: bool) -> None:
+    head = UPerNetHead(CHANNELS, 5, width=16, norm=norm, drop_rate=0.4)
+    assert_same_with_gradients(shuffled(head).train(training), definition, random_maps())
+
+
+def test_maps_above_and_below_the_scales() -> None:
+    head = shuffled(UPerNetHead(CHANNELS, 5, width=8)).eval()
+    for grids in ([(40, 33), (20, 17), (10, 9), (7, 8)], [(2, 3), (1, 2), (1, 1), (1, 1)]):
+        assert_same_with_gradients(head, definition, random_maps(grids))
+
+
+def test_scales_are_an_option() -> None:
+    head = UPerNetHead(CHANNELS, 5, width=8, scales=(1, 4))
+    assert head.config["scales"] == [1, 4] and len(head.context.projections) == 2
+    with pytest.raises(SrattnError, match=r"scales are numbers of parts of at least 1, got \[0\]"):
+        UPerNetHead(CHANNELS, 5, scales=(0,))
+
+
+def test_a_single_value_has_no_batch_statistics() -> None:
+    features = [x[:1].float() for x in random_maps()]
+    with pytest.raises(SrattnError, match='give batches of 2 or norm="group"'):
+        UPerNetHead(CHANNELS, 5, width=8)(features)
+    assert UPerNetHead(CHANNELS, 5, width=8, norm="group")(features).shape == (1, 5, 13, 18)
+    assert UPerNetHead(CHANNELS, 5, width=8).eval()(features).shape == (1, 5, 13, 18)
