@@ -51,3 +51,30 @@ def test_masked_pooling_averages_valid_tokens_alone() -> None:
     window = (slice(3, 6), slice(4, 8))
     expected = torch.stack([x[b][window][mask[b][window]].mean(0) for b in range(2)])
     assert torch.allclose(pooled[:, 1, 1], expected)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size", "edge"), [((2, 2), (8, 6), "error"), ((4, 3), (7, 9), "pad"), ((2, 4), (5, 9), "floor")]
+)
+def test_depthwise_by_taps_is_the_convolution(ratio: tuple[int, int], size: tuple[int, int], edge: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *size, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(5, 1, *ratio, dtype=torch.float64, generator=generator, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, generator=generator, requires_grad=True)
+    with torch.no_grad():
+        convolved = reduce.depthwise(x, weight, bias, edge)
+    torch.testing.assert_close(reduce.depthwise(x, weight, bias, edge), convolved, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *given: reduce.depthwise(*given, edge), (x, weight, bias))
+    assert torch.autograd.gradgradcheck(lambda *given: reduce.depthwise(*given, edge), (x, weight, bias))
+
+
+def test_depthwise_by_taps_under_autocast_is_as_near_as_the_convolution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 8, 8, 16, generator=generator), torch.randn(16, 1, 4, 4, generator=generator)
+    exact = reduce.depthwise(x.double(), weight.double(), None, "error")
+    with torch.autocast("cpu", torch.bfloat16):
+        by_taps = reduce.depthwise(x, weight, None, "error")
+        with torch.no_grad():
+            convolved = reduce.depthwise(x, weight, None, "error")
+    assert by_taps.dtype == convolved.dtype == torch.bfloat16
+    assert (by_taps - exact).abs().max() <= 2 * (convolved - exact).abs().max()

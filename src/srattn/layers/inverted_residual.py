@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srattn.layers.batch_norm import TokenBatchNorm
+from srattn.layers.batch_norm import TokenBatchNorm, after_gelu
 from srattn.layers.local_perception import LocalPerception
 
 
@@ -29,8 +29,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to the same shape."""
-        x = self.drop(self.norm1(F.gelu(self.fc1(x))))
-        x = self.norm2(F.gelu(self.local(x)))
+        x = self.drop(after_gelu(self.norm1, self.fc1(x)))
+        x = after_gelu(self.norm2, self.local(x))
         return self.drop(self.norm3(self.fc2(x)))
 
 

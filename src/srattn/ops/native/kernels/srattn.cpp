@@ -13,6 +13,7 @@ static inline int omp_get_num_threads() { return 1; }
 #include "feed_forward.h"
 #include "patch.h"
 #if !defined(SRATTN_BF16)
+#include "batch_norm.h"
 #include "training.h"
 #endif
 

@@ -1,0 +1,190 @@
+// Batch normalisation of tokens while training, with GELU before it if asked: statistics, results and gradients in two
+// passes each over what is read, and nothing kept but the input, the mean and 1 / the standard deviation.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "training_parts.h"
+
+namespace batch_norm {
+
+// bfloat16 in memory, on any machine: the upper half of a float32.
+struct Half {
+  uint16_t bits;
+};
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+
+static inline vec widened(hvec h) {
+  ivec bits = __builtin_convertvector(h, ivec) << 16;
+  vec v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+static inline hvec halved(vec v) {  // to the nearest, ties to even
+  ivec bits = (ivec)v;
+  ivec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : ivec{} + 0x7fc0, hvec);
+}
+// `count` numbers, or all lanes; a size that the compiler knows is one instruction.
+static inline vec take(const float* p, long count) { return count >= LANES ? load(p) : load_part(p, count); }
+static inline vec take(const Half* p, long count) {
+  hvec h = {};
+  count >= LANES ? std::memcpy(&h, p, sizeof h) : std::memcpy(&h, p, 2 * count);
+  return widened(h);
+}
+static inline void put(float* p, vec v, long count) { count >= LANES ? store(p, v) : store_part(p, v, count); }
+static inline void put(Half* p, vec v, long count) {
+  hvec h = halved(v);
+  count >= LANES ? std::memcpy(p, &h, sizeof h) : std::memcpy(p, &h, 2 * count);
+}
+
+constexpr long ROWS = 256;  // tokens of one sum in float32; those sums are added in float64
+
+template <bool GELU>
+static inline vec before(vec u) {
+  return GELU ? gelu(u) : u;
+}
+
+// each(first, last, block) for every block of tokens.
+template <typename Each>
+static void blocks(long rows, int threads, Each each) {
+  long count = (rows + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long b = 0; b < count; ++b) each(b * ROWS, std::min(rows, (b + 1) * ROWS), b);
+}
+
+// each(c, left) for every vector of channels; `left` is a constant where the vector is whole.
+template <typename Each>
+static inline void vectors(long channels, Each each) {
+  long c = 0;
+  for (; c + LANES <= channels; c += LANES) each(c, std::integral_constant<long, LANES>());
+  if (c < channels) each(c, channels - c);
+}
+
+// Adds the blocks' pairs of sums in order, so that the result does not depend on the number of threads.
+static void total(const std::vector<float>& parts, long count, long channels, double* a, double* b) {
+  std::fill(a, a + channels, 0.0), std::fill(b, b + channels, 0.0);
+  for (long n = 0; n < count; ++n)
+    for (long c = 0; c < channels; ++c) {
+      a[c] += parts[(2 * n) * channels + c];
+      b[c] += parts[(2 * n + 1) * channels + c];
+    }
+}
+
+// x, y (rows, channels); mean, var (biased) and inverse (channels).
+template <typename T, bool GELU>
+static void forward(const T* x, long rows, long channels, const float* weight, const float* bias, float eps, T* y,
+                    float* mean, float* var, float* inverse, int threads) {
+  long count = (rows + ROWS - 1) / ROWS;
+  std::vector<float> parts(2 * count * channels), shift(channels);
+  vectors(channels, [&](long c, auto left) {  // of a value that occurs: sums of squares then lose nothing
+    put(shift.data() + c, before<GELU>(take(x + c, left)), left);
+  });
+  blocks(rows, threads, [&](long first, long last, long n) {
+    vectors(channels, [&](long c, auto left) {
+      vec s = take(shift.data() + c, left), sum = {}, square = {};
+      for (long r = first; r < last; ++r) {
+        vec d = before<GELU>(take(x + r * channels + c, left)) - s;
+        sum += d, square += d * d;
+      }
+      put(parts.data() + (2 * n) * channels + c, sum, left);
+      put(parts.data() + (2 * n + 1) * channels + c, square, left);
+    });
+  });
+  std::vector<double> sums(channels), squares(channels);
+  total(parts, count, channels, sums.data(), squares.data());
+  std::vector<float> slope(channels), offset(channels);
+  for (long c = 0; c < channels; ++c) {
+    double m = sums[c] / rows, v = std::max(0.0, squares[c] / rows - m * m);
+    mean[c] = m + shift[c], var[c] = v, inverse[c] = 1 / std::sqrt(v + eps);
+    slope[c] = inverse[c] * (weight ? weight[c] : 1.0f);
+    offset[c] = (bias ? bias[c] : 0.0f) - mean[c] * slope[c];
+  }
+  blocks(rows, threads, [&](long first, long last, long) {
+    vectors(channels, [&](long c, auto left) {
+      vec a = take(slope.data() + c, left), b = take(offset.data() + c, left);
+      for (long r = first; r < last; ++r) {
+        long at = r * channels + c;
+        put(y + at, before<GELU>(take(x + at, left)) * a + b, left);
+      }
+    });
+  });
+}
+
+// dx of x as `forward` read it; the gradients of weight and bias (channels) always.
+template <typename T, bool GELU>
+static void backward(const T* dy, const T* x, long rows, long channels, const float* weight, const float* mean,
+                     const float* inverse, T* dx, float* dweight, float* dbias, int threads) {
+  long count = (rows + ROWS - 1) / ROWS;
+  std::vector<float> parts(2 * count * channels);
+  blocks(rows, threads, [&](long first, long last, long n) {
+    vectors(channels, [&](long c, auto left) {
+      vec m = take(mean + c, left), i = take(inverse + c, left), sum = {}, product = {};
+      for (long r = first; r < last; ++r) {
+        long at = r * channels + c;
+        vec d = take(dy + at, left);
+        sum += d, product += d * ((before<GELU>(take(x + at, left)) - m) * i);
+      }
+      put(parts.data() + (2 * n) * channels + c, sum, left);
+      put(parts.data() + (2 * n + 1) * channels + c, product, left);
+    });
+  });
+  std::vector<double> sums(channels), products(channels);
+  total(parts, count, channels, sums.data(), products.data());
+  std::vector<float> scale(channels), flat(channels), tilt(channels);
+  for (long c = 0; c < channels; ++c) {
+    dbias[c] = sums[c], dweight[c] = products[c];
+    scale[c] = inverse[c] * (weight ? weight[c] : 1.0f);
+    flat[c] = sums[c] / rows, tilt[c] = products[c] / rows;
+  }
+  blocks(rows, threads, [&](long first, long last, long) {
+    vectors(channels, [&](long c, auto left) {
+      vec m = take(mean + c, left), i = take(inverse + c, left), s = take(scale.data() + c, left);
+      vec f = take(flat.data() + c, left), t = take(tilt.data() + c, left);
+      for (long r = first; r < last; ++r) {
+        long at = r * channels + c;
+        vec u = take(x + at, left), h = u, slope = splat(1.0f);
+        if (GELU) training::gelu_and_slope(u, h, slope);
+        put(dx + at, (take(dy + at, left) - f - (h - m) * i * t) * s * slope, left);
+      }
+    });
+  });
+}
+
+}  // namespace batch_norm
+
+#define SRATTN_BATCH_NORM(NAME, ARGUMENTS)                                     \
+  using batch_norm::Half;                                                      \
+  if (half && gelu) batch_norm::NAME<Half, true> ARGUMENTS(Half);              \
+  else if (half) batch_norm::NAME<Half, false> ARGUMENTS(Half);                \
+  else if (gelu) batch_norm::NAME<float, true> ARGUMENTS(float);               \
+  else batch_norm::NAME<float, false> ARGUMENTS(float);
+
+extern "C" {
+int srattn_batch_norm_forward(const void* x, long rows, long channels, const float* weight, const float* bias,
+                              float eps, int half, int gelu, void* y, float* mean, float* var, float* inverse,
+                              int threads) {
+  try {
+#define ARGUMENTS(T) ((const T*)x, rows, channels, weight, bias, eps, (T*)y, mean, var, inverse, threads)
+    SRATTN_BATCH_NORM(forward, ARGUMENTS)
+#undef ARGUMENTS
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+int srattn_batch_norm_backward(const void* dy, const void* x, long rows, long channels, const float* weight,
+                               const float* mean, const float* inverse, int half, int gelu, void* dx, float* dweight,
+                               float* dbias, int threads) {
+  try {
+#define ARGUMENTS(T) ((const T*)dy, (const T*)x, rows, channels, weight, mean, inverse, (T*)dx, dweight, dbias, threads)
+    SRATTN_BATCH_NORM(backward, ARGUMENTS)
+#undef ARGUMENTS
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+}
+#undef SRATTN_BATCH_NORM
