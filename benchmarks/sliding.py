@@ -70,11 +70,11 @@ def predict(height: int, width: int, window: int | None, threads: int) -> dict[s
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     machine, rows = result["machine"], result["rows"]
-    cores = "on one core" if machine["threads"] == 1 else f"on {machine['threads']} cores"
+    cores = "one core and thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     lines = [
         "# Class maps of large images",
         "",
-        f"{machine['cpu']}, {cores} ({machine['threads']} threads), torch {machine['torch']}, srattn "
+        f"{machine['cpu']}, {cores}, torch {machine['torch']}, srattn "
         f"{machine['commit']}. SegFormer on {MODEL}, {CLASSES} classes, float32, windows of {WINDOW} x {WINDOW} with "
         f"{OVERLAP:g} of overlap, one at a time. Memory is {METHOD}; model and image were held before. The seconds are "
         "of the same run, in which giving blocks back costs time. One run each.",
