@@ -2,6 +2,8 @@
 
 from srattn.heads.fpn import FPN as FPN
 from srattn.heads.glpn import GLPNHead as GLPNHead
+from srattn.heads.pose import HeatmapHead as HeatmapHead
+from srattn.heads.pose import SimCCHead as SimCCHead
 from srattn.heads.registry import head_options as head_options
 from srattn.heads.registry import list_heads as list_heads
 from srattn.heads.registry import make_head as make_head
