@@ -7,13 +7,22 @@ from importlib.metadata import entry_points
 
 from srattn.errors import SrattnError, nearest
 from srattn.tasks.classification import Classification
+from srattn.tasks.depth import Depth
 from srattn.tasks.protocol import Task
+from srattn.tasks.segmentation import Segmentation
 
 GROUP = "srattn.tasks"
 TaskFactory = Callable[[list[str], float], Task]
 """From the classes of the data and the label smoothing of a run to its task."""
 
-_tasks: dict[str, TaskFactory] = {"classification": Classification}
+
+def _depth(classes: list[str], label_smoothing: float) -> Depth:
+    """A depth has no classes, and so nothing that the smoothing of a run, which has a default, could be spread over."""
+    return Depth()
+
+
+_tasks: dict[str, TaskFactory] = {"classification": Classification, "segmentation": Segmentation, "depth": _depth}
+_aliases = {"segment": "segmentation"}
 _loaded = False
 
 
@@ -22,7 +31,7 @@ def register_task(name: str, factory: TaskFactory) -> None:
 
     Another package adds its own through the entry-point group `srattn.tasks`: modules that call this.
     """
-    if name in _tasks:
+    if name in _tasks or name in _aliases:
         raise SrattnError(f"task {name!r} is registered already; choose another name")
     _tasks[name] = factory
 
@@ -38,7 +47,7 @@ def make_task(name: str, classes: list[str], label_smoothing: float = 0.0) -> Ta
     Raises:
         SrattnError: an unknown name (with the nearest), or options that do not fit it.
     """
-    tasks = _all()
+    tasks, name = _all(), _aliases.get(name, name)
     if name not in tasks:
         raise SrattnError(f"no task {name!r}{nearest(name, tasks)}; there are: {', '.join(tasks)}")
     return tasks[name](classes, label_smoothing)
