@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from srattn import SrattnError
+from srattn import SrattnError, load_checkpoint
 from srattn.tasks.dense import DenseModel, build_dense, glpn, segformer, segmentation_model
 
 SMALL: dict[str, Any] = {"embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 2, 4), "depths": (1, 1, 2, 1)}
@@ -187,3 +187,11 @@ def test_what_cannot_be_built() -> None:
         glpn("mit_b0", stem_stride=2, **SMALL)
     with pytest.raises(SrattnError, match="no model 'mit_b9'"):
         segformer("mit_b9")
+
+
+def test_a_backbone_moves_from_head_to_head() -> None:
+    trained, model = small("segformer"), small("upernet")
+    before = {name: p.clone() for name, p in model.head.state_dict().items()}
+    load_checkpoint(model, trained.state_dict(), head="keep")
+    assert all(torch.equal(p, trained.backbone.state_dict()[name]) for name, p in model.backbone.state_dict().items())
+    assert all(torch.equal(p, before[name]) for name, p in model.head.state_dict().items())

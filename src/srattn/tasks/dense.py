@@ -1,7 +1,8 @@
 """Whole models with an answer for every pixel: any backbone and a head. SegFormer and GLPN by name.
 
 Their state is that of the backbone under `backbone.` and of the head under `head.`; `srattn.load_checkpoint` and
-`srattn.save_checkpoint` take them as they take a backbone.
+`srattn.save_checkpoint` take those with a SegFormer or GLPN head as they take a backbone. Weights of a whole model give
+their backbone's part to a model with any head (`head="keep"`).
 """
 
 from __future__ import annotations
