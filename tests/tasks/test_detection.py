@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from srattn import SrattnError
+from srattn.heads.fcos import FCOSHead
+from srattn.heads.fpn import FPN
+from srattn.heads.retinanet import RetinaNetHead
 from srattn.heads.rows import Rows, cells, split_rows
 from srattn.ops.boxes import box_iou, paired_giou
+from srattn.tasks import make_task
 from srattn.tasks.detection import Choice, Detection, DetectionModel, build_detection, fcos, retinanet
 from srattn.tasks.detection.assign import IGNORED, NONE, assign_anchors, assign_places
 from srattn.tasks.detection.coding import (
@@ -464,13 +468,33 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
 
 
+class BesideBackbone(nn.Module):
+    """Neck and head of a detector on averages of the image: backbones have export tests of their own."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.neck = FPN([3, 3, 3], 8)
+        self.head = {"fcos": FCOSHead, "retinanet": RetinaNetHead}[kind](8, 3, (8, 16, 32), convs=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = [images]
+        for _ in range(5):
+            maps.append(F.avg_pool2d(maps[-1], 3, stride=2, padding=1))
+        return self.head(self.neck(maps[3:]), images.shape[2:])
+
+
 @pytest.mark.parametrize("kind", ["fcos", "retinanet"])
 def test_exports_with_dynamic_sizes(kind: str) -> None:
-    model = small(kind, levels=3)
-    sizes = {2: torch.export.Dim("h", min=33, max=512), 3: torch.export.Dim("w", min=33, max=512)}
+    model = BesideBackbone(kind).eval()
+    sizes = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=33), 3: torch.export.Dim("w", min=33)}
     exported = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(sizes,))
-    images = torch.randn(2, 3, 50, 70)
+    images = torch.randn(3, 3, 50, 70)
     assert torch.allclose(exported.module()(images), model(images), atol=1e-4)
+
+
+def test_by_name() -> None:
+    for name in ("detection", "detect"):
+        assert make_task(name, CLASSES, 0.1) == Detection(CLASSES)
 
 
 def test_what_cannot_be_built() -> None:

@@ -34,7 +34,7 @@ class Task(Protocol):
 
     name: str
     headline: str
-    """The metric that names a run's result, a key of `compute` (of `summary` too, where it costs little); more is better."""
+    """The metric that names a run's result, a key of `compute` and where it is cheap of `summary`; more is better."""
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor | None = None) -> Tensor:
         """What training minimises: a scalar, the mean over the batch; `inputs` are what the model was given."""

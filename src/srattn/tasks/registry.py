@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from srattn.errors import SrattnError, nearest
 from srattn.tasks.classification import Classification
 from srattn.tasks.depth import Depth
+from srattn.tasks.detection.task import make_detection
 from srattn.tasks.protocol import Task
 from srattn.tasks.segmentation import Segmentation
 
@@ -21,8 +22,13 @@ def _depth(classes: list[str], label_smoothing: float) -> Depth:
     return Depth()
 
 
-_tasks: dict[str, TaskFactory] = {"classification": Classification, "segmentation": Segmentation, "depth": _depth}
-_aliases = {"segment": "segmentation"}
+_tasks: dict[str, TaskFactory] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "depth": _depth,
+    "detection": make_detection,
+}
+_aliases = {"segment": "segmentation", "detect": "detection"}
 _loaded = False
 
 
