@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "channels": (1, 3),
-    "fit": ("squash", "crop"),
+    "fit": ("squash", "crop", "shorter", "inside"),
     "interpolation": ("bilinear", "bicubic"),
     "invert": ("never", "always", "auto"),
 }
@@ -32,7 +32,9 @@ class Preprocess:
         size: height and width in pixels.
         mean, std: one number a channel, subtracted from and divided into levels in [0, 1].
         fit: "squash" resizes to `size` whatever the shape; "crop" takes the largest centred part of the shape of
-            `size`, times `crop_fraction`, and resizes that.
+            `size`, times `crop_fraction`, and resizes that; "shorter" keeps the shape and all of the picture, whose
+            shorter side becomes that of `size`, so that results differ in size; "inside" keeps both too and fills up
+            what is left of `size`, around the middle, with the mean colour.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         invert: "auto" turns dark on light into light on dark, judged by the median level of the border.
     """
@@ -84,6 +86,8 @@ class Preprocess:
         from PIL.Image import Resampling
 
         image = self.inverted(image)
+        if self.fit in ("shorter", "inside"):
+            return self._kept_in_shape(image)
         height, width = self.size
         box = None
         if self.fit == "crop":
@@ -95,6 +99,35 @@ class Preprocess:
             return to_tensor(image)
         resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         return to_tensor(image.resize((width, height), resampling, box=box))
+
+    def factor(self, height: int, width: int) -> float:
+        """What "shorter" and "inside" enlarge an image of that size by; both sides alike."""
+        rows, columns = self.size
+        return max(rows / height, columns / width) if self.fit != "inside" else min(rows / height, columns / width)
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Of an image of that size after "shorter", and of its part of the result of "inside"."""
+        factor = self.factor(height, width)
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    def corner(self, height: int, width: int) -> tuple[int, int]:
+        """Where "inside" puts the upper left pixel of an image of that size: (y, x)."""
+        rows, columns = self.sides(height, width)
+        return ((self.size[0] - rows) // 2, (self.size[1] - columns) // 2) if self.fit == "inside" else (0, 0)
+
+    def _kept_in_shape(self, image: Image.Image) -> Tensor:
+        from PIL.Image import Resampling
+
+        rows, columns = self.sides(image.height, image.width)
+        resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
+        pixels = to_tensor(image.resize((columns, rows), resampling))
+        if self.fit == "shorter":
+            return pixels
+        colour = torch.tensor([round(255 * level) for level in self.mean], dtype=torch.uint8)
+        whole = colour.view(-1, 1, 1).repeat(1, *self.size)
+        top, left = self.corner(image.height, image.width)
+        whole[:, top : top + rows, left : left + columns] = pixels
+        return whole
 
     def inverted(self, image: Image.Image) -> Image.Image:
         """The picture, light and dark exchanged where `invert` says so."""

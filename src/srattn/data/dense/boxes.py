@@ -1,0 +1,55 @@
+"""Folders of images with boxes: Pascal VOC and COCO."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from srattn.data.boxes import BoxIndex, BoxItem, read_coco_folder, read_voc
+from srattn.data.dense.read import Found, Unread
+from srattn.data.dense.target import Target
+from srattn.errors import SrattnError
+
+
+def is_voc(root: Path) -> bool:
+    """Whether a folder has the form of Pascal VOC."""
+    return (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir()
+
+
+def is_coco(root: Path) -> bool:
+    """Whether a folder has the form of COCO."""
+    return any((root / "annotations").glob("*.json")) if (root / "annotations").is_dir() else False
+
+
+def open_boxes(data: str, classes: str | None = None) -> tuple[Found, BoxIndex]:
+    """Finds images and their boxes, and decodes no image.
+
+    Args:
+        classes: names with commas between, in the order that numbers them; by default those that occur.
+
+    Raises:
+        SrattnError: neither of the two forms.
+    """
+    root = Path(data)
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    if is_voc(root):
+        index = read_voc(root, classes=names)
+    elif is_coco(root):
+        index = read_coco_folder(root)
+    else:
+        raise SrattnError(
+            f"{root} has no boxes in a known form: Pascal VOC (Annotations/ and JPEGImages/) or COCO (annotations/*.json)"
+        )
+    digest = hashlib.sha256()
+    for part, items in index.parts.items():
+        for item in items:
+            digest.update(f"{part} {item.name} {item.boxes.tolist()} {item.labels.tolist()}".encode())
+    parts = {part: [_unread(item) for item in items] for part, items in index.parts.items()}
+    return Found(index.classes, parts, list(index.problems), digest.hexdigest()), index
+
+
+def _unread(item: BoxItem) -> Unread:
+    boxes = torch.cat([item.boxes, item.labels.unsqueeze(1).to(item.boxes.dtype)], 1)
+    return Unread(item.name, item.source, lambda size: Target(boxes=boxes))

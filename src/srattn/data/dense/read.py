@@ -1,0 +1,200 @@
+"""From what a reader has found to scenes that are decoded once, checked and divided."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from srattn.data.ahead import ahead
+from srattn.data.decode import BadImage
+from srattn.data.dense.joint import JointAugment
+from srattn.data.dense.scenes import SceneData, Scenes
+from srattn.data.dense.target import Target
+from srattn.data.index import Budget, part_called
+from srattn.data.keyed import permutation
+from srattn.data.preprocess import Preprocess, to_tensor
+from srattn.data.samples import OnBadImage
+from srattn.errors import SrattnError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+One = TypeVar("One")
+Notify = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """An image before it is decoded; `target` reads what is known of it, given its (height, width)."""
+
+    name: str
+    image: Path
+    target: Callable[[tuple[int, int]], Target]
+
+
+@dataclasses.dataclass
+class Found:
+    """What a reader finds.
+
+    Attributes:
+        parts: images of "train", "val" and "test", as far as there are any.
+        problems: a line for everything that cannot be used, or was put right.
+        facts: a hash of the targets: says whether a resumed run has those that it began with.
+    """
+
+    classes: list[str]
+    parts: dict[str, list[Unread]]
+    problems: list[str]
+    facts: str
+
+
+def load_scenes(
+    found: Found,
+    augment: JointAugment,
+    measured: Preprocess,
+    *,
+    val: str | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    on_bad_image: OnBadImage = "skip",
+    hold_bytes: int = 1 << 30,
+    workers: int = 0,
+    notify: Notify | None = None,
+) -> SceneData:
+    """Decodes every image and its target once, so that a bad one is met now and not in epoch 40.
+
+    Args:
+        augment: of the training images; `measured` is the preprocessing of validation.
+
+    Raises:
+        SrattnError: nothing to train on or to measure with; `BadImage` with `on_bad_image` "error".
+    """
+    if found.problems and on_bad_image == "error":
+        raise BadImage(found.problems[0])
+    train, held = divide_scenes(found.parts, val, val_fraction, split_seed)
+    total, before = len(train) + len(held), 0
+    budget, skipped = Budget(hold_bytes), list(found.problems)
+    parts: list[Scenes] = []
+    for unread, resize in ((train, _Kept(augment.preprocess, augment.scale[1])), (held, _Measured(measured))):
+        samples, bad = _check(unread, resize, measured.channels, on_bad_image, budget, workers, notify, before, total)
+        before += len(unread)
+        parts.append(samples)
+        skipped += bad
+    for part, where in zip(parts, ("training", "validation"), strict=True):
+        if not len(part):
+            reason = f"; the first of {len(skipped)} that cannot be used: {skipped[0]}" if skipped else ""
+            raise SrattnError(f"there is no usable image for {where}{reason}")
+    return SceneData(found.classes, parts[0], parts[1], measured, skipped, found.facts)
+
+
+def divide_scenes(
+    parts: dict[str, list[One]], val: str | None, fraction: float, seed: int
+) -> tuple[list[One], list[One]]:
+    """Training and validation of scenes: as `srattn.data.index.divide`, without classes to divide by."""
+    parts = {name: items for name, items in parts.items() if items}
+    if "train" not in parts:
+        raise SrattnError(f"there is no training part, only {', '.join(parts) or 'nothing that can be used'}")
+    if val is None:
+        val = next((name for name in ("val", "test") if name in parts), "split")
+    part = part_called(val)
+    if part is not None and part != "train":
+        if part not in parts:
+            raise SrattnError(f"val is {val!r}, but the parts are {', '.join(parts)}")
+        return parts["train"], parts[part]
+    if val != "split":
+        raise SrattnError(f"val {val!r} is not a part of the data: give split, or the name of a part")
+    if not 0 < fraction < 1:
+        raise SrattnError(f"val_fraction must be above 0 and below 1, got {fraction}")
+    items = parts["train"]
+    if len(items) < 2:
+        raise SrattnError("there is one image only; a split needs at least two")
+    count = min(max(1, round(fraction * len(items))), len(items) - 1)
+    held = set(permutation(len(items), seed, 0)[:count].tolist())
+    return [item for n, item in enumerate(items) if n not in held], [items[n] for n in sorted(held)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What is kept of a training image: no more than is ever shown of it."""
+
+    preprocess: Preprocess
+    largest: float
+
+    def __call__(self, image: Image.Image, target: Target) -> tuple[Tensor, Target]:
+        from PIL.Image import Resampling
+
+        image = self.preprocess.inverted(image)
+        factor = self.preprocess.factor(image.height, image.width) * self.largest
+        if factor >= 0.75:  # to make a picture a little smaller would cost more than it saves
+            return to_tensor(image), target
+        size = max(1, round(image.height * factor)), max(1, round(image.width * factor))
+        step = _scaling(size[1] / image.width, size[0] / image.height)
+        return to_tensor(image.resize(size[::-1], Resampling.BILINEAR, reducing_gap=3.0)), target.moved(step, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """An image as it is measured. Boxes are moved with it; masks stay at its own size, so that its pixels count."""
+
+    preprocess: Preprocess
+
+    def __call__(self, image: Image.Image, target: Target) -> tuple[Tensor, Target]:
+        pixels = self.preprocess.pixels(image)
+        if target.boxes is None:
+            return pixels, target
+        rows, columns = self.preprocess.sides(image.height, image.width)
+        top, left = self.preprocess.corner(image.height, image.width)
+        step = _scaling(columns / image.width, rows / image.height, left, top)
+        return pixels, dataclasses.replace(target.moved(step, (pixels.shape[1], pixels.shape[2])), mask=target.mask)
+
+
+def _scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Tensor:
+    return torch.tensor([[across, 0.0, left], [0.0, down, top]], dtype=torch.float64)
+
+
+def _check(
+    unread: Sequence[Unread],
+    resize: Callable[[Image.Image, Target], tuple[Tensor, Target]],
+    channels: int,
+    on_bad_image: OnBadImage,
+    budget: Budget,
+    workers: int,
+    notify: Notify | None,
+    before: int,
+    total: int,
+) -> tuple[Scenes, list[str]]:
+    """Reads every image and target once, and keeps what fits the budget."""
+    every = Scenes.of(unread, channels, resize, on_bad_image)
+
+    def attempt(number: int) -> tuple[Tensor, Target] | BadImage:
+        try:
+            return every.read(number)
+        except BadImage as error:
+            return error
+
+    good: list[Unread] = []
+    bad: list[str] = []
+    held: list[tuple[Tensor, Target] | None] = []
+    shapes: list[tuple[int, ...]] = []
+    for done, (one, found) in enumerate(zip(unread, ahead(attempt, range(len(unread)), workers), strict=True), 1):
+        if notify:
+            notify(before + done, total)
+        if isinstance(found, BadImage):
+            if on_bad_image == "error":
+                raise found
+            bad.append(str(found))
+            continue
+        good.append(one)
+        shapes.append((*found[0].shape[1:], *(() if found[1].mask is None else found[1].mask.shape)))
+        held.append(found if budget.take(found[0].numel() + found[1].bytes()) else None)
+    samples = Scenes.of(good, channels, resize, on_bad_image)
+    for index, (shape, scene) in enumerate(zip(shapes, held, strict=True)):
+        samples.shapes[index] = shape
+        if scene is not None:
+            samples.hold(index, *scene)
+    return samples, bad

@@ -1,0 +1,66 @@
+"""What is known of an image, place by place, and what becomes of it when the image is moved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+VOID = 255
+"""The class number of pixels that belong to no class."""
+NO_BOX = -1.0
+"""The class of rows that only fill up."""
+_LEAST_SIDE = 1.0  # pixels of a box that is still learnt from
+_LEAST_PART = 0.25  # of a box's area that must be left inside
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A mask or boxes, as far as they are known.
+
+    Attributes:
+        mask: class numbers uint8 (H, W), `VOID` where there is none.
+        boxes: float32 (N, 5): x1, y1, x2, y2 as edges in pixels, from 0 to the sides of the image; class number.
+    """
+
+    mask: Tensor | None = None
+    boxes: Tensor | None = None
+
+    def bytes(self) -> int:
+        """Of memory."""
+        return sum(t.numel() * t.element_size() for t in (self.mask, self.boxes) if t is not None)
+
+    def moved(self, matrix: Tensor, size: tuple[int, int]) -> Target:
+        """As seen through `matrix` (2, 3), which takes (x, y) of the old image, edges and not centres of pixels, to the
+        new one of `size` (height, width). Masks take the nearest pixel, and `VOID` where the old image ends."""
+        from srattn.data.dense.warp import warp_mask
+
+        mask = None if self.mask is None else warp_mask(self.mask, matrix, size)
+        return Target(mask, None if self.boxes is None else moved_boxes(self.boxes, matrix, size))
+
+
+def moved_boxes(boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 5) around what their corners become, cut at the new image's edges; what is nearly gone is left out."""
+    x1, y1, x2, y2, label = boxes.unbind(1)
+    corners = torch.stack([torch.stack([x, y, torch.ones_like(x)]) for x in (x1, x2) for y in (y1, y2)], 1)
+    corners = torch.einsum("ij,jkn->ikn", matrix.to(boxes.dtype), corners)  # (2, 4, N)
+    low, high = corners.amin(1), corners.amax(1)
+    limit = torch.tensor([[size[1]], [size[0]]], dtype=boxes.dtype)
+    cut_low, cut_high = low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)
+    sides = cut_high - cut_low
+    kept = (sides >= _LEAST_SIDE).all(0) & (sides.prod(0) >= _LEAST_PART * (high - low).prod(0))
+    return torch.stack([*cut_low, *cut_high, label], 1)[kept]
+
+
+def stacked(targets: Sequence[Target]) -> Tensor:
+    """One tensor for a batch: masks int64 (B, H, W), or boxes float32 (B, M, 5) filled up with rows of class -1."""
+    masks = [target.mask for target in targets if target.mask is not None]
+    if masks:
+        return torch.stack(masks).long()
+    boxes = [torch.zeros(0, 5) if target.boxes is None else target.boxes for target in targets]
+    together = torch.full((len(boxes), max((len(b) for b in boxes), default=0), 5), NO_BOX)
+    for row, found in zip(together, boxes, strict=True):
+        row[: len(found)] = found
+    return together
