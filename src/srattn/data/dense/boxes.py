@@ -40,7 +40,7 @@ def open_boxes(data: str, classes: str | None = None) -> tuple[Found, BoxIndex]:
         index = read_coco_folder(root)
     else:
         raise SrattnError(
-            f"{root} has no boxes in a known form: Pascal VOC (Annotations/ and JPEGImages/) or COCO (annotations/*.json)"
+            f"{root} has no boxes in a known form: Pascal VOC (Annotations/, JPEGImages/) or COCO (annotations/*.json)"
         )
     digest = hashlib.sha256()
     for part, items in index.parts.items():

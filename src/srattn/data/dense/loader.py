@@ -54,7 +54,9 @@ class SceneLoader(Loader):
                 raise BadImage(f"{samples.lost[wanted]}; nor can any of the ten images after it be read")
             draws = uniform(DRAWS, hashed(self.seed, AUGMENT_KEY, epoch, torch.tensor(wanted)))
             image, target = self.augment.scene(*scene, draws)
-            used.append(index), images.append(image), targets.append(target)
+            used.append(index)
+            images.append(image)
+            targets.append(target)
         inputs = self.data.preprocess.normalise(torch.stack(images))
         return Batch(inputs, stacked(targets), torch.tensor(used))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -104,7 +103,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
     """Without what all names end in, digits excepted: they number the files."""
-    ending = os.path.commonprefix([stem[::-1] for stem in files])[::-1].lstrip("0123456789")
+    ending = ""
+    for letters in zip(*(reversed(stem) for stem in files), strict=False):
+        if len(set(letters)) > 1:
+            break
+        ending = letters[0] + ending
+    ending = ending.lstrip("0123456789")
     return {stem[: len(stem) - len(ending)]: path for stem, path in files.items()} if ending else files
 
 

@@ -134,7 +134,8 @@ class _Kept:
             return to_tensor(image), target
         size = max(1, round(image.height * factor)), max(1, round(image.width * factor))
         step = _scaling(size[1] / image.width, size[0] / image.height)
-        return to_tensor(image.resize(size[::-1], Resampling.BILINEAR, reducing_gap=3.0)), target.moved(step, size)
+        small = image.resize((size[1], size[0]), Resampling.BILINEAR, reducing_gap=3.0)
+        return to_tensor(small), target.moved(step, size)
 
 
 @dataclasses.dataclass(frozen=True)
