@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.tasks.losses import boundary, cross_entropy, dice, focal, list_losses, lovasz, parse_loss, structure
-from srattn.tasks.losses.distance import signed_distance, squared_distance
+from srattn.tasks.losses.distance import FAR, squared_distance
 
 DOUBLE = torch.float64
 VOID = 255
@@ -209,6 +209,13 @@ def test_all_void_is_zero_with_a_zero_gradient(name: str) -> None:
     assert loss.item() == 0 and gradient.shape == logits.shape and not gradient.any()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_image_that_is_all_void_changes_nothing(name: str) -> None:
+    logits, target = case(name)
+    more = torch.cat([logits, logits[:1]]), torch.cat([target, torch.full((1, 4, 5), VOID)])
+    assert torch.allclose(LOSSES[name](*more), LOSSES[name](logits, target), rtol=1e-14)
+
+
 @pytest.mark.parametrize("name", ["ce", "dice", "focal", "lovasz", "boundary"])
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 1, 0)])
 def test_the_order_of_classes_does_not_matter(name: str, order: tuple[int, ...]) -> None:
@@ -337,11 +344,30 @@ def test_of_sure_answers_regions_give_the_overlap() -> None:
 def test_boundary_of_two_classes_is_the_foreground_s_up_to_a_constant() -> None:
     logits, target = case("structure", (5, 6))
     target = torch.where(target == VOID, 0, target)
-    level = signed_distance(target == 1, target == 0, DOUBLE)
+    outside, inside = (squared_distance(target == number).double().sqrt() for number in (1, 0))
+    level = torch.where(target == 1, 0.5 - inside, outside - 0.5)
     logits.requires_grad_()
     ours = torch.autograd.grad(boundary(logits, target), logits)[0]
     paper = torch.autograd.grad((level * logits.softmax(1)[:, 1]).mean(), logits)[0]
     assert torch.allclose(ours, paper, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("target", "levels"),
+    [
+        ([0, 0, 1, 1, 1], [1.5, 0.5, -0.5, -1.5, -2.5]),
+        ([0, VOID, 1, 1, 1], [1.5, 0.0, -1.5, -2.5, -3.5]),
+        ([1, 1, 1, 1, 1], [0.0] * 5),
+    ],
+)
+def test_boundary_runs_between_pixels(target: list[int], levels: list[float]) -> None:
+    """The slope by a share is the level; a second image, of another class alone, has no contour."""
+    truth = torch.tensor([[target], [[0] * 5]])
+    logits = torch.zeros(2, 2, 1, 5, dtype=DOUBLE, requires_grad=True)
+    slope = torch.autograd.grad(boundary(logits, truth), logits)[0][:, 1, 0]
+    # Of equal shares a logit moves both by a quarter, and the mean is over both classes.
+    assert slope[0].tolist() == pytest.approx([level / 4 / (truth != VOID).sum().item() for level in levels])
+    assert not slope[1].any()
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -419,7 +445,13 @@ def test_squared_distance_is_exact(seed: int, height: int, width: int, part: flo
     assert found.dtype == torch.int32
     for b, y, x in itertools.product(range(2), range(height), range(width)):
         squares = [(y - i) ** 2 + (x - j) ** 2 for i, j in mask[b].nonzero().tolist()]
-        assert int(found[b, y, x]) == min(squares, default=2**30)
+        assert int(found[b, y, x]) == min(squares, default=FAR)
+
+
+def test_the_search_goes_on_while_the_next_offset_can_help() -> None:
+    mask = torch.zeros(1, 13, 10, dtype=torch.bool)
+    mask[0, 11, 0] = mask[0, 1, 9] = True
+    assert int(squared_distance(mask)[0, 0, 0]) == 82  # nine columns away, where 121 was found in its own
 
 
 def test_distances_over_a_wide_and_a_high_image() -> None:
@@ -429,13 +461,6 @@ def test_distances_over_a_wide_and_a_high_image() -> None:
         assert int(squared_distance(turned)[0, 0 if turned is mask else -1, -1 if turned is mask else 0]) == (
             6000**2 + 4
         )
-
-
-def test_signed_distance_runs_between_pixels() -> None:
-    inside = torch.tensor([[[False, False, True, True, True]], [[True] * 5]])
-    assert signed_distance(inside, ~inside).tolist() == [[[1.5, 0.5, -0.5, -1.5, -2.5]], [[0.0] * 5]]
-    outside = torch.tensor([[[True, False, False, False, False]], [[False] * 5]])  # the second pixel is void
-    assert signed_distance(inside, outside)[0, 0, [0, 2, 4]].tolist() == [1.5, -1.5, -3.5]
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

@@ -311,6 +311,9 @@ def test_a_loss_is_remembered_for_its_own_outputs_only() -> None:
     half = task.tally(logits[:1], target[:1])
     assert float(half["loss"]) == pytest.approx(float(cross_entropy(logits[:1], target[:1])), rel=1e-6)
     task.loss(logits, target)
+    again = task.tally(logits.flip(1), target)
+    assert float(again["loss"]) == pytest.approx(2 * float(cross_entropy(logits.flip(1), target)), rel=1e-6)
+    task.loss(logits, target)
     void = torch.full_like(target, VOID)
     assert float(task.tally(logits, void)["loss"]) == 0 and task.summary(
         {k: float(v) for k, v in task.tally(logits, void).items()}

@@ -55,8 +55,7 @@ def focal(
     valid = target != ignore_index
     own = torch.where(valid, target, 0)
     log = logits.log_softmax(1).gather(1, own.unsqueeze(1)).squeeze(1)  # (B, H, W)
-    # Of 1 - p: 1 - log.exp() would lose it for p near 1, and the slope of x ** gamma for gamma < 1 is infinite at 0.
-    miss = (-torch.expm1(log)).clamp(min=torch.finfo(log.dtype).tiny)
+    miss = (1 - log.exp()).clamp(min=torch.finfo(log.dtype).tiny)  # at 0 the slope of its power below 1 is infinite
     values = -(miss**gamma) * log
     if weight is not None:
         values = values * weight.to(logits)[own]

@@ -39,20 +39,21 @@ def lovasz(logits: Tensor, target: Tensor, *, ignore_index: int = VOID) -> Tenso
     for number in present:
         own, share = valid & (target == number), shares[number]
         errors = torch.where(own, 1 - share, torch.where(valid, share, 0)).flatten()
-        total = total + (errors * _increments(errors.detach(), own.flatten(), valid.flatten())).sum()
+        total = total + (errors * _increments(errors.detach(), own.flatten())).sum()
     return total / max(len(present), 1)
 
 
-def _increments(errors: Tensor, own: Tensor, valid: Tensor) -> Tensor:
+def _increments(errors: Tensor, own: Tensor) -> Tensor:
     """By how much each pixel (N,) raises the Jaccard loss when pixels turn wrong in the order of falling errors.
 
     The paper's algorithm 1 takes differences of the losses; written out they lose no digits. A pixel of the class
     leaves the intersection, I to I - 1 over U: 1 / U. Another joins the union, U - 1 to U: I / (U (U - 1)).
+    Void pixels have no error: they come last and multiply theirs with 0.
     """
     order = errors.argsort(descending=True)
-    leaves, joins = own[order], (valid & ~own)[order]
+    leaves = own[order]
     size = own.sum()
     intersection = (size - leaves.cumsum(0)).to(errors.dtype)
-    union = (size + joins.cumsum(0)).to(errors.dtype)
-    steps = torch.where(joins, intersection / (union * (union - 1)), 0)  # void raises nothing
-    return torch.empty_like(errors).scatter_(0, order, torch.where(leaves, 1 / union, steps))
+    union = (size + (~leaves).cumsum(0)).to(errors.dtype)
+    steps = torch.where(leaves, 1 / union, intersection / (union * (union - 1)))
+    return torch.empty_like(errors).scatter_(0, order, steps)
