@@ -20,7 +20,7 @@ from srattn.heads.retinanet import RetinaNetHead
 from srattn.heads.rows import Rows, cells, split_rows
 from srattn.ops.boxes import box_iou, paired_giou
 from srattn.tasks import make_task
-from srattn.tasks.detection import Choice, Detection, DetectionModel, build_detection, fcos, retinanet
+from srattn.tasks.detection import Choice, Detection
 from srattn.tasks.detection.assign import IGNORED, NONE, assign_anchors, assign_places
 from srattn.tasks.detection.coding import (
     boxes_of_distances,
@@ -31,6 +31,8 @@ from srattn.tasks.detection.coding import (
 )
 from srattn.tasks.detection.decode import decode
 from srattn.tasks.detection.losses import BETA, focal_loss
+from srattn.tasks.detection.model import DetectionModel, build_detection, fcos, retinanet
+from srattn.tasks.detection.task import make_detection
 
 SMALL: dict[str, Any] = {"embed_dims": (8, 16, 16, 16), "num_heads": (1, 1, 1, 1), "depths": (1, 1, 1, 1)}
 CLASSES = ["a", "b", "c"]
@@ -495,6 +497,7 @@ def test_exports_with_dynamic_sizes(kind: str) -> None:
 def test_by_name() -> None:
     for name in ("detection", "detect"):
         assert make_task(name, CLASSES, 0.1) == Detection(CLASSES)
+    assert make_detection(CLASSES, score=0.3, most=7) == Detection(CLASSES, Choice(score=0.3, most=7))
 
 
 def test_what_cannot_be_built() -> None:

@@ -97,6 +97,18 @@ class Detection:
         return split_rows(outputs.float() if half else outputs, len(self.classes))
 
 
-def make_detection(classes: list[str], label_smoothing: float = 0.0) -> Detection:
-    """As the registry asks for it; a run's smoothing, which has a default, is for classes that exclude each other."""
-    return Detection(classes)
+def make_detection(
+    classes: list[str],
+    label_smoothing: float = 0.0,
+    *,
+    score: float = 0.05,
+    overlap: float = 0.6,
+    candidates: int = 1000,
+    most: int = 100,
+) -> Detection:
+    """As the registry asks for it, with the options of `Choice`.
+
+    A run's label smoothing, which has a default, is for classes that exclude each other: here each is a question of
+    its own, and the focal loss takes no notice of it.
+    """
+    return Detection(classes, Choice(score, overlap, candidates, most))
