@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
-from srattn.models.backbone import Backbone
-from srattn.models.features import PyramidFeatures
+from srattn.explain.capture import Captured, capture, eval_mode
+
+LARGEST = 2 << 30
+"""Bytes that one block's attention on one image may take."""
 
 
 @dataclass
@@ -41,6 +42,10 @@ class AttentionMap:
     class_token: bool
     stride: int
     """Pixels from one query token to the next."""
+    seen: tuple[int, int]
+    """(H, W) of the tokens that enter the attention: `grid`, unless it pools its queries."""
+    query_stride: tuple[int, int]
+    """Tokens that enter from one query to the next."""
     spread: Callable[[Tensor], Tensor] | None = None
     """Where the keys lie on no single grid (a pyramid): their weights (B, M) over the query grid, (B, H, W)."""
 
@@ -51,102 +56,48 @@ def attention_maps(
     """The attention probabilities of chosen blocks, in order of depth.
 
     One forward pass in eval mode records what enters each block's attention; the maps are then computed from it by the
-    definition. Afterwards the model has the hooks and the training flags that it had before, also after an error.
+    definition, whatever path the block itself takes. Afterwards the model has the hooks and the training flags that it
+    had before, also after an error.
 
     Args:
         images: (B, C, H, W), normalised as the model expects.
         blocks: `"last"` or `"first"` of every stage, `"all"`, or pairs of (stage, block) counted from zero.
 
     Raises:
-        SrattnError: an unknown choice of blocks, or one that the model does not have.
+        SrattnError: an unknown choice of blocks, or one that the model does not have; or a map too large to hold.
     """
-    backbone = model.model if isinstance(model, PyramidFeatures) else model
-    if not isinstance(backbone, Backbone):
-        raise SrattnError(f"attention maps need a model of srattn.create_model, got {type(model).__name__}")
-    if backbone.dimensions != 2:
-        raise SrattnError(f"attention maps are drawn on images, {backbone.config['name']} takes volumes")
-    stages: Any = backbone.stages
-    wanted = _choose(stages, blocks)
-    inputs: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    grids: dict[int, tuple[int, int]] = {}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_eval_mode(backbone))
-        stack.enter_context(torch.no_grad())
-        for stage, block in wanted:
-            hook = (
-                stages[stage]
-                .blocks[block]
-                .attn.register_forward_pre_hook(_record(inputs, (stage, block)), with_kwargs=True)
-            )
-            stack.callback(hook.remove)
-        for stage in {stage for stage, _ in wanted}:
-            hook = stages[stage].patch_embed.register_forward_hook(_record_grid(grids, stage))
-            stack.callback(hook.remove)
-        backbone(images)
-        strides = backbone.feature_info.reduction()
-        return [_map_of(stages[s].blocks[b].attn, *inputs[s, b], s, b, grids[s], strides[s]) for s, b in wanted]
+    return [map_of(captured) for captured in capture(model, images, blocks)]
 
 
-def _choose(stages: Any, blocks: str | Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    depths = [len(stage.blocks) for stage in stages]
-    if blocks == "last":
-        return [(s, depth - 1) for s, depth in enumerate(depths)]
-    if blocks == "first":
-        return [(s, 0) for s in range(len(depths))]
-    if blocks == "all":
-        return [(s, b) for s, depth in enumerate(depths) for b in range(depth)]
-    if isinstance(blocks, str):
-        raise SrattnError(f"blocks={blocks!r} is unknown; use 'last', 'first', 'all' or pairs of (stage, block)")
-    pairs = sorted({(int(s), int(b)) for s, b in blocks})
-    for s, b in pairs:
-        if not (0 <= s < len(depths) and 0 <= b < depths[s]):
-            raise SrattnError(
-                f"the model has no block {b} in stage {s}; blocks in its stages, counted from 0: {depths}"
-            )
-    return pairs
+def map_of(captured: Captured) -> AttentionMap:
+    """The attention of one block, from what was captured of it.
 
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    # Flag by flag: a fine-tuned model may have frozen parts in eval mode inside a model in training mode.
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _record(store: dict[tuple[int, int], Any], place: tuple[int, int]) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        store[place] = (args, dict(kwargs))
-
-    return hook
-
-
-def _record_grid(store: dict[int, tuple[int, int]], stage: int) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        store[stage] = (output.shape[1], output.shape[2])  # (B, H, W, C)
-
-    return hook
-
-
-def _map_of(
-    attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], stage: int, block: int, grid: tuple[int, int], stride: int
-) -> AttentionMap:
-    arguments = {name: value for name, value in kwargs.items() if name != "value"}  # the values are not in the map
+    Raises:
+        SrattnError: it would take more than `LARGEST` bytes for an image.
+    """
+    attn, args = captured.attn, captured.args
+    arguments = {name: value for name, value in captured.kwargs.items() if name != "value"}  # not in the map
     tokens = args[0] if args else arguments["x"]
-    probabilities = attn.attention_map(*args, **arguments)
-    class_token = probabilities.shape[-2] == grid[0] * grid[1] + 1
-    # Beside a class token the attention may see one row; else what it sees is the map, which it may pool itself.
-    seen = grid if class_token else (tokens.shape[1], tokens.shape[2])
+    count = math.prod(tokens.shape[1:-1])
+    # Beside a class token the attention may see one row, or get the token apart; else what it sees is the map, which
+    # it may pool itself.
+    class_token = arguments.get("class_token") is not None or count == math.prod(captured.grid) + 1
+    seen = captured.grid if class_token else (tokens.shape[1], tokens.shape[2])
     grid, key_grid = attn.query_size(*seen), attn.reduced_size(*seen)
+    needed = attn.num_heads * math.prod(grid) * math.prod(key_grid) * tokens.element_size()
+    if needed > LARGEST:
+        raise SrattnError(
+            f"the attention of block {captured.block} in stage {captured.stage} takes {needed / 2**30:.1f} GiB at this "
+            f"size ({math.prod(grid)} queries, {math.prod(key_grid)} keys), and {LARGEST / 2**30:g} GiB are accepted: "
+            "use a smaller image"
+        )
+    with eval_mode(attn), torch.no_grad():  # of a batch norm in a reduction, too
+        probabilities = attn.attention_map(*args, **arguments)
     # Keys finer than the queries are drawn as even shares, too.
     pooled = attn.reduction.cells is not None or key_grid[0] > grid[0] or key_grid[1] > grid[1]
     return AttentionMap(
-        stage=stage,
-        block=block,
+        stage=captured.stage,
+        block=captured.block,
         probabilities=probabilities,
         grid=grid,
         key_grid=(int(key_grid[0]), int(key_grid[1])),
@@ -154,7 +105,9 @@ def _map_of(
         ratio=(1, 1) if pooled else (int(attn.ratio[0]), int(attn.ratio[1])),
         pooled=pooled,
         class_token=class_token,
-        stride=stride,
+        stride=captured.stride,
+        seen=(int(seen[0]), int(seen[1])),
+        query_stride=attn.query_reduction.ratio if hasattr(attn, "query_reduction") else (1, 1),
         spread=None if attn.reduction.on_grid else partial(attn.reduction.spread, height=grid[0], width=grid[1]),
     )
 
@@ -185,13 +138,19 @@ def query_overlay(
     if not (query_yx[0] < image_size[0] and query_yx[1] < image_size[1]):
         raise SrattnError(f"the query point (y, x) = {query_yx} lies outside the image of {image_size}")
     index = row * attention.grid[1] + column + int(attention.class_token)
-    return _to_pixels(attention, _heads(attention, head)[:, index], image_size)
+    return weights_to_pixels(attention, _heads(attention, head)[:, index], image_size)
+
+
+def point_weights(attention: AttentionMap, query_yx: tuple[int, int]) -> Tensor:
+    """The weights of the keys (B, heads, M) for the query token whose patch holds the pixel (y, x)."""
+    row, column = query_token(attention, query_yx)
+    return attention.probabilities[:, :, row * attention.grid[1] + column + int(attention.class_token)]
 
 
 def received_attention(attention: AttentionMap, image_size: tuple[int, int], head: int | None = None) -> Tensor:
     """(B, height, width): how much attention each place receives, as the mean over all queries on the grid."""
     weights = _heads(attention, head)[:, int(attention.class_token) :]
-    return _to_pixels(attention, weights.mean(dim=1), image_size)
+    return weights_to_pixels(attention, weights.mean(dim=1), image_size)
 
 
 def _heads(attention: AttentionMap, head: int | None) -> Tensor:
@@ -204,27 +163,40 @@ def _heads(attention: AttentionMap, head: int | None) -> Tensor:
     return probabilities[:, head]
 
 
-def _to_pixels(attention: AttentionMap, weights: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """(B, M) -> (B, height, width)."""
+def weights_to_pixels(attention: AttentionMap, weights: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Weights of the keys (B, M), a class token's among them, spread evenly over the pixels that each key was computed
+    from: (B, height, width)."""
     a = attention
     if a.spread is None:
         keys, key_grid = weights[:, int(a.class_token) :].reshape(-1, *a.key_grid), a.key_grid
     else:
         keys, key_grid = a.spread(weights), a.grid
-    rows, columns = (_spread(image_size[i], a.stride, a.grid[i], key_grid[i], a.ratio[i], a.pooled) for i in (0, 1))
+    rows, columns = (axis_spread(image_size[i], a.stride, a.grid[i], key_grid[i], a.ratio[i], a.pooled) for i in (0, 1))
     return rows.to(keys) @ keys @ columns.to(keys).T
 
 
-def _spread(pixels: int, stride: int, tokens: int, keys: int, ratio: int, pooled: bool) -> Tensor:
-    """(pixels, keys): column k is one key's weight spread evenly along one axis over the pixels that it sees."""
+def keys_to_tokens(attention: AttentionMap, weights: Tensor) -> Tensor:
+    """Weights of the keys on the grid, (B, M) without a class token, spread evenly over the tokens that each is made
+    from: (B, h, w) on the grid `seen`. The sum stays, unless a key is made from no token."""
+    a = attention
+    if a.spread is not None:
+        return a.spread(weights)
+    keys = weights.unflatten(1, a.key_grid)
+    ratio = (a.ratio[0] * a.query_stride[0], a.ratio[1] * a.query_stride[1])
+    rows, columns = (axis_spread(a.seen[i], 1, a.seen[i], a.key_grid[i], ratio[i], a.pooled) for i in (0, 1))
+    return rows.to(keys) @ keys @ columns.to(keys).T
+
+
+def axis_spread(pixels: int, stride: int, tokens: int, keys: int, ratio: int, pooled: bool) -> Tensor:
+    """(pixels, keys), float64: column k is one key's weight spread evenly over the pixels that it sees on an axis."""
     if pooled:
         # Cells of adaptive pooling overlap by a token where the keys do not divide the tokens. Drawn so, the seams
         # would outshine the map; each cell is drawn as its even share of the axis, with a part of a pixel at its ends.
         edges = torch.arange(keys + 1, dtype=torch.float64) * min(tokens * stride, pixels) / keys
         start = torch.arange(pixels, dtype=torch.float64)[:, None]
         spread = (torch.minimum(start + 1, edges[1:]) - torch.maximum(start, edges[:-1])).clamp(min=0)
-        return (spread / spread.sum(dim=0, keepdim=True)).float()
-    spread = torch.zeros(pixels, keys)
+        return spread / spread.sum(dim=0, keepdim=True)
+    spread = torch.zeros(pixels, keys, dtype=torch.float64)
     for key in range(keys):
         end = min((key + 1) * ratio, tokens)
         spread[key * ratio * stride : min(end * stride, pixels), key] = 1
