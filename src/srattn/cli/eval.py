@@ -92,7 +92,7 @@ def run(args: jsonargparse.Namespace) -> int:
             notify=notify,
         )
     left_out = exam.skipped + list(found.details["unreadable"].values())
-    facts = {"model": str(subject.path), "name": subject.model.config["name"], "data": args.data, "split": exam.split}
+    facts = {"model": str(subject.path), "name": subject.name, "data": args.data, "split": exam.split}
     values = {**facts, **found.to_dict(), "left_out": len(left_out)}
     if args.format == "json":
         print(json.dumps(values, indent=2))

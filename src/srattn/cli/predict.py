@@ -1,4 +1,5 @@
-"""``srattn predict``: classifies images or whole data sets, to the screen or into one Parquet file."""
+"""``srattn predict``: classifies images or whole data sets, to the screen or into one Parquet file; or segments images
+or finds objects in them, into a folder of masks and overlays."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import jsonargparse
 
 from srattn.cli.embed import DATA_HELP, MODEL_HELP, add_pass_arguments, check_pass_arguments, open_on, write_out
+from srattn.cli.predict_scenes import add_looking_arguments
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -26,17 +28,28 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=str | None, help=f"{MODEL_HELP}, or a file of srattn export; without it the model in the box"
     )
-    parser.add_argument("--out", type=str | None, help="a .parquet file to write, instead of the screen")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        help="what to write, instead of the screen: a .parquet file; of masks or boxes, a folder",
+    )
     parser.add_argument(
         "--format", type=Literal["table", "json", "csv"], default="table", help="for people, or for programs"
     )
     parser.add_argument(
         "--top", type=int, default=5, help="how many classes to give for each image, the likeliest first"
     )
+    add_looking_arguments(parser)
     add_pass_arguments(parser)
 
 
 def run(args: jsonargparse.Namespace) -> int:
+    from srattn.engine.open_model import task_of
+
+    if task_of(args.model) != "classification":
+        from srattn.cli.predict_scenes import predict_scenes
+
+        return predict_scenes(args, find_rows(args.images, args.split))
     if args.top < 1:
         raise SrattnError(f"--top must be at least 1, got {args.top}")
     check_pass_arguments(args)

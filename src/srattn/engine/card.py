@@ -43,7 +43,7 @@ def recipe_of(run: LoadedRun) -> dict[str, Any]:
 def make_card(run: LoadedRun) -> str:
     """README.md of the run on the hub: a YAML header, and text that the run's files give."""
     result, recipe = result_of(run), recipe_of(run)
-    name = str(run.model.config["name"])
+    name = run.name
     header: dict[str, Any] = {
         "library_name": LIBRARY,
         "pipeline_tag": PIPELINE,

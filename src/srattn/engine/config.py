@@ -28,10 +28,16 @@ class TrainConfig:
     """Unreadable images: leave them out and name them, or stop before training."""
     on_empty_class: Literal["skip", "error"] | None = None
     """Classes without a usable image: leave them out and name them, or stop, as class folders do if it is not given."""
+    classes: str | None = None
+    """Names of masks' or boxes' classes in the order of their numbers: with commas between, or a file with a line each,
+    name or name r g b. By default a classes.txt or palette.json beside the data, or what occurs."""
+    void: list[int] = dataclasses.field(default_factory=list)
+    """Numbers in masks that are no class, beside 255."""
     size: int | None = None
-    """Side of the square images that the model sees, in pixels."""
+    """Side of the square images that the model sees, in pixels; of masks, of windows of images that are as large."""
     eval_size: int | None = None
-    """Side of the images that it is measured with and later predicts from; size, if not given."""
+    """Side of the images that it is measured with and later predicts from (of masks, the shorter one); size, if not
+    given."""
     channels: Literal[1, 3] | None = None
     """1 to train on grey levels, 3 on RGB."""
     augment: str | None = None
@@ -43,11 +49,18 @@ class TrainConfig:
 
     # -- model ------------------------------------------------------------------------------------------------------
     task: str = "classification"
-    """What the model's outputs mean; another package adds its own under the entry points `srattn.tasks`."""
+    """classification; segment: a class for each pixel, from folders images and masks; detect: boxes, from Pascal VOC
+    or COCO. Another package adds its own under the entry points `srattn.tasks`."""
     model: str | None = None
     """A name that `srattn models` lists."""
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the model, as in --model_options.embed_dims '[16, 32, 64, 128]' --model_options.stem_stride 2."""
+    head: str | None = None
+    """segment: segformer, semantic_fpn, upernet or unet. detect: fcos or retinanet."""
+    head_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the head, as in --head_options.hidden 128."""
+    loss: str | None = None
+    """segment: ce, dice, focal, lovasz, boundary, structure, or a sum such as ce+dice or 0.5*ce+lovasz."""
     init: str | None = None
     """Weights to start from: a run, a checkpoint, a published model's name, or box. Other classes get a new head."""
     drop_rate: float = 0.0
@@ -92,8 +105,8 @@ class TrainConfig:
     """AdamW's decay of matrices; biases, norms and position embeddings have none."""
     clip_grad: float = 1.0
     """The largest norm of all gradients together; 0 for no limit."""
-    label_smoothing: float = 0.1
-    """The part of each target that is spread over all classes."""
+    label_smoothing: float | None = None
+    """The part of each target that is spread over all classes; 0.1 of labels, none of masks and boxes, if not given."""
     ema_decay: float = 0.0
     """Above 0: an exponential moving average of the weights is what is measured and kept."""
     seed: int = 0
@@ -149,6 +162,7 @@ class ResolvedConfig(TrainConfig):
     eval_size: int = 0
     channels: Literal[1, 3] = 3
     augment: str = "none"
+    label_smoothing: float = 0.1
     num_workers: int = 0
     model: str = ""
     drop_path_rate: float = 0.0

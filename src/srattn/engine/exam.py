@@ -46,8 +46,8 @@ def open_subject(
         SrattnError: neither a run nor a model, weights of another model, or a size below the model's least.
     """
     run = open_model(weights or model, device, size)
-    if weights is not None and model is not None and run.model.config["name"] != model:
-        raise SrattnError(f"{weights} holds weights of {run.model.config['name']}, not of {model}")
+    if weights is not None and model is not None and run.name != model:
+        raise SrattnError(f"{weights} holds weights of {run.name}, not of {model}")
     least = run.model.min_size
     if min(run.preprocess.size) < least:
         raise SrattnError(f"size {min(run.preprocess.size)} is below the {least} pixels that the model needs")

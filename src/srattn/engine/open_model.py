@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,22 @@ def open_model(name: str | None, device: str | torch.device = "cpu", size: int |
     if size is not None:
         run = dataclasses.replace(run, preprocess=dataclasses.replace(run.preprocess, size=(size, size)))
     return run
+
+
+def task_of(name: str | None) -> str:
+    """The task of the model that `open_model` would open, from its file's header alone; "classification" in doubt."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(name or "")
+    file = path / run_folder.WEIGHTS if path.is_dir() else path
+    if name is None or not file.is_file() or file.suffix != ".safetensors":
+        return "classification"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get("srattn", "null"))
+    except (SafetensorError, ValueError, OSError):
+        return "classification"  # `open_model` says what is wrong
+    return str(facts.get("task", "classification")) if isinstance(facts, dict) else "classification"
 
 
 def boxed_model(device: str | torch.device = "cpu") -> LoadedRun:

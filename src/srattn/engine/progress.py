@@ -115,7 +115,7 @@ class Live:
         self._bar.start()
 
     def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None:
-        shown = " ".join(f"{name} {_figure(name, value)}" for name, value in figures.items())
+        shown = " ".join(f"{name} {figure_text(name, value)}" for name, value in figures.items())
         if self._task is not None:
             self._bar.update(
                 self._task,
@@ -139,14 +139,23 @@ def make_progress() -> Progress:
 def epoch_line(record: Mapping[str, float], epochs: int) -> str:
     """One record of the history for people."""
     names = [name for name in record if name.startswith(("train_", "val_"))]
-    figures = "  ".join(f"{name} {_figure(name, record[name])}" for name in names)
+    figures = "  ".join(f"{name} {figure_text(name, record[name])}" for name in names)
     width = len(str(epochs))
     pace = f"{record['images_per_second']:.0f} images/s  loader {100 * record.get('loader_share', 0):.0f}%"
     return f"epoch {record['epoch']:>{width}}/{epochs}  {figures}  {pace}"
 
 
-def _figure(name: str, value: float) -> str:
-    return f"{100 * value:.2f}%" if name.endswith("accuracy") else f"{value:.4f}"
+_SHARES = ("miou", "dice", "boundary_f", "map50", "map75", "map", "delta1")
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure, such as "val_miou", is a part of 1 that people read as per cent."""
+    return name.endswith("accuracy") or name.removeprefix("train_").removeprefix("val_") in _SHARES
+
+
+def figure_text(name: str, value: float) -> str:
+    """A figure of a task for people."""
+    return f"{100 * value:.2f}%" if is_share(name) else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

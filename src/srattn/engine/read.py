@@ -7,11 +7,19 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from srattn.data.augment import Augment
+from srattn.data.dense import JointAugment, SceneLoader, parse_joint
+from srattn.data.dense.boxes import open_boxes
+from srattn.data.dense.masks import open_masks
+from srattn.data.dense.read import load_scenes
+from srattn.data.loader import Loader
 from srattn.data.preprocess import Preprocess
-from srattn.data.reader import is_built_in, load_data
+from srattn.data.reader import default_preprocess, is_built_in, load_data
 from srattn.data.samples import ImageData
+from srattn.data.spec import parse_augment
 from srattn.engine.config import ResolvedConfig
+from srattn.engine.distributed import World
 from srattn.engine.progress import Progress
+from srattn.tasks.models import targets_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +29,65 @@ class _Preparation:
     preprocess: Preprocess
     prepare: Callable[..., Any]
     least: int | None
+
+
+def make_augment(config: ResolvedConfig) -> Augment | JointAugment:
+    """The variation of training images that a configuration asks for.
+
+    Raises:
+        SrattnError: see `srattn.data.spec.parse_augment` and `srattn.data.dense.parse_joint`.
+    """
+    targets = targets_of(config.task)
+    if targets == "labels":
+        return parse_augment(config.augment, default_preprocess(config.data, config.size, config.channels))
+    return parse_joint(config.augment, _of_scenes(config, config.size))
+
+
+def make_loader(config: ResolvedConfig, augment: Augment | JointAugment, data: ImageData, world: World) -> Loader:
+    """Batches of `data` for this process."""
+    kind: Any = SceneLoader if isinstance(augment, JointAugment) else Loader
+    return kind(
+        data,
+        augment,
+        config.batch_size,
+        config.seed,
+        config.num_workers,
+        rank=world.rank,
+        world=world.size,
+        eval_batch_size=config.eval_batch_size,
+    )
+
+
+def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress: Progress) -> ImageData:
+    """What a run learns from and is measured by, read and checked.
+
+    Raises:
+        SrattnError: nothing there, or nothing that can be used.
+    """
+    if not isinstance(augment, JointAugment):
+        return read_images(config, augment, progress)
+    if targets_of(config.task) == "masks":
+        found = open_masks(config.data, config.classes, config.void, workers=config.num_workers).found()
+    else:
+        found = open_boxes(config.data, config.classes)[0]
+    return load_scenes(
+        found,
+        augment,
+        _of_scenes(config, config.eval_size),
+        val=config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        on_bad_image=config.on_bad_image,
+        hold_bytes=config.cache_mb << 20,
+        workers=config.num_workers,
+        notify=progress.checking,
+    )
+
+
+def _of_scenes(config: ResolvedConfig, size: int) -> Preprocess:
+    """Masks: the shorter side becomes `size`; boxes: all of the image within size x size."""
+    plain = default_preprocess(config.data, size, config.channels)
+    return dataclasses.replace(plain, fit="shorter" if targets_of(config.task) == "masks" else "inside")
 
 
 def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) -> ImageData:

@@ -22,6 +22,8 @@ def make_result(trainer: Trainer) -> dict[str, Any]:
     config, data, position, world = trainer.config, trainer.loader.data, trainer.position, trainer.world
     history, best = position.history, position.best(f"val_{trainer.task.headline}")
     return {
+        "task": config.task,
+        "headline": trainer.task.headline,
         **trainer.evaluation.figures,
         "data": config.data,
         "model": config.model,

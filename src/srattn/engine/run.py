@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from srattn.data.loader import Loader
-from srattn.data.reader import default_preprocess
-from srattn.data.spec import parse_augment
 from srattn.engine import run_folder
 from srattn.engine.checkpoint import Checkpoints, read_facts
 from srattn.engine.config import OF_THE_MACHINE, ResolvedConfig, TrainConfig, from_dict, to_dict
@@ -21,7 +19,7 @@ from srattn.engine.distributed import World, join, whole
 from srattn.engine.evaluate import Evaluation
 from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
-from srattn.engine.read import read_images
+from srattn.engine.read import make_augment, make_loader, read_data
 from srattn.engine.results import make_result
 from srattn.engine.sinks import Factory, find_sinks, open_sinks
 from srattn.engine.start import check_size, prepare_model, with_teacher, without_adapters
@@ -149,21 +147,13 @@ def _prepare(
     weights: bool,
 ) -> Trainer:
     check_size(config)
-    augment = parse_augment(config.augment, default_preprocess(config.data, config.size, config.channels))
-    data = read_images(config, augment, progress)
+    augment = make_augment(config)
+    data = read_data(config, augment, progress)
     for line in data.skipped:
         progress.note(f"skipped {line}")
-    loader = Loader(
-        data,
-        augment,
-        config.batch_size,
-        config.seed,
-        config.num_workers,
-        rank=world.rank,
-        world=world.size,
-        eval_batch_size=config.eval_batch_size,
-    )
-    task = make_task(config.task, data.classes, config.label_smoothing)
+    loader = make_loader(config, augment, data, world)
+    options = {} if config.loss is None else {"loss": config.loss}
+    task = make_task(config.task, data.classes, config.label_smoothing, **options)
     task = with_teacher(task, config, augment.preprocess, data.classes)
     model, notes = prepare_model(config, data.classes, weights=weights)
     for line in notes:
@@ -223,7 +213,9 @@ def _finish(trainer: Trainer, folder: Path) -> RunResult:
             run_folder.write_adapters(folder, model)
         model = without_adapters(model)
     if world.first:
-        save_weights(folder / run_folder.WEIGHTS, model, data.classes, data.preprocess)
+        palette = getattr(data, "palette", None)
+        file = folder / run_folder.WEIGHTS
+        save_weights(file, model, data.classes, data.preprocess, task=config.task, palette=palette)
         run_folder.write_result(folder, result)
     return RunResult(
         folder, config, result, trainer.position.history, model, trainer.loader, evaluation, first=world.first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -10,9 +10,12 @@ from srattn.data.keyed import seed_of
 from srattn.data.preprocess import Preprocess
 from srattn.engine.config import ResolvedConfig
 from srattn.errors import SrattnError
-from srattn.models import build_model
 from srattn.models.backbone import Backbone
+from srattn.tasks.models import build_task_model
 from srattn.tasks.protocol import Task
+
+if TYPE_CHECKING:
+    from srattn.engine.weights import LoadedRun
 
 _INITIAL_WEIGHTS = 4  # a key beside those of the loader and of the steps
 
@@ -28,15 +31,22 @@ def make_model(config: ResolvedConfig, classes: int, device: str | None = None) 
         raise SrattnError(
             f"model_options.{name} is set by training itself (size, channels, classes, drop rates, device)"
         )
-    model = build_model(
+    options = dict(config.model_options)
+    if config.head is None:
+        options["drop_rate"] = config.drop_rate
+    elif config.drop_rate:
+        raise SrattnError(f"--drop_rate is before a classifier; give --head_options.drop_rate {config.drop_rate:g}")
+    model = build_task_model(
+        config.task,
         config.model,
-        num_classes=classes,
+        classes,
+        config.head or "",
+        config.head_options,
         in_chans=config.channels,
         img_size=config.size,
-        drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
         device=device,
-        **config.model_options,
+        **options,
     )
     return cast(Backbone, model)
 
@@ -81,8 +91,12 @@ def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> l
     from srattn.engine.open_model import open_model
 
     found = open_model(source)
-    same = found.classes == classes
     edge = model.edge
+    if "backbone" in model.config:
+        return _load_backbone(model, found, source, edge if own_edge else None)
+    if "backbone" in found.model.config:
+        raise SrattnError(f"{source} is a model for {found.task}; start a classifier from one that classifies")
+    same = found.classes == classes
     report = load_checkpoint(model, found.model.state_dict(), layout="srattn", head="load" if same else "keep")
     model.set_norm_eps(**found.model.norm_eps)
     model.set_edge(edge if own_edge else found.model.edge)
@@ -91,6 +105,30 @@ def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> l
     if not same:
         notes.append(f"a new head for {len(classes)} classes: {source} answers in {len(found.classes)} others")
     return notes
+
+
+def _load_backbone(model: Backbone, found: LoadedRun, source: str, edge: str | None) -> list[str]:
+    """Weights of another task's model, or of the same: the backbone's, and the head's where all of it fits."""
+    from srattn.convert import load_checkpoint
+
+    body, theirs = cast(Any, model).backbone, getattr(found.model, "backbone", found.model)
+    own = body.state_dict()
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if name in own}
+    report = load_checkpoint(body, state, layout="srattn", head="keep")
+    model.set_norm_eps(**found.model.norm_eps)
+    model.set_edge(edge or found.model.edge)
+    notes = [f"starts from {source}: {len(report.loaded)} tensors of the backbone"]
+    notes += [f"{key} resized {how}" for key, how in report.resized.items()]
+    ours, others = model.state_dict(), found.model.state_dict()
+    rest = [name for name in ours if not name.startswith("backbone.")]
+    if "backbone" in found.model.config and all(
+        name in others and others[name].shape == ours[name].shape for name in rest
+    ):
+        with torch.no_grad():
+            for name in rest:
+                ours[name].copy_(others[name])
+        return [*notes, "and those of its head"]
+    return [*notes, "a new head"]
 
 
 def _adapt(model: Backbone, config: ResolvedConfig) -> str:

@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 import yaml
 
+from srattn.data.palette import Palette, standard_palette
 from srattn.data.preprocess import Preprocess
 from srattn.engine import run_folder
 from srattn.errors import SrattnError
-from srattn.models import build_model
 from srattn.models.backbone import Backbone
+from srattn.tasks.models import backbone_config, backbone_name, rebuild
 from srattn.version import __version__
 
 _KEY = "srattn"
@@ -29,10 +30,24 @@ class LoadedRun:
     preprocess: Preprocess
     config: dict[str, Any]
     path: Path
+    task: str = "classification"
+    palette: Palette | None = None
+
+    @property
+    def name(self) -> str:
+        """The registered name of the model, or of its backbone."""
+        return backbone_name(self.model.config)
 
 
 def save_weights(
-    path: Path, model: Backbone, classes: list[str], preprocess: Preprocess, dtype: torch.dtype | None = None
+    path: Path,
+    model: Backbone,
+    classes: list[str],
+    preprocess: Preprocess,
+    dtype: torch.dtype | None = None,
+    *,
+    task: str = "classification",
+    palette: Palette | None = None,
 ) -> None:
     """Writes safetensors in our layout; the metadata holds what `load_run` needs.
 
@@ -51,6 +66,8 @@ def save_weights(
         "classes": classes,
         "preprocess": preprocess.to_dict(),
         "version": __version__,
+        **({} if task == "classification" else {"task": task}),
+        **({} if palette is None else {"colours": [list(colour) for colour in palette.colours]}),
     }
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     # One key of metadata: several are written in an order that changes from file to file.
@@ -86,12 +103,15 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
         raise SrattnError(f"{path} does not exist; give a run folder or its {run_folder.WEIGHTS}")
     facts, state = _read(file)
     model = _build(file, facts, state)
+    classes = _classes(file, facts, model)
     return LoadedRun(
         model=model.eval().to(device),
-        classes=_classes(file, facts),
+        classes=classes,
         preprocess=_preprocess(file, facts),
         config=_config(path),
         path=path,
+        task=str(facts.get("task", "classification")),
+        palette=_palette(file, facts, classes),
     )
 
 
@@ -119,9 +139,10 @@ def _build(file: Path, facts: dict[str, Any], state: dict[str, torch.Tensor]) ->
     config = facts["model"]
     try:
         # A hostile file must not make us allocate: the tensors present bound the blocks, shapes on "meta" the widths.
-        if sum(config.get("depths") or ()) > len(state):
-            raise SrattnError(f"it has {len(state)} tensors for {sum(config['depths'])} blocks")
-        model = cast(Backbone, build_model(**config, device="meta"))
+        depths = backbone_config(config).get("depths") or ()
+        if sum(depths) > len(state):
+            raise SrattnError(f"it has {len(state)} tensors for {sum(depths)} blocks")
+        model = cast(Backbone, rebuild(config, device="meta"))
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         for name in sorted(expected.keys() | found.keys()):
@@ -139,11 +160,24 @@ def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return "x".join(map(str, shapes[name])) or "a scalar" if name in shapes else "absent"
 
 
-def _classes(file: Path, facts: dict[str, Any]) -> list[str]:
+def _classes(file: Path, facts: dict[str, Any], model: Backbone) -> list[str]:
     classes = facts["classes"]
-    if not isinstance(classes, list) or len(classes) != facts["model"].get("num_classes"):
-        raise SrattnError(f"{file}: the classes do not match the model's {facts['model'].get('num_classes')} outputs")
+    if not isinstance(classes, list) or len(classes) != model.num_classes:
+        raise SrattnError(f"{file}: the classes do not match the model's {model.num_classes} outputs")
     return [str(name) for name in classes]
+
+
+def _palette(file: Path, facts: dict[str, Any], classes: list[str]) -> Palette | None:
+    """The colours of classes of pixels and boxes; standard ones where the file has none."""
+    if "task" not in facts:
+        return None
+    colours = facts.get("colours")
+    if colours is None:
+        return standard_palette(classes)
+    try:
+        return Palette(tuple(classes), tuple(tuple(colour) for colour in colours))
+    except (SrattnError, TypeError) as error:
+        raise SrattnError(f"{file}: {error}") from None
 
 
 def _preprocess(file: Path, facts: dict[str, Any]) -> Preprocess:
@@ -151,7 +185,7 @@ def _preprocess(file: Path, facts: dict[str, Any]) -> Preprocess:
         preprocess = Preprocess.from_dict(facts["preprocess"])
     except (SrattnError, TypeError) as error:
         raise SrattnError(f"{file}: {error}") from None
-    if preprocess.channels != facts["model"].get("in_chans"):
+    if preprocess.channels != backbone_config(facts["model"]).get("in_chans"):
         raise SrattnError(f"{file}: preprocessing makes {preprocess.channels} channels, the model takes another number")
     return preprocess
 

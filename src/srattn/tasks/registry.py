@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 from srattn.errors import SrattnError, nearest
 from srattn.tasks.classification import Classification
@@ -13,7 +14,7 @@ from srattn.tasks.protocol import Task
 from srattn.tasks.segmentation import Segmentation
 
 GROUP = "srattn.tasks"
-TaskFactory = Callable[[list[str], float], Task]
+TaskFactory = Callable[..., Task]
 """From the classes of the data and the label smoothing of a run to its task."""
 
 
@@ -47,16 +48,25 @@ def list_tasks() -> list[str]:
     return list(_all())
 
 
-def make_task(name: str, classes: list[str], label_smoothing: float = 0.0) -> Task:
-    """The task `name` for data of these classes.
+def task_called(name: str) -> str:
+    """The full name of a task: "segment" is "segmentation".
 
     Raises:
-        SrattnError: an unknown name (with the nearest), or options that do not fit it.
+        SrattnError: an unknown name (with the nearest).
     """
     tasks, name = _all(), _aliases.get(name, name)
     if name not in tasks:
         raise SrattnError(f"no task {name!r}{nearest(name, tasks)}; there are: {', '.join(tasks)}")
-    return tasks[name](classes, label_smoothing)
+    return name
+
+
+def make_task(name: str, classes: list[str], label_smoothing: float = 0.0, **options: Any) -> Task:
+    """The task `name` for data of these classes; `options` are the task's own, such as the loss of segmentation.
+
+    Raises:
+        SrattnError: an unknown name (with the nearest), or options that do not fit it.
+    """
+    return _all()[task_called(name)](classes, label_smoothing, **options)
 
 
 def _all() -> dict[str, TaskFactory]:

@@ -13,18 +13,23 @@ from srattn.heads.fcos import FCOSHead
 from srattn.heads.fpn import FPN
 from srattn.heads.retinanet import RetinaNetHead
 from srattn.models.backbone import Backbone
+from srattn.tasks.dense import DenseModel
 
 
-class DetectionModel(nn.Module):
+class DetectionModel(DenseModel):
     """A backbone without a classifier, a pyramid over its maps from `first` on, and a head over the pyramid.
 
     Its state is that of each part, under `backbone.`, `neck.` and `head.`.
     """
 
     def __init__(self, backbone: Backbone, neck: FPN, head: nn.Module, first: int) -> None:
-        super().__init__()
-        self.backbone, self.neck, self.head = backbone, neck, head
-        self.first = first
+        super().__init__(backbone, head)
+        self.neck, self.first = neck, first
+
+    @property
+    def num_classes(self) -> int:
+        """Of objects."""
+        return int(self.head.num_classes)  # type: ignore[arg-type]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -47,9 +52,6 @@ class DetectionModel(nn.Module):
         The same in training and in evaluation; `Detection.postprocess` makes boxes of them.
         """
         return self.head(self.features(images), images.shape[2:])
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)
 
 
 def fcos(

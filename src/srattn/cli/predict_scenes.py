@@ -1,0 +1,141 @@
+"""``srattn predict`` with a model of masks or boxes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+from torch import Tensor
+
+from srattn.cli.embed import check_pass_arguments, open_on
+from srattn.errors import SrattnError
+
+if TYPE_CHECKING:
+    from srattn.data.decode import BadImage
+    from srattn.engine.rows import Rows
+    from srattn.engine.scene_predict import Looking
+    from srattn.engine.weights import LoadedRun
+
+
+def add_looking_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    """How images are looked at whose answer is a mask or boxes."""
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="masks: look at images at their own size, in windows that overlap, and not whole at the model's size",
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.25, help="masks: of neighbouring windows, a part of their side"
+    )
+    parser.add_argument(
+        "--scales", type=list[float], default=[1.0], help="masks: average over sizes, as in [0.75,1,1.25]"
+    )
+    parser.add_argument("--flip", action="store_true", help="masks: average with the answer for the mirror image")
+    parser.add_argument("--threshold", type=float, default=0.3, help="boxes: the least score that is given")
+    parser.add_argument("--no_overlays", action="store_true", help="masks and boxes: draw no pictures")
+
+
+def looking_of(args: jsonargparse.Namespace) -> Looking:
+    from srattn.engine.scene_predict import Looking
+
+    return Looking(args.native, args.overlap, tuple(args.scales), args.flip, args.threshold)
+
+
+def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
+    """Answers all rows, on the screen a line each, or into the folder `--out`."""
+    from srattn.engine.scene_folder import write_folder
+
+    check_pass_arguments(args)
+    looking = looking_of(args)
+    if args.out is not None and Path(args.out).suffix:
+        raise SrattnError(
+            f"masks and boxes are written into a folder, and {args.out} looks like a file; give --out NAME"
+        )
+    loaded = open_on(args)
+    bad: list[str] = []
+
+    def name_it(error: BadImage) -> None:
+        if args.on_bad_image == "error":
+            raise error
+        bad.append(str(error))
+        print(f"srattn: skipped {error}", file=sys.stderr)
+
+    if args.out is None:
+        done = _to_screen(args, loaded, rows, looking, name_it)
+    else:
+        draw = None if args.no_overlays else draw_scene
+        try:
+            done = write_folder(Path(args.out), loaded, rows, looking, draw, name_it, _progress(len(rows)))
+        except KeyboardInterrupt:
+            print(f"srattn: stopped; what is done is in {args.out}, the same command goes on", file=sys.stderr)
+            return 130
+        print(f"{args.out}: {done} image(s)")
+    if bad:
+        print(f"srattn: {len(bad)} of {len(rows)} image(s) could not be read", file=sys.stderr)
+    if not done:
+        raise SrattnError("no image could be read")
+    return 0
+
+
+def draw_scene(pixels: Tensor, answer: Tensor, run: LoadedRun, path: Path) -> None:
+    """The overlay of an answer, as PNG."""
+    from srattn.data.palette import standard_palette
+    from srattn.explain.box_pictures import draw_boxes
+    from srattn.explain.overlay import overlay
+    from srattn.files import atomic_path
+
+    palette = run.palette or standard_palette(run.classes)
+    if run.task == "detection":
+        picture = draw_boxes(pixels, answer, run.classes, palette)
+    else:
+        picture = overlay(pixels, answer, palette)
+    with atomic_path(path, overwrite=True) as aside:
+        picture.save(aside, "PNG")
+
+
+def _to_screen(args: jsonargparse.Namespace, loaded: LoadedRun, rows: Rows, looking: Looking, name_it: Any) -> int:
+    import json
+
+    from srattn.engine.scene_folder import answers
+
+    if args.format == "csv":
+        raise SrattnError("masks and boxes have no single row for an image: give --format json, or --out FOLDER")
+    records = []
+    for scene in answers(loaded, rows.read(0, len(rows)), looking, name_it):
+        records.append(scene.record)
+        if args.format == "table":
+            print(f"{scene.name}: {_line(scene.record)}")
+    if args.format == "json":
+        print(json.dumps(records, ensure_ascii=False, indent=1))
+    return len(records)
+
+
+def _line(record: dict[str, Any]) -> str:
+    if "boxes" in record:
+        found: dict[str, int] = {}
+        for box in record["boxes"]:
+            found[box["class"]] = found.get(box["class"], 0) + 1
+        return ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing found"
+    return ", ".join(f"{name} {100 * part:.1f}%" for name, part in record["shares"].items())
+
+
+def _progress(total: int) -> Any:
+    """A bar with the time left on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty() or total < 2:
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("predicting"), BarColumn(24), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=total)
+    bar.start()
+
+    def notify(done: int, of: int) -> None:
+        bar.update(task, completed=done)
+        if done == of:
+            bar.stop()
+
+    return notify

@@ -1,0 +1,189 @@
+"""Predictions of masks and boxes as a folder: masks, overlays and one list, each file whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from srattn.data.decode import BadImage, decode
+from srattn.data.mask_files import write_mask
+from srattn.data.palette import standard_palette
+from srattn.data.preprocess import to_image, to_tensor
+from srattn.data.sources import file_of
+from srattn.engine.open_model import model_facts
+from srattn.engine.rows import Rows
+from srattn.engine.rows.answer import shown
+from srattn.engine.rows.base import Source
+from srattn.engine.scene_predict import Looking, predict_boxes, predict_mask, shares
+from srattn.engine.weights import LoadedRun
+from srattn.errors import SrattnError
+from srattn.files import atomic_path
+
+JOB, RECORDS, MASKS, OVERLAYS = "job.json", "records", "masks", "overlays"
+Draw = Callable[[Tensor, Tensor, LoadedRun, Path], None]
+"""Draws an image uint8 (C, H, W) with its mask (H, W) or boxes (N, 6) into a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """The answer for one image: a mask or boxes, and what a list says of it."""
+
+    name: str
+    pixels: Tensor
+    answer: Tensor
+    record: dict[str, Any]
+
+
+def answers(
+    run: LoadedRun,
+    sources: Iterator[Source],
+    looking: Looking,
+    on_bad_image: Callable[[BadImage], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Scene]:
+    """The answer of each image as it becomes known; `progress` is told of the windows of each."""
+    for source in sources:
+        try:
+            image = _picture(source, run.preprocess.channels)
+        except BadImage as error:
+            on_bad_image(error)
+            continue
+        name, size = shown(source.name), {"width": image.width, "height": image.height}
+        if run.task == "detection":
+            boxes = predict_boxes(run, image, looking)
+            record = {"name": name, **size, "boxes": [_box(row, run.classes) for row in boxes.tolist()]}
+            yield Scene(name, to_tensor(image), boxes, record)
+        else:
+            mask = predict_mask(run, image, looking, progress)
+            parts = {key: round(value, 6) for key, value in shares(mask, run.classes).items()}
+            yield Scene(name, to_tensor(image), mask, {"name": name, **size, "shares": parts})
+
+
+def write_folder(
+    out: Path,
+    run: LoadedRun,
+    rows: Rows,
+    looking: Looking,
+    draw: Draw | None,
+    on_bad_image: Callable[[BadImage], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Answers all `rows` into a folder, or goes on with one that the same job was stopped in.
+
+    masks/NAME.png holds class numbers (of masks), overlays/NAME.png what `draw` makes, predictions.json all records
+    (of boxes in the form of COCO's results as well: coco.json). An image whose record is there is not answered again.
+
+    Returns:
+        How many images were answered, before and now.
+
+    Raises:
+        SrattnError: the folder is of another job, or two images would have one name.
+    """
+    names = _names(rows)
+    facts = {"rows": list(rows.stamp()), "looking": dataclasses.asdict(looking), **model_facts(run)}
+    _begin(out, json.loads(json.dumps(facts)))
+    for number, name in enumerate(names):
+        if progress:
+            progress(number, len(names))
+        if (out / RECORDS / f"{name}.json").is_file():
+            continue
+        for scene in answers(run, rows.read(number, number + 1), looking, on_bad_image):
+            _write(out, name, scene, run, draw)
+    if progress:
+        progress(len(names), len(names))
+    return _finish(out, names, run)
+
+
+def _write(out: Path, name: str, scene: Scene, run: LoadedRun, draw: Draw | None) -> None:
+    record = dict(scene.record)
+    if run.task != "detection":
+        mask = out / MASKS / f"{name}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        write_mask(mask, scene.answer, run.palette or standard_palette(run.classes), overwrite=True)
+        record["mask"] = mask.relative_to(out).as_posix()
+    if draw is not None:
+        picture = out / OVERLAYS / f"{name}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw(scene.pixels, scene.answer, run, picture)
+        record["overlay"] = picture.relative_to(out).as_posix()
+    # Last: an image with a record is done.
+    _write_json(out / RECORDS / f"{name}.json", record)
+
+
+def _finish(out: Path, names: list[str], run: LoadedRun) -> int:
+    records = []
+    for name in names:
+        file = out / RECORDS / f"{name}.json"
+        if file.is_file():
+            records.append(json.loads(file.read_text("utf-8")))
+    _write_json(out / "predictions.json", {"task": run.task, "classes": run.classes, "images": records})
+    if run.task == "detection":
+        _write_json(out / "coco.json", _coco(records))
+    return len(records)
+
+
+def _coco(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Detections in the form of COCO's results: boxes as x, y, width, height; images by name, categories by number."""
+    return [
+        {
+            "image_id": record["name"],
+            "category_id": box["number"],
+            "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
+            "score": box["score"],
+        }
+        for record in records
+        for box in record["boxes"]
+        for x1, y1, x2, y2 in [box["box"]]
+    ]
+
+
+def _begin(out: Path, facts: dict[str, Any]) -> None:
+    job = out / JOB
+    if not out.exists():
+        _write_json(job, facts)
+        return
+    if not job.is_file():
+        raise SrattnError(f"{out} exists and holds no predictions of ours; choose another --out")
+    if json.loads(job.read_text("utf-8")) != facts:
+        raise SrattnError(
+            f"{out} holds predictions of another job (other images, options or weights); choose another --out"
+        )
+
+
+def _names(rows: Rows) -> list[str]:
+    """What the files of each image are called: its own name without suffix, below its folders."""
+    found: dict[str, str] = {}
+    for source in rows.read(0, len(rows)):
+        parts = [part for part in PurePath(shown(source.name)).parts if part not in ("/", "\\", "..", ".")]
+        name = PurePath(*parts[-2:] if PurePath(source.name).is_absolute() else parts).with_suffix("").as_posix()
+        if name in found:
+            raise SrattnError(
+                f"{found[name]} and {shown(source.name)} would both be written as {name}; predict them apart"
+            )
+        found[name] = shown(source.name)
+    return list(found)
+
+
+def _picture(source: Source, channels: int) -> Any:
+    if isinstance(source.data, BadImage):
+        raise source.data
+    if isinstance(source.data, Tensor):
+        return to_image(source.data).convert("L" if channels == 1 else "RGB")
+    return decode(file_of(source.data), channels, shown(source.name))
+
+
+def _box(row: list[float], classes: list[str]) -> dict[str, Any]:
+    number = int(row[5])
+    box = [round(value, 3) for value in row[:4]]
+    return {"class": classes[number], "number": number, "score": round(row[4], 6), "box": box}
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, overwrite=True) as aside:
+        aside.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,142 @@
+"""Masks and boxes for images of any size, in pixels of the image itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srattn.engine.weights import LoadedRun
+from srattn.errors import SrattnError
+from srattn.tasks.registry import make_task
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_ROWS = 128  # of a mask that are enlarged at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Looking:
+    """How an image is looked at.
+
+    Attributes:
+        native: in windows at its own size, rather than whole at the size that the model was measured with.
+        overlap: of neighbouring windows, as a part of their side.
+        scales: sizes whose answers are averaged (of masks), 1 is the usual one.
+        flip: average with the answer for the mirror image (of masks).
+        threshold: the least score of a box.
+    """
+
+    native: bool = False
+    overlap: float = 0.25
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
+            raise SrattnError(f"scales must be one or more numbers from 0.1 to 10, got {list(self.scales)}")
+        if not 0 <= self.overlap <= 0.9:
+            raise SrattnError(f"overlap must be from 0 to 0.9, got {self.overlap}")
+        if not 0 <= self.threshold <= 1:
+            raise SrattnError(f"threshold must be from 0 to 1, got {self.threshold}")
+
+
+@torch.inference_mode()
+def predict_mask(
+    run: LoadedRun,
+    image: Image.Image,
+    looking: Looking | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Class numbers uint8 (H, W) of a decoded picture ("L" or "RGB", as the model takes it).
+
+    The memory beside the model's own is that of some rows of the result, whatever the size of the picture.
+    """
+    looking = looking or Looking()
+    preprocess = run.preprocess
+    image = preprocess.inverted(image)
+    if looking.native:
+        from srattn.data.strips import PictureParts
+        from srattn.engine.sliding import slide
+
+        options: dict[str, Any] = {"overlap": looking.overlap, "scales": looking.scales, "flips": looking.flip}
+        parts = PictureParts(image)
+        window = tuple(preprocess.size)
+        return slide(
+            run.model, parts, normalise=preprocess.normalise, window=window, progress=progress, **options
+        ).values
+    scores: Tensor | None = None
+    for scale in looking.scales:
+        for mirrored in (False, True) if looking.flip else (False,):
+            found = _scores(run, image, scale, mirrored)
+            if scores is None:
+                scores = found
+            else:
+                scores = scores + F.interpolate(found, scores.shape[2:], mode="bilinear", align_corners=False)
+    assert scores is not None
+    if progress:
+        progress(1, 1)
+    return likeliest(scores[0], image.height, image.width)
+
+
+def _scores(run: LoadedRun, image: Image.Image, scale: float, mirrored: bool) -> Tensor:
+    """Probabilities (1, K, h, w) on the model's grid, float32."""
+    size = tuple(max(run.model.min_size, round(side * scale)) for side in run.preprocess.size)
+    pixels = dataclasses.replace(run.preprocess, size=size).pixels(image).unsqueeze(0)
+    device = next(run.model.parameters()).device
+    inputs = run.preprocess.normalise(pixels.to(device).float() / 255)
+    outputs = run.model(inputs.flip(-1) if mirrored else inputs).float()
+    if outputs.shape[1] == 1:  # the logit of the second of two classes
+        outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
+    return (outputs.flip(-1) if mirrored else outputs).softmax(1)
+
+
+def likeliest(scores: Tensor, height: int, width: int) -> Tensor:
+    """Scores (K, h, w) to the class uint8 (height, width) that is likeliest after bilinear enlargement, by strips."""
+    rows = scores.shape[1]
+    centres = ((torch.arange(height, dtype=torch.float64) + 0.5) * rows / height - 0.5).clamp(min=0, max=rows - 1)
+    low = centres.floor().long()
+    high, share = (low + 1).clamp(max=rows - 1), (centres - low).to(scores)
+    found = torch.empty(height, width, dtype=torch.uint8)
+    for top in range(0, height, _ROWS):
+        piece = slice(top, min(top + _ROWS, height))
+        part = torch.lerp(scores[:, low[piece]], scores[:, high[piece]], share[piece].view(1, -1, 1))
+        wide = F.interpolate(part.unsqueeze(0), (part.shape[1], width), mode="bilinear", align_corners=False)
+        found[piece] = wide[0].argmax(0).to(torch.uint8).cpu()
+    return found
+
+
+@torch.inference_mode()
+def predict_boxes(run: LoadedRun, image: Image.Image, looking: Looking | None = None) -> Tensor:
+    """Boxes (N, 6): x1, y1, x2, y2 in pixels of the picture, score, class; the surest first."""
+    looking = looking or Looking()
+    preprocess = run.preprocess
+    device = next(run.model.parameters()).device
+    pixels = preprocess.pixels(image).unsqueeze(0).to(device)
+    task: Any = make_task("detection", run.classes)
+    found = task.postprocess(run.model(preprocess.normalise(pixels.float() / 255)).float())[0].cpu()
+    return in_image(found[(found[:, 5] >= 0) & (found[:, 4] >= looking.threshold)], run, (image.height, image.width))
+
+
+def in_image(boxes: Tensor, run: LoadedRun, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 6) of the model's input in pixels of an image of `size` (height, width), cut at its edges."""
+    rows, columns = run.preprocess.sides(*size)
+    top, left = run.preprocess.corner(*size)
+    boxes = boxes.clone()
+    for axis, (start, scale, limit) in enumerate(((left, size[1] / columns, size[1]), (top, size[0] / rows, size[0]))):
+        boxes[:, axis:4:2] = ((boxes[:, axis:4:2] - start) * scale).clamp(0, limit)
+    return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+
+def shares(mask: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """The part of a mask that each class has, the largest first; classes that do not occur are left out."""
+    counts = torch.bincount(mask.flatten().int(), minlength=len(classes)).tolist()
+    total = max(1, mask.numel())
+    found = {name: count / total for name, count in zip(classes, counts, strict=False) if count}
+    return dict(sorted(found.items(), key=lambda entry: -entry[1]))

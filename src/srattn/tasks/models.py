@@ -1,0 +1,93 @@
+"""The models of the tasks: built from a run's options, and again from what a model says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from srattn.errors import SrattnError, nearest
+from srattn.heads import list_heads
+from srattn.models import build_model
+from srattn.tasks.dense import build_dense, segmentation_model
+from srattn.tasks.detection.model import build_detection, fcos, retinanet
+
+Targets = Literal["labels", "masks", "boxes"]
+
+TARGETS: dict[str, Targets] = {"segmentation": "masks", "detection": "boxes"}
+"""What a task learns from, where it is not one label an image."""
+_DETECTORS = {"fcos": fcos, "retinanet": retinanet}
+
+
+def targets_of(task: str) -> Targets:
+    """What `task` learns from; a task that another package adds has labels."""
+    return TARGETS.get(task, "labels")
+
+
+def heads_of(task: str) -> list[str]:
+    """The heads that models of a task can have, the default first; none where there is no choice."""
+    if task == "segmentation":
+        return list_heads()
+    return list(_DETECTORS) if task == "detection" else []
+
+
+def build_task_model(
+    task: str,
+    backbone: str,
+    classes: int,
+    head: str = "",
+    head_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The untrained model of a task.
+
+    Args:
+        head: one of `heads_of(task)`; the default if empty.
+        head_options: of the head by name; of a detector the pyramid's too.
+        options: of the backbone.
+
+    Raises:
+        SrattnError: an unknown head or option.
+    """
+    kinds, given = heads_of(task), dict(head_options or {})
+    if head and head not in kinds:
+        kind = f"; {task} has: {', '.join(kinds)}" if kinds else f": {task} has no choice of heads"
+        raise SrattnError(f"no head {head!r}{nearest(head, kinds)}{kind}")
+    if task == "segmentation":
+        return segmentation_model(backbone, classes, head or kinds[0], given, **options)
+    if task == "detection":
+        return _detector(head or kinds[0], backbone, classes, given, options)
+    if given:
+        raise SrattnError(f"head_options are for tasks with a choice of heads, and {task} has none")
+    return build_model(backbone, num_classes=classes, **options)
+
+
+def rebuild(config: Mapping[str, Any], **place: Any) -> nn.Module:
+    """The model that a `config` of any of the tasks describes; `place` may hold device and dtype."""
+    if "neck" in config:
+        return build_detection({**config["backbone"], **place}, config["neck"], config["head"])
+    return build_dense(**config, **place) if "backbone" in config else build_model(**config, **place)
+
+
+def backbone_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model of any task the part that names and describes its backbone."""
+    return dict(config.get("backbone", config))
+
+
+def backbone_name(config: Mapping[str, Any]) -> str:
+    """The registered name of a model's backbone."""
+    return str(backbone_config(config)["name"])
+
+
+def _detector(
+    head: str, backbone: str, classes: int, head_options: dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    import inspect
+
+    maker = _DETECTORS[head]
+    known = [p.name for p in inspect.signature(maker).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for name in head_options:
+        if name not in known:
+            raise SrattnError(f"{head} has no option {name!r}{nearest(name, known)}; it has: {', '.join(known)}")
+    return maker(backbone, classes, **head_options, **options)
