@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from srattn.engine.progress import Lines, Live, make_progress
+from srattn.engine.progress import Lines, Live, epoch_line, figure_text, make_progress
 
 RECORD = {
     "epoch": 1, "step": 10, "train_loss": 0.5, "train_accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 0.9972,
@@ -62,3 +62,13 @@ def test_the_choice_follows_standard_output(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(make_progress(), Lines)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert isinstance(make_progress(), Live)
+
+
+def test_shares_are_per_cent_and_other_figures_are_not() -> None:
+    shares = ["accuracy", "pixel_accuracy", "miou", "dice", "boundary_f", "map50", "map75", "map", "delta1"]
+    for name in shares:
+        assert [figure_text(f"{part}{name}", 0.53204) for part in ("", "train_", "val_")] == ["53.20%"] * 3
+    for name in ("loss", "val_loss", "box_loss", "rmse", "abs_rel", "mapping"):
+        assert figure_text(name, 0.53204) == "0.5320"
+    record = {"epoch": 1, "train_loss": 2.0, "val_loss": 1.5, "val_map50": 0.1, "images_per_second": 8.0}
+    assert "val_loss 1.5000  val_map50 10.00%" in epoch_line(record, 1)

@@ -62,7 +62,7 @@ def _options() -> set[str]:
 
 def run(args: jsonargparse.Namespace) -> int:
     from srattn.engine import Interrupted, TrainConfig, train
-    from srattn.engine.progress import make_progress
+    from srattn.engine.progress import figure_text, make_progress
 
     values: dict[str, Any] = args.as_dict()
     values.pop("config", None)
@@ -79,8 +79,9 @@ def run(args: jsonargparse.Namespace) -> int:
         return 130
     if not result.first:
         return 0
-    accuracy = result.result["accuracy"]
-    print(f"held-out accuracy {100 * accuracy:.2f}% on {result.result['val_images']} images")
+    headline = result.result["headline"]
+    figure = figure_text(headline, result.result[headline])
+    print(f"held-out {headline} {figure} on {result.result['val_images']} images")
     print(f"run folder {result.folder}")
     report = _report(result)
     if report is not None:
@@ -90,6 +91,10 @@ def run(args: jsonargparse.Namespace) -> int:
 
 def _report(result: RunResult) -> Path | None:
     """Writes report.html; says why not where a package is missing, since the run itself is complete."""
+    from srattn.data.dense import SceneLoader
+
+    if isinstance(result.loader, SceneLoader):
+        return None
     try:
         from srattn.explain.report import write_report
     except ImportError as error:
