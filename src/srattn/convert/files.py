@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from srattn.convert import hf
-from srattn.convert.heads import Head, head_config
+from srattn.convert.head_numbers import ASSUMED, part_configs, saved_backbone, saved_kind, saved_parts
+from srattn.convert.heads import Head
 from srattn.convert.layouts import get_layout
+from srattn.convert.layouts.mm_heads import AUXILIARY, other_arithmetic
 from srattn.convert.layouts.transforms import Context
 from srattn.convert.save import check_suffix, differences, write_file, write_folder
 from srattn.convert.source import Source, read_source
@@ -74,21 +76,25 @@ def convert_file(
     eps, edge = _settings(ours, read)
     context = Context(ratios=ratios_of(config))
     head = None if ours.head is None else ours.head.to_ours()
-    numbers = None if head is None else _head_numbers(head, read)
+    parts, guessed = ({}, ()) if head is None else _parts(head, read)
     state, left_out = from_ours(ours.state, target, family, context, head)
     notes = differences(to, eps, edge, config, left_out, family)
+    if head is not None and bool(to.parts) != bool(detected.layout.parts):
+        notes += other_arithmetic(head.kind, head.state).values()
     if folder:
         notes += [f"assumed: {text}" for text in assumed]
-        write_folder(path, state, hf.config_for(family, config, eps, numbers), overwrite)
+        write_folder(path, state, hf.config_for(family, config, eps, parts.get("head")), overwrite)
     else:
         # A width of nobody's is still some registered model with all of its numbers replaced.
         base = name or next(known for known in list_models() if _family(known) == family)
         described = {"model": {"name": base, **config}, "norm_eps": eps, "edge": edge, "version": __version__}
-        described |= {} if numbers is None else {"head": numbers}
-        notes += [f"assumed: {text}" for text in assumed if target == "srattn"]
+        described |= {"model": read.metadata["model"]} if _is_run(read) else parts
+        notes += [f"assumed: {text}" for text in (*assumed, *guessed) if target == "srattn"]
         kept = {key: value for key, value in read.metadata.items() if key not in described}
         write_file(path, state, overwrite, {**kept, **described} if target == "srattn" else None)
-    notes += [f"not converted: {key!r}" for key in (*ours.unknown, *ours.beside)[:5]]
+    outside = [key.removeprefix(detected.outer) for key in (*ours.unknown, *ours.beside)]
+    notes += [f"auxiliary_head {AUXILIARY}"] if any(key.startswith("auxiliary_head.") for key in outside) else []
+    notes += [f"not converted: {key!r}" for key in [k for k in outside if not k.startswith("auxiliary_head.")][:5]]
     return Converted(path, detected.layout.name, family, name, len(state), tuple(notes))
 
 
@@ -97,11 +103,12 @@ def _read(read: Source, layout: str | None, model: str | None) -> Ours:
     if model is not None:
         prefer = _family(model)
         context = Context(ratios=ratios_of(model_options(model)))
-    elif isinstance(saved := read.metadata.get("model"), dict):
+    elif saved := saved_backbone(read.metadata):
         context = Context(ratios=ratios_of(saved))
         prefer = _family(saved["name"]) if saved.get("name") in list_models() else None
     grids = hf.context_from(read.config).grids
-    ours = to_ours(read.state, layout=layout, prefer=prefer, context=replace(context, grids=grids))
+    kind = saved_kind(read.metadata)
+    ours = to_ours(read.state, layout=layout, prefer=prefer, context=replace(context, grids=grids), kind=kind)
     if model is not None and ours.detected.family != prefer:
         raise SrattnError(f"these are weights of {ours.detected.family}, not of {model}")
     return ours
@@ -109,8 +116,8 @@ def _read(read: Source, layout: str | None, model: str | None) -> Ours:
 
 def _describe(ours: Ours, read: Source, model: str | None) -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
     """The model's name and configuration, and what of it was assumed."""
-    saved = read.metadata.get("model")
-    if isinstance(saved, dict) and isinstance(saved.get("name"), str):
+    saved = saved_backbone(read.metadata)
+    if isinstance(saved.get("name"), str):
         config = {key: value for key, value in saved.items() if key != "name"}
         return saved["name"], config, ()
     name, found = infer(ours.state, ours.detected.family)
@@ -131,13 +138,18 @@ def _describe(ours: Ours, read: Source, model: str | None) -> tuple[str | None, 
     return name, config, assumed
 
 
-def _head_numbers(head: Head, read: Source) -> dict[str, Any]:
-    """The head's configuration, by its shapes and by what its file says."""
-    saved = read.metadata.get("head")
-    numbers = {**head_config(head), **(saved if isinstance(saved, dict) else {})}
+def _parts(head: Head, read: Source) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """The configuration of what stands beside the backbone, by its shapes and its file, and what of it was assumed."""
+    saved = saved_parts(read.metadata)
+    parts = {part: {**told, **saved.get(part, {})} for part, told in part_configs(head.kind, head.state).items()}
     if head.kind == "glpn":
-        numbers.setdefault("max_depth", read.config.get("max_depth", 10))
-    return numbers
+        parts["head"].setdefault("max_depth", read.config.get("max_depth", 10))
+    return parts, (ASSUMED[head.kind],) if head.kind in ASSUMED and not saved else ()
+
+
+def _is_run(read: Source) -> bool:
+    """Whether the file says of a whole model what a run's file does."""
+    return isinstance(model := read.metadata.get("model"), dict) and "backbone" in model
 
 
 def _settings(ours: Ours, read: Source) -> tuple[dict[str, float], str]:

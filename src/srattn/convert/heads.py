@@ -1,6 +1,6 @@
-"""The head of a whole model: found beside the weights of its backbone, fitted to a model's own, described.
+"""What stands beside the backbone of a whole model: its head, of a detector the neck too. Found, fitted, written.
 
-A head is known by its kind, which its module names (`kind`), and by its table in `srattn.convert.layouts.heads`.
+A head is known by its kind, which its module names (`kind`); a file of ours says it, and elsewhere the keys tell it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from srattn.convert.fit import Fit
+from srattn.convert.head_numbers import describe
 from srattn.convert.layouts.base import Layout
-from srattn.convert.layouts.keys import Rule, apply_rules, count_known, find_rule
+from srattn.convert.layouts.heads import TELLING
+from srattn.convert.layouts.keys import Rule, apply_rules, fill, find_rule
 from srattn.convert.layouts.transforms import Context
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
@@ -24,7 +26,7 @@ _KEEP = 'keep the model\'s own with head="keep"'
 
 @dataclass(frozen=True)
 class Head:
-    """A head's tensors by our keys (`head.`...), and our key -> their keys."""
+    """The tensors beside a backbone by our keys (`head.`..., `neck.`...), and our key -> their keys."""
 
     kind: str
     state: Mapping[str, torch.Tensor]
@@ -33,26 +35,42 @@ class Head:
 
 @dataclass(frozen=True)
 class FoundHead:
-    """A head as a checkpoint holds it; nothing is converted before it is asked for."""
+    """A head as a checkpoint holds it; nothing is converted before it is asked for. Without rules its keys are ours."""
 
     kind: str
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] | None
     state: Mapping[str, torch.Tensor]
 
     def to_ours(self) -> Head:
+        if self.rules is None:
+            return Head(self.kind, self.state, {key: (key,) for key in self.state})
         applied = apply_rules(self.state, self.rules, to_ours=True, context=Context())
         return Head(self.kind, applied.state, applied.sources)
 
 
-def find_head(layout: Layout, family: str, rest: Mapping[str, torch.Tensor]) -> FoundHead | None:
-    """The head that the layout knows most keys of among `rest`, the tensors that belong to no backbone."""
-    tables = layout.heads.get(family, {})
-    kind = max(tables, key=lambda kind: count_known(rest, tables[kind]), default=None)
-    if kind is None or not count_known(rest, tables[kind]):
-        return None
-    rules = tables[kind]
-    known = {key: t for key, t in rest.items() if find_rule(key, rules, theirs=True, keys=rest) is not None}
-    return FoundHead(kind, rules, known)
+def find_head(
+    layout: Layout,
+    family: str,
+    rest: Mapping[str, torch.Tensor],
+    told: str | None = None,
+    otherwise: str | None = None,
+) -> FoundHead | None:
+    """The head among `rest`, the tensors that belong to no backbone.
+
+    Args:
+        told: its kind as the file says it; keys of our own layout need not tell it then.
+        otherwise: the kind that keys of our own layout are taken for where nothing tells it.
+    """
+    if layout.parts:
+        known = {key: tensor for key, tensor in rest.items() if key.startswith(layout.parts)}
+        kind = told or next((kind for kind, key in TELLING.items() if key in known), otherwise)
+        return FoundHead(kind, None, known) if kind and known else None
+    for kind, rules in layout.heads.get(family, {}).items():
+        found = {key: find_rule(key, rules, theirs=True, keys=rest) for key in rest}
+        named = {key: fill(rules[rule[0]].ours[0], rule[2]) for key, rule in found.items() if rule is not None}
+        if TELLING[kind] in named.values():
+            return FoundHead(kind, rules, {key: rest[key] for key in named})
+    return None
 
 
 def write_head(head: Head, layout: Layout, family: str) -> dict[str, torch.Tensor]:
@@ -61,13 +79,21 @@ def write_head(head: Head, layout: Layout, family: str) -> dict[str, torch.Tenso
     Raises:
         SrattnError: the layout has no such head beside this family, or no place for one of its tensors.
     """
-    rules = layout.heads.get(family, {}).get(head.kind)
-    if rules is None:
-        raise SrattnError(f"the {layout.name} layout has no {head.kind} head beside {family}")
-    applied = apply_rules(head.state, rules, to_ours=False, context=Context())
+    check_head(head.kind, layout, family)
+    if layout.parts:
+        return dict(head.state)
+    applied = apply_rules(head.state, layout.heads[family][head.kind], to_ours=False, context=Context())
     if applied.unknown:
         raise SrattnError(f"the {layout.name} layout of a {head.kind} head has no rule for {applied.unknown[0]!r}")
     return applied.state
+
+
+def check_head(kind: str, layout: Layout, family: str) -> None:
+    """Refuses a head that the layout has no names for."""
+    kinds = layout.heads.get(family, {})
+    if not layout.parts and kind not in kinds:
+        has = f"; it has: {', '.join(kinds)}" if kinds else ""
+        raise SrattnError(f"the {layout.name} layout has no {kind} head beside {family}{has}")
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
@@ -77,20 +103,30 @@ def head_of(model: nn.Module) -> nn.Module | None:
     return head if beside and isinstance(head, nn.Module) and hasattr(head, "kind") else None
 
 
-def own_state(module: nn.Module) -> Head:
-    """A head's module as a `Head`."""
-    return Head(str(module.kind), {f"head.{key}": value for key, value in module.state_dict().items()}, {})
+def own_head(model: nn.Module) -> Head | None:
+    """All that a task's model has beside its backbone; None where the model is a backbone."""
+    module = head_of(model)
+    if module is None:
+        return None
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}
+    return Head(str(module.kind), state, {})
 
 
-def fit_head(found: FoundHead | None, module: nn.Module, *, strict: bool, keep: bool) -> Fit:
-    """Which tensors go into a model's head, by `head.` and its own keys.
+def parts_of(model: nn.Module) -> dict[str, Any]:
+    """The configuration of each part beside the backbone of a task's model, "head" and of a detector "neck"."""
+    config: Mapping[str, Any] = getattr(model, "config", {})
+    return {} if head_of(model) is None else {part: dict(config[part]) for part in config if part != "backbone"}
+
+
+def fit_head(found: FoundHead | None, mine: Head, *, strict: bool, keep: bool) -> Fit:
+    """Which tensors go into a model's head, and a detector's neck, by our keys.
 
     Without `strict` a classifier of another size stays the model's own, and so does whatever is missing.
 
     Raises:
         SrattnError: there is no head, one of another kind, or one of other numbers.
     """
-    mine, fit = own_state(module), Fit()
+    fit = Fit()
     if keep:
         fit.unexpected += [] if found is None else list(found.state)
         fit.adapted["head"] = "the model's own head is kept"
@@ -100,6 +136,7 @@ def fit_head(found: FoundHead | None, module: nn.Module, *, strict: bool, keep: 
     if found.kind != mine.kind:
         raise SrattnError(f"these weights have a {found.kind} head, the model has a {mine.kind} head; {_KEEP}")
     theirs = found.to_ours()
+    told = describe(theirs.kind, theirs.state)
     for key, target in mine.state.items():
         tensor = theirs.state.get(key)
         if tensor is not None and tensor.shape == target.shape:
@@ -110,38 +147,14 @@ def fit_head(found: FoundHead | None, module: nn.Module, *, strict: bool, keep: 
         elif tensor is not None:
             named = ", ".join(repr(name) for name in theirs.names[key])
             shapes = f"{key!r} (their {named}) is {tuple(tensor.shape)}, the model's is {tuple(target.shape)}"
-            raise SrattnError(f"{shapes}{_describe(theirs)}")
+            raise SrattnError(f"{shapes}{told}; {_KEEP}")
         elif strict and not key.endswith("num_batches_tracked"):  # files of long ago have no such counter
-            raise SrattnError(f"these weights have no {key!r} {tuple(target.shape)}{_describe(theirs)}")
+            raise SrattnError(f"these weights have no {key!r} {tuple(target.shape)}{told}; {_KEEP}")
         else:
             fit.missing.append(key)
     for key in theirs.state:
         if key not in mine.state:
             if strict:
-                raise SrattnError(f"the model has no place for {key!r}{_describe(theirs)}")
+                raise SrattnError(f"the model has no place for {key!r}{told}; {_KEEP}")
             fit.unexpected.append(key)
     return fit
-
-
-def head_config(head: Head) -> dict[str, Any]:
-    """The numbers of a head as its shapes tell them, named as the head's own options are."""
-    fuse, conv = head.state.get("head.fuse.weight"), head.state.get("head.conv.weight")
-    classifier = head.state.get("head.classifier.weight")
-    config: dict[str, Any] = {"kind": head.kind}
-    if fuse is not None and classifier is not None:
-        normed = any(key.startswith("head.projection_norms.") for key in head.state)
-        config |= {"num_classes": classifier.shape[0], "hidden": fuse.shape[0], "projection_norm": normed}
-    elif conv is not None:
-        config["hidden"] = conv.shape[0]
-    else:
-        raise SrattnError(f"the tensors of this {head.kind} head are not whole")
-    return config
-
-
-def _describe(head: Head) -> str:
-    try:
-        numbers = head_config(head)
-    except SrattnError:
-        return ""
-    told = ", ".join(f"{key}={value}" for key, value in numbers.items() if key != "kind")
-    return f"; these weights fit a {head.kind} head with {told}"

@@ -33,10 +33,9 @@ def written_eps(family: str, norm_eps: Mapping[str, float]) -> dict[str, float]:
     return dict.fromkeys(norm_eps, norm_eps["block"]) if family in _EPS_IN_CONFIG else TRANSFORMERS.eps_of(family)
 
 
-def set_depth(head: nn.Module, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Gives a depth head the largest depth that its weights were trained for, where the file says it."""
-    saved = metadata.get("head")
-    depth = config.get("max_depth", saved.get("max_depth") if isinstance(saved, dict) else None)
+def set_depth(head: nn.Module, config: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Gives a depth head the largest depth that its weights were trained for, where config.json or our file says it."""
+    depth = config.get("max_depth", saved.get("max_depth"))
     if hasattr(head, "max_depth") and isinstance(depth, int | float) and depth > 0:
         head.max_depth = float(depth)  # type: ignore[assignment]
 

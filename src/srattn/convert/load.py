@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,9 @@ from torch import nn
 
 from srattn.convert import hf
 from srattn.convert.fit import Fit, Fitter, Mismatch
-from srattn.convert.heads import fit_head, head_of, own_state
+from srattn.convert.head_numbers import check_parts, saved_backbone, saved_kind, saved_parts
+from srattn.convert.heads import Head, fit_head, head_of, own_head, parts_of
+from srattn.convert.layouts.mm_heads import AUXILIARY, other_arithmetic
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, merged, to_ours
 from srattn.convert.variants import backbone_of, context_of, describe, family_of
@@ -74,23 +76,23 @@ def load_checkpoint(
     The first convolution is adapted to the model's channels, position embeddings are resized to its grid.
 
     Args:
-        model: from `srattn.create_model`, also with `features_only`; or a whole model of `srattn.tasks.dense`. From
-            the weights of a whole model, a backbone takes its own part.
+        model: from `srattn.create_model`, also with `features_only`; or a whole model of `srattn.tasks.dense` or
+            `srattn.tasks.detection`. From the weights of a whole model, a backbone takes its own part.
         source: a state dict, a .safetensors, .pth, .pt or .bin file, or a transformers folder.
         strict: refuse missing and unexpected keys. A classifier is not expected by a model without one, nor a class
             token by one built with class_token=False; these are left out and reported.
         layout: the layout's name, where it should not be recognised.
-        head: "keep" leaves the model's own classifier alone, and the whole head of a whole model.
+        head: "keep" leaves the model's own classifier alone, and of a whole model all but its backbone.
 
     Raises:
         SrattnError: the file cannot be read or the weights do not fit; names the first key. The model is unchanged.
     """
     if head not in ("load", "keep"):
         raise SrattnError(f"head is 'load' or 'keep', got {head!r}")
-    backbone = backbone_of(model)
+    backbone, mine = backbone_of(model), own_head(model)
     read = read_source(source)
     try:
-        ours = _read_ours(read, backbone, layout)
+        ours = _read_ours(read, backbone, mine, layout)
         norm_eps, edge = _settings(read, ours)
         try:
             fit, beside = _fit(ours, backbone, strict, head == "keep", features_only=backbone is not model)
@@ -99,17 +101,21 @@ def load_checkpoint(
         # After the shapes: weights of another model are better told by the model that they fit.
         _check_heads(read, ours, backbone.config)
         _check_values(fit.values, backbone.state_dict())
-        head_module, head_fit = head_of(model), Fit(unexpected=[] if ours.head is None else list(ours.head.state))
-        if head_module is not None:
-            head_fit = fit_head(ours.head, head_module, strict=strict, keep=head == "keep")
-            _check_values(head_fit.values, own_state(head_module).state)
+        head_fit = Fit(unexpected=[] if ours.head is None else list(ours.head.state))
+        if mine is not None:
+            head_fit = fit_head(ours.head, mine, strict=strict, keep=head == "keep")
+            if head == "load":
+                check_parts(saved_parts(read.metadata), parts_of(model))
+            _check_values(head_fit.values, mine.state)
     except SrattnError as error:
         raise SrattnError(f"{read.origin}: {error}") from error
 
     targets: dict[str, torch.Tensor] = dict(backbone.state_dict())
-    if head_module is not None:
-        targets |= own_state(head_module).state
-        hf.set_depth(head_module, read.config, read.metadata)
+    head_module = head_of(model)
+    if mine is not None and head_module is not None:
+        targets |= mine.state
+        if head == "load":
+            hf.set_depth(head_module, read.config, saved_parts(read.metadata).get("head", {}))
     with torch.no_grad():
         for key, tensor in (fit.values | head_fit.values).items():
             targets[key].copy_(tensor)
@@ -124,16 +130,23 @@ def load_checkpoint(
         missing=(*fit.missing, *head_fit.missing),
         unexpected=(*fit.unexpected, *head_fit.unexpected, *beside),
         resized=fit.resized,
-        adapted=fit.adapted | head_fit.adapted,
+        adapted=fit.adapted | head_fit.adapted | _remarks(ours, head_fit, beside),
         norm_eps=backbone.norm_eps,
         edge=backbone.edge,
         family=ours.detected.family,
     )
 
 
-def _read_ours(read: Source, backbone: Backbone, layout: str | None) -> Ours:
+def _read_ours(read: Source, backbone: Backbone, mine: Head | None, layout: str | None) -> Ours:
     context = merged(hf.context_from(read.config), context_of(backbone))
-    return to_ours(read.state, layout=layout, prefer=family_of(backbone), context=context)
+    return to_ours(
+        read.state,
+        layout=layout,
+        prefer=family_of(backbone),
+        context=context,
+        kind=saved_kind(read.metadata),
+        own_kind=None if mine is None else mine.kind,
+    )
 
 
 def _fit(
@@ -153,8 +166,7 @@ def _check_heads(read: Source, ours: Ours, config: Mapping[str, Any]) -> None:
     """Refuses weights of another number of heads or size of windows, which no shape shows."""
     if ours.detected.layout.name == "transformers":
         hf.check_config(read.config, config)
-    saved = read.metadata.get("model")
-    saved = saved if isinstance(saved, dict) else {}
+    saved = saved_backbone(read.metadata)
     for option in ("num_heads", "window_sizes"):
         if saved.get(option, config.get(option)) != config.get(option):
             raise SrattnError(f"the weights have {option} {saved[option]}, the model has {config.get(option)}")
@@ -187,6 +199,14 @@ def _beside(ours: Ours, strict: bool) -> tuple[str, ...]:
         layout = f"the {detected.layout.name} layout of {detected.family}"
         raise Mismatch(f"{layout} has no key {strange[0]!r} {tuple(detected.state[strange[0]].shape)}")
     return (*ours.unknown, *ours.beside)
+
+
+def _remarks(ours: Ours, head_fit: Fit, beside: Sequence[str]) -> dict[str, str]:
+    """What is to be said of a whole model's parts: of those that have no place here, and of other arithmetic."""
+    found = {key: AUXILIARY for key in beside if key.removeprefix(ours.detected.outer).startswith("auxiliary_head.")}
+    if ours.head is not None and ours.head.rules is not None:
+        found |= other_arithmetic(ours.head.kind, head_fit.values)
+    return found
 
 
 def _check_values(values: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:

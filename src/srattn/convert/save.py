@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from srattn.convert import hf
-from srattn.convert.heads import head_of, own_state
+from srattn.convert.heads import check_head, own_head, parts_of
 from srattn.convert.layouts import Layout, get_layout
+from srattn.convert.layouts.mm_heads import other_arithmetic
 from srattn.convert.state import from_ours
 from srattn.convert.tensor_file import write_tensors
 from srattn.convert.variants import backbone_of, context_of, family_of
@@ -40,7 +41,7 @@ def save_checkpoint(
     policy, parts that the layout has no place for.
 
     Args:
-        model: from `srattn.create_model`, or a whole model of `srattn.tasks.dense`.
+        model: from `srattn.create_model`, or a whole model of `srattn.tasks.dense` or `srattn.tasks.detection`.
         path: a .safetensors, .pth, .pt or .bin file; with layout "transformers" a path without such a suffix is a
             folder with config.json and model.safetensors, as its `from_pretrained` takes it.
         layout: "srattn", "official", "timm", "transformers", "mmdet" or "mmseg".
@@ -62,17 +63,17 @@ def save_checkpoint(
     folder = layout == "transformers" and path.suffix not in _SUFFIXES
     config: dict[str, Any] = dict(backbone.config)
     norm_eps, edge = backbone.norm_eps, backbone.edge
-    module = head_of(model)
-    head_config: dict[str, Any] | None = None if module is None else dict(module.config)  # type: ignore[arg-type]
-    hub_config = hf.config_for(family, config, norm_eps, head_config) if layout == "transformers" else None
+    head, parts = own_head(model), parts_of(model)
+    if head is not None:
+        check_head(head.kind, target, family)
+    hub_config = hf.config_for(family, config, norm_eps, parts.get("head")) if layout == "transformers" else None
     if not folder:
         check_suffix(path)
-    head = None if module is None else own_state(module)
     state, left_out = from_ours(backbone.state_dict(), layout, family, context_of(backbone), head)
 
     described = {
-        "model": getattr(model, "config", config) if module is None else config,
-        **({} if module is None else {"head": head_config}),
+        "model": getattr(model, "config", config) if head is None else config,
+        **parts,
         "norm_eps": norm_eps,
         "edge": edge,
         "version": __version__,
@@ -84,6 +85,8 @@ def save_checkpoint(
     else:
         write_file(path, state, overwrite, described if layout == "srattn" else None)
     notes = differences(target, norm_eps, edge, config, left_out, family)
+    if head is not None and target.heads.get(family):
+        notes += other_arithmetic(head.kind, head.state).values()
     if notes:
         warnings.warn(f"{path} in the {layout} layout: {'; '.join(notes)}", UserWarning, stacklevel=2)
     return path

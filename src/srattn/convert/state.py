@@ -33,16 +33,28 @@ class Ours:
 
 
 def to_ours(
-    state: Mapping[str, Any], *, layout: str | None = None, prefer: str | None = None, context: Context | None = None
+    state: Mapping[str, Any],
+    *,
+    layout: str | None = None,
+    prefer: str | None = None,
+    context: Context | None = None,
+    kind: str | None = None,
+    own_kind: str | None = None,
 ) -> Ours:
-    """Recognises `state` (wrappers included) and converts it to our layout."""
+    """Recognises `state` (wrappers included) and converts it to our layout.
+
+    Args:
+        layout, prefer: see `recognise`.
+        kind: of the head beside the backbone, where the file says it.
+        own_kind: of the model's own head, which one in our layout is taken for where nothing tells its kind.
+    """
     detected = recognise(state, layout=layout, prefer=prefer)
     rules = detected.layout.rules[detected.family]
     applied = apply_rules(detected.state, rules, to_ours=True, context=_with_grids(detected, context or Context()))
     tensors = unwrap(state) if detected.beside else {}
     rest = {key.removeprefix(detected.outer): tensors[key] for key in detected.beside}
     rest |= {key: detected.state[key] for key in applied.unknown}
-    head = find_head(detected.layout, detected.family, rest)
+    head = find_head(detected.layout, detected.family, rest, kind, own_kind)
     taken = () if head is None else head.state
     unknown = tuple(key for key in applied.unknown if key not in taken)
     beside = tuple(key for key in detected.beside if key.removeprefix(detected.outer) not in taken)

@@ -27,6 +27,7 @@ class Layout:
     heads: family -> kind of head -> the table of a head that whole models have beside this backbone.
     beside_head: (family, kind of head) -> the table of the backbone in such a model, where it has another.
     prefix: what the backbone's keys begin with in a whole model.
+    parts: beginnings of the keys of what stands beside a backbone, where they are ours and need no table.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Layout:
     heads: Mapping[str, Mapping[str, tuple[Rule, ...]]] = field(default_factory=dict)
     beside_head: Mapping[tuple[str, str], tuple[Rule, ...]] = field(default_factory=dict)
     prefix: str = "backbone."
+    parts: tuple[str, ...] = ()
 
     def eps_of(self, family: str) -> dict[str, float]:
         """The epsilons that its code applies in models of `family`."""

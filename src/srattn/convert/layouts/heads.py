@@ -1,15 +1,27 @@
 """The tables of heads that published checkpoints hold beside a backbone, for the layouts that have them.
 
-Our keys begin with `head.`. In a whole model, the backbone's keys stand under `backbone.`, in transformers under its
-own name.
+Our keys begin with `head.`, those of a detector's pyramid with `neck.`. In a whole model, the backbone's keys stand
+under `backbone.`, in transformers under its own name.
 """
 
 from __future__ import annotations
 
 from srattn.convert.layouts.keys import Rule, same
+from srattn.convert.layouts.mm_heads import RETINANET, SEMANTIC_FPN, UPERNET
 from srattn.convert.layouts.transforms import POINTWISE, POINTWISE_REVERSED
 
 Heads = dict[str, tuple[Rule, ...]]
+
+TELLING: dict[str, str] = {
+    "segformer": "head.fuse.weight",
+    "glpn": "head.depth.weight",
+    "semantic_fpn": "head.levels.0.0.conv.weight",
+    "upernet": "head.fuse.conv.weight",
+    "unet": "head.stages.0.gate.skip.weight",
+    "fcos": "head.scales",
+    "retinanet": "head.regressor.weight",  # FCOS has it too, and comes first
+}
+"""Of each kind of head the key of ours that tells it."""
 
 _SEGFORMER_OFFICIAL: tuple[Rule, ...] = (
     same("head.projections.{n}.{p}", "decode_head.linear_c{n+1}.proj.{p}"),
@@ -48,15 +60,8 @@ _GLPN_TRANSFORMERS: tuple[Rule, ...] = (
     same("head.depth.{p}", "head.head.2.{p}"),
 )
 
-OFFICIAL_HEADS: Heads = {"segformer": _SEGFORMER_OFFICIAL}
+# The papers' code for segmentation and detection is made of mmsegmentation's and mmdetection's heads.
+MM_HEADS: Heads = {"semantic_fpn": SEMANTIC_FPN, "upernet": UPERNET, "retinanet": RETINANET}
+OFFICIAL_HEADS: Heads = {"segformer": _SEGFORMER_OFFICIAL, **MM_HEADS}
 TRANSFORMERS_HEADS: Heads = {"segformer": _SEGFORMER_TRANSFORMERS, "glpn": _GLPN_TRANSFORMERS}
-MMSEG_HEADS: Heads = {"segformer": _SEGFORMER_MMSEG}
-
-
-def own_heads() -> Heads:
-    """Our own names of every head, drawn from the foreign tables so that they cannot drift."""
-    patterns: dict[str, dict[str, None]] = {}
-    for heads in (OFFICIAL_HEADS, TRANSFORMERS_HEADS, MMSEG_HEADS):
-        for kind, rules in heads.items():
-            patterns.setdefault(kind, {}).update(dict.fromkeys(rule.ours[0] for rule in rules))
-    return {kind: tuple(same(pattern, pattern) for pattern in found) for kind, found in patterns.items()}
+MMSEG_HEADS: Heads = {"segformer": _SEGFORMER_MMSEG, "semantic_fpn": SEMANTIC_FPN, "upernet": UPERNET}

@@ -2,7 +2,7 @@
 
 A pattern is a key with named places: ``stages.{i}.blocks.{j}.attn.q.{p}``. `i` (stage), `j` (block) and `n` (any other
 index) stand for a number, `p` for the last part of a parameter (weight, bias). ``{i+1}`` is counted from one,
-``{i@}`` is a letter, a for 0.
+``{n*2}`` in twos, ``{i@}`` is a letter, a for 0.
 A `Rule` says which keys of ours hold the same numbers as which keys of a foreign layout, and how the tensors change.
 """
 
@@ -21,7 +21,7 @@ from srattn.errors import SrattnError
 State = Mapping[str, torch.Tensor]
 Bindings = tuple[tuple[str, str], ...]
 
-_PLACE = re.compile(r"\{([a-z])(?:\+(\d+)|(@))?\}")
+_PLACE = re.compile(r"\{([a-z])(?:\+(\d+)|\*(\d+)|(@))?\}")
 _OPTIONAL = "?"
 
 
@@ -30,17 +30,21 @@ class Rule:
     """`ours` and `theirs`: key patterns of the same numbers; a trailing "?" marks a key that may be absent.
 
     beside: a key of theirs that must be there as well for their keys to be meant, where one name has two meanings.
+    beside_ours: the same of ours.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     transform: Transform = SAME
     beside: str | None = None
+    beside_ours: str | None = None
 
 
-def same(ours: str, theirs: str, transform: Transform = SAME, beside: str | None = None) -> Rule:
+def same(
+    ours: str, theirs: str, transform: Transform = SAME, beside: str | None = None, beside_ours: str | None = None
+) -> Rule:
     """One key for one key."""
-    return Rule((ours,), (theirs,), transform, beside)
+    return Rule((ours,), (theirs,), transform, beside, beside_ours)
 
 
 def joined(ours: Sequence[str], theirs: str, transform: Transform) -> Rule:
@@ -115,7 +119,8 @@ def find_rule(
             bindings = match(pattern, key)
             if bindings is None:
                 continue
-            if not theirs or rule.beside is None or fill(rule.beside, bindings) in keys:
+            beside = rule.beside if theirs else rule.beside_ours
+            if beside is None or fill(beside, bindings) in keys:
                 return number, member, bindings
     return None
 
@@ -126,8 +131,8 @@ def count_known(keys: Collection[str], rules: Sequence[Rule]) -> int:
 
 
 def match(pattern: str, key: str) -> Bindings | None:
-    """The values of the pattern's places in `key`, or None where it does not fit. ``{i+1}`` of 0 does not fit."""
-    regex, offsets = _compiled(pattern)
+    """The values of the pattern's places in `key`, or None where it does not fit, as ``{i+1}`` 0 and ``{n*2}`` 1."""
+    regex, counting = _compiled(pattern)
     found = regex.fullmatch(key)
     if found is None:
         return None
@@ -136,8 +141,9 @@ def match(pattern: str, key: str) -> Bindings | None:
         if name == "p":
             values.append((name, text))
             continue
-        number = ord(text) - ord("a") if text.isalpha() else int(text) - offsets[name]
-        if number < 0:
+        offset, step = counting[name]
+        number, rest = divmod(ord(text) - ord("a") if text.isalpha() else int(text) - offset, step)
+        if number < 0 or rest:
             return None
         values.append((name, str(number)))
     return tuple(sorted(values))
@@ -148,26 +154,27 @@ def fill(pattern: str, bindings: Bindings) -> str:
     values = dict(bindings)
 
     def value(place: re.Match[str]) -> str:
-        name, offset = place[1], int(place[2] or 0)
-        if place[3]:
+        name, offset, step = place[1], int(place[2] or 0), int(place[3] or 1)
+        if place[4]:
             return chr(ord("a") + int(values[name]))
-        return values[name] if name == "p" else str(int(values[name]) + offset)
+        return values[name] if name == "p" else str(int(values[name]) * step + offset)
 
     return _PLACE.sub(value, pattern.removesuffix(_OPTIONAL))
 
 
 @lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> tuple[re.Pattern[str], dict[str, int]]:
+def _compiled(pattern: str) -> tuple[re.Pattern[str], dict[str, tuple[int, int]]]:
+    """The expression, and of each place what it is counted from and in steps of what."""
     text = pattern.removesuffix(_OPTIONAL)
-    offsets: dict[str, int] = {}
+    counting: dict[str, tuple[int, int]] = {}
     parts, end = [], 0
     for place in _PLACE.finditer(text):
         name = place[1]
         parts.append(re.escape(text[end : place.start()]))
         # At most four digits: a key is never a reason to build a huge number.
-        text_of = "[a-z]" if place[3] else "[a-z_]+" if name == "p" else "[0-9]{1,4}"
+        text_of = "[a-z]" if place[4] else "[a-z_]+" if name == "p" else "[0-9]{1,4}"
         parts.append(rf"(?P<{name}>{text_of})")
-        offsets[name] = int(place[2] or 0)
+        counting[name] = int(place[2] or 0), int(place[3] or 1)
         end = place.end()
     parts.append(re.escape(text[end:]))
-    return re.compile("".join(parts)), offsets
+    return re.compile("".join(parts)), counting

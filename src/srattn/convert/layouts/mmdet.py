@@ -1,4 +1,4 @@
-"""The layout of mmdetection (and mmsegmentation): a backbone alone, nn.MultiheadAttention, 1x1 convolutions in the MLP.
+"""The layout of mmdetection (and mmsegmentation): nn.MultiheadAttention, 1x1 convolutions in the MLP, their heads.
 
 It has no classifier, and PVT v1 neither class token nor final norm. There is no linear (pooled) variant.
 """
@@ -6,6 +6,7 @@ It has no classifier, and PVT v1 neither class token nor final norm. There is no
 from __future__ import annotations
 
 from srattn.convert.layouts.base import UNIFORM_EPS, Layout
+from srattn.convert.layouts.heads import MM_HEADS
 from srattn.convert.layouts.keys import Rule, State, joined, same
 from srattn.convert.layouts.transforms import POINTWISE, POSITIONS, QUERY_KEY_VALUE, REDUCTION
 
@@ -67,4 +68,5 @@ MMDET = Layout(
     lacks=("head", "norm", "class_token", "class_position"),
     auxiliary=("neck.", "bbox_head.", "rpn_head.", "roi_head.", "mask_head.", "decode_head.", "auxiliary_head."),
     refuses=_refuses,
+    heads={"pvt": MM_HEADS, "pvt_v2": MM_HEADS},
 )

@@ -42,5 +42,5 @@ MMSEG = Layout(
     lacks=("head", "norm"),
     auxiliary=("neck.", "decode_head.", "auxiliary_head."),
     refuses=MMDET.refuses,
-    heads={"mit": MMSEG_HEADS},
+    heads={"mit": MMSEG_HEADS, "twins": {kind: MMSEG_HEADS[kind] for kind in ("semantic_fpn", "upernet")}},
 )

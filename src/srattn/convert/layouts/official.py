@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from srattn.convert.layouts.base import TORCH_EPS, Layout
-from srattn.convert.layouts.heads import OFFICIAL_HEADS
+from srattn.convert.layouts.heads import MM_HEADS, OFFICIAL_HEADS
 from srattn.convert.layouts.keys import Rule, joined, same
 from srattn.convert.layouts.segformer3d import SEGFORMER3D
 from srattn.convert.layouts.transforms import (
@@ -166,7 +166,7 @@ OFFICIAL = Layout(
         "p2t": P2T,
         "segformer3d": SEGFORMER3D,
     },
-    heads={"mit": OFFICIAL_HEADS},
+    heads={"mit": OFFICIAL_HEADS, **dict.fromkeys(("pvt", "pvt_v2", "twins", "shunted", "cmt", "p2t"), MM_HEADS)},
     family_eps={"cvt": TORCH_EPS, "segformer3d": TORCH_EPS},
     # What Twins inherits from its copy of PVT and never uses.
     auxiliary=("pos_embeds.", "cls_token"),

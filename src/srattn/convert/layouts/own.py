@@ -1,9 +1,11 @@
-"""Our own layout: one for all families. Its vocabulary is that of the foreign tables, so it cannot drift."""
+"""Our own layout: one for all families. Its vocabulary is that of the foreign tables, so it cannot drift.
+
+What stands beside a backbone has no table: whatever begins with `neck.` or `head.` belongs to a whole model.
+"""
 
 from __future__ import annotations
 
 from srattn.convert.layouts.base import Layout
-from srattn.convert.layouts.heads import own_heads
 from srattn.convert.layouts.keys import Rule, same
 from srattn.convert.layouts.official import OFFICIAL
 from srattn.convert.layouts.timm import TIMM
@@ -23,5 +25,5 @@ SRATTN = Layout(
     "srattn's own",
     {family: _identity(rules) for family, rules in _TABLES.items()},
     edge="pad",
-    heads={family: own_heads() for family in _TABLES},
+    parts=("neck.", "head."),
 )
