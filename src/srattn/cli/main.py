@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "predict": "classify image files or folders with a trained run",
     "eval": "measure a trained run or a model on a data set: accuracy, calibration, robustness, throughput",
     "embed": "write pooled vectors or feature maps of a data set to Parquet",
+    "serve": "answer over HTTP with a trained run, a model or an exported file, and a page to try it",
     "tune": "search a learning rate or a batch size before a run",
     "data": "check a data set, or preview what the augmentation makes of it",
     "recipes": "list the recipes that come with the package, with their command, cost and result",
@@ -49,6 +50,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pyarrow": ("pyarrow", "train"),
     "sklearn": ("scikit-learn", "train"),
     "torchmetrics": ("torchmetrics", "train"),
+    "fastapi": ("fastapi", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
     "huggingface_hub": ("huggingface_hub", "hub"),
     "transformers": ("transformers", "transformers"),
 }

@@ -1,0 +1,93 @@
+"""A stranger's picture, to what the model sees of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+from torch import Tensor
+
+from srattn.data.decode import FORMATS, BadImage, decode
+from srattn.data.preprocess import Preprocess
+from srattn.serve.fault import Fault
+
+# "shorter" keeps the shape of a picture, and a line of one pixel would become a map without end.
+_LARGEST_SHARE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A file as it came, and what errors and answers call it."""
+
+    name: str
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A picture as the model sees it."""
+
+    name: str
+    width: int
+    height: int
+    """Sides of the picture, upright."""
+    pixels: Tensor
+    """uint8 (C, H, W)."""
+    box: tuple[float, float, float, float]
+    """Where the edges of `pixels` lie: left, top, right, bottom, as shares of the picture's sides."""
+
+
+def see(picture: Picture, preprocess: Preprocess, max_pixels: int) -> Seen:
+    """Decodes, crops and resizes.
+
+    Raises:
+        Fault: 413 for too many pixels, 422 for what cannot be read.
+    """
+    _check_header(picture, max_pixels)
+    try:
+        image = decode(picture.data, preprocess.channels, picture.name)
+    except BadImage as error:
+        raise Fault(422, str(error)) from None
+    box = seen_box(preprocess, image.height, image.width)
+    if preprocess.fit == "shorter":
+        rows, columns = preprocess.sides(image.height, image.width)
+        if rows * columns > _LARGEST_SHARE * preprocess.size[0] * preprocess.size[1]:
+            raise Fault(413, f"{picture.name}: {image.width}x{image.height} is too long for its width")
+    return Seen(picture.name, image.width, image.height, preprocess.pixels(image), box)
+
+
+def seen_box(preprocess: Preprocess, height: int, width: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the model's image, as shares of the sides of a picture of that size.
+
+    Beyond [0, 1] where the model's image has a border that is no picture ("inside").
+    """
+    rows, columns = preprocess.size
+    if preprocess.fit == "crop":
+        scale = preprocess.crop_fraction * min(width / columns, height / rows)
+        across, down = scale * columns / width, scale * rows / height
+        return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
+    if preprocess.fit == "inside":
+        (inner_rows, inner_columns), (top, left) = preprocess.sides(height, width), preprocess.corner(height, width)
+        return (
+            -left / inner_columns,
+            -top / inner_rows,
+            (columns - left) / inner_columns,
+            (rows - top) / inner_rows,
+        )
+    return (0.0, 0.0, 1.0, 1.0)
+
+
+def _check_header(picture: Picture, max_pixels: int) -> None:
+    """Refuses by the header alone; a header that cannot be read is left to the words of `decode`."""
+    from PIL import Image
+
+    large = f"more than the {max_pixels:,} pixels that are accepted"
+    try:
+        with Image.open(io.BytesIO(picture.data), formats=FORMATS) as opened:
+            width, height = opened.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Fault(413, f"{picture.name}: {large}") from None
+    except Exception:
+        return
+    if width * height > max_pixels:
+        raise Fault(413, f"{picture.name}: {width}x{height} is {large}")

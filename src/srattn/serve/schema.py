@@ -1,0 +1,141 @@
+"""The answers as OpenAPI describes them, with examples; they are built by hand and not validated again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class Error(BaseModel):
+    """What went wrong, in one line."""
+
+    error: str = Field(examples=["cat.jpg: unreadable (image file is truncated)"])
+
+
+class Health(BaseModel):
+    status: str = Field(examples=["ok"])
+
+
+class NamedShare(BaseModel):
+    name: str = Field(examples=["cat"])
+    probability: float = Field(ge=0, le=1.000001, examples=[0.93])
+
+
+class Named(BaseModel):
+    name: str = Field(description="the file's name, or `image N`", examples=["cat.jpg"])
+    width: int = Field(description="of the picture, upright", examples=[640])
+    height: int = Field(examples=[480])
+
+
+class Classified(Named):
+    classes: list[NamedShare] = Field(description="the likeliest first")
+
+
+class Predictions(BaseModel):
+    """The answer for each picture, in their order. What `answers` hold depends on `task`."""
+
+    task: str = Field(examples=["classification"])
+    model: str = Field(examples=["pvt_v2_b0"])
+    answers: list[Classified]
+
+
+class Embedded(Named):
+    vector: list[float] = Field(examples=[[0.12, -0.7, 1.4]])
+
+
+class Embeddings(BaseModel):
+    """The pooled vector of each picture, which the model's classifier reads."""
+
+    model: str = Field(examples=["pvt_v2_b0"])
+    length: int = Field(examples=[256])
+    answers: list[Embedded]
+
+
+class Attention(Named):
+    """What a point of a picture attends to. Stages, blocks and heads are counted from 1."""
+
+    model: str = Field(examples=["pvt_v2_b0"])
+    stage: int = Field(examples=[4])
+    block: int = Field(examples=[2])
+    head: int | None = Field(description="null is the mean of all heads", examples=[None])
+    token: list[int] = Field(description="row and column of the point in the grid", examples=[[3, 4]])
+    grid: list[int] = Field(description="rows and columns", examples=[[7, 7]])
+    box: list[float] = Field(
+        description="left, top, right and bottom of the grid, as shares of the picture's sides",
+        examples=[[0.05, 0.05, 0.95, 0.95]],
+    )
+    weights: list[list[float]] = Field(
+        description="shares by row and column; one in all, less what falls on padding or a class token",
+        examples=[[[0.4, 0.1], [0.2, 0.3]]],
+    )
+
+
+class StageFacts(BaseModel):
+    stage: int = Field(examples=[1])
+    blocks: int = Field(examples=[2])
+    heads: int = Field(examples=[1])
+    grid: list[int] = Field(examples=[[56, 56]])
+
+
+class ModelFacts(BaseModel):
+    """What can be asked of this service."""
+
+    task: str = Field(examples=["classification"])
+    model: str = Field(examples=["pvt_v2_b0"])
+    version: str = Field(description="of srattn", examples=["1.2.3"])
+    classes: list[str] = Field(examples=[["cat", "dog"]])
+    size: list[int] = Field(description="height and width that the model sees", examples=[[224, 224]])
+    embeds: bool = Field(description="whether /embed answers")
+    stages: list[StageFacts] = Field(description="what /explain can be asked for; empty if it does not answer")
+    max_images: int = Field(examples=[64])
+    max_bytes: int = Field(examples=[16777216])
+    max_pixels: int = Field(examples=[40000000])
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_BASE64 = {"type": "string", "contentEncoding": "base64", "examples": ["iVBORw0KGgo..."]}
+_WORDS = {
+    400: "the body is not what its content-type says, or has no picture",
+    401: "a bearer token is asked for",
+    404: "this model has no such answer",
+    408: "the body did not arrive in time",
+    413: "too many bytes, pixels or pictures",
+    415: "another content-type",
+    422: "an unreadable picture, or an option out of range",
+    500: "a defect of the service",
+    503: "the queue is full; Retry-After says when to try again",
+    504: "the answer took too long",
+}
+
+
+def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a route."""
+    return {code: {"model": Error, "description": _WORDS[code]} for code in codes}
+
+
+def picture_body(several: bool) -> dict[str, Any]:
+    """The request body of a route that takes one or `several` pictures, for `openapi_extra`."""
+    files = {"type": "array", "items": _BINARY, "minItems": 1} if several else _BINARY
+    # Exactly one of the two names.
+    forms: list[dict[str, Any]] = [_object("image", _BASE64)]
+    if several:
+        forms.append(_object("images", {"type": "array", "items": _BASE64, "minItems": 1}))
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _object("image", files)},
+                "image/*": {"schema": _BINARY},
+                "application/octet-stream": {"schema": _BINARY},
+                "application/json": {
+                    "schema": {"oneOf": forms} if several else forms[0],
+                    "examples": {"one": {"value": {"image": "iVBORw0KGgo..."}}},
+                },
+            },
+        }
+    }
+
+
+def _object(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}

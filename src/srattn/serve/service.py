@@ -1,0 +1,135 @@
+"""A model, its thread, and the threads that decode for it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from srattn.engine.embed import Vectors
+from srattn.engine.weights import LoadedRun
+from srattn.errors import SrattnError
+from srattn.serve.attention import Answer, Maps, Order, Stage, explain, order_of, stages_of
+from srattn.serve.fault import Fault, busy
+from srattn.serve.gate import Gate
+from srattn.serve.metrics import Metrics
+from srattn.serve.options import Options
+from srattn.serve.picture import Picture, Seen, see
+from srattn.serve.tasks import answers_of
+from srattn.serve.worker import Worker
+
+
+class Service:
+    """From pictures to answers. Only its worker's thread touches the model once it was started.
+
+    Args:
+        attention: `srattn.explain.attention`, or None for a service without maps.
+
+    Raises:
+        SrattnError: a model that cannot be served.
+    """
+
+    def __init__(self, run: LoadedRun, options: Options, attention: Maps | None = None) -> None:
+        self.run, self.options = run, options
+        self.task = answers_of(run)
+        self.model = str(getattr(run.model, "config", {}).get("name", type(run.model).__name__))
+        self.gate = Gate(options.queue, options.held_bytes)
+        self.metrics = Metrics(lambda: self.gate.images)
+        self.stages: list[Stage] = []
+        self.embeds = False
+        self._maps, self._vectors = attention, Vectors(run)
+        self._device = next(run.model.parameters()).device
+        self._worker = Worker(self._compute, options.max_batch, options.max_wait_ms / 1000, self.metrics.batch)
+        self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="srattn-decode")
+        self._numbers = itertools.count()
+        self._warm = False
+
+    def start(self) -> None:
+        """Starts the thread and lets the model answer once, so that the first client does not wait for that."""
+        if not self._warm:
+            self._worker.start()
+            blank = torch.zeros(self.run.preprocess.channels, *self.run.preprocess.size, dtype=torch.uint8)
+            self.stages, self.embeds = self._worker.submit(("warm",), blank).result()
+            self._warm = True
+
+    def stop(self) -> None:
+        """Finishes what was accepted, and ends the threads."""
+        self._worker.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def predict(self, pictures: Sequence[Picture], top: int) -> list[dict[str, Any]]:
+        """An answer for each picture, in their order."""
+        seen = await self._see(pictures)
+        values = await self._ask("predict", seen)
+        return [_named(each) | self.task.answer(value, top) for each, value in zip(seen, values, strict=True)]
+
+    async def embed(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+        """The pooled vector of each picture, which its classifier reads."""
+        if not self.embeds:
+            raise Fault(404, "this model has no vectors; those of an exported file has the model it was made of")
+        seen = await self._see(pictures)
+        try:
+            values = await self._ask("embed", seen)
+        except SrattnError:
+            raise Fault(422, "the model gives vectors that are not finite") from None
+        return [_named(each) | {"vector": value} for each, value in zip(seen, values, strict=True)]
+
+    async def explain(
+        self, picture: Picture, x: float, y: float, stage: int | None, block: int | None, head: int | None
+    ) -> tuple[Seen, Order, Answer]:
+        """The map of a point, which is given in shares of the picture's sides."""
+        if not self.stages:
+            raise Fault(404, "this model has no attention maps; those of an exported file has the model it was made of")
+        (seen,) = await self._see([picture])
+        order = order_of(self.stages, seen, x, y, stage, block, head)
+        # A key of its own: maps are computed one by one.
+        future = self._worker.submit(("explain", next(self._numbers)), (seen.pixels, order))
+        return seen, order, await asyncio.wrap_future(future)
+
+    async def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        loop = asyncio.get_running_loop()
+        preprocess, most = self.run.preprocess, self.options.max_pixels
+        try:
+            jobs = [loop.run_in_executor(self._pool, see, each, preprocess, most) for each in pictures]
+        except RuntimeError:  # the pool is closed
+            raise busy("the service is stopping") from None
+        try:
+            return list(await asyncio.gather(*jobs))
+        finally:
+            for job in jobs:
+                job.cancel()  # of no use any more, if one of them failed
+
+    async def _ask(self, kind: str, seen: Sequence[Seen]) -> list[Any]:
+        futures = [self._worker.submit((kind, tuple(each.pixels.shape)), each.pixels) for each in seen]
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+
+    @torch.inference_mode()
+    def _compute(self, key: tuple[Any, ...], items: list[Any]) -> list[Any]:
+        model = self.run.model
+        if key[0] == "warm":
+            inputs = self._inputs(items)
+            self.task.compute(inputs)
+            return [([] if self._maps is None else stages_of(self._maps, model, inputs), self._has_vectors(inputs))]
+        if key[0] == "explain":
+            assert self._maps is not None
+            return [explain(self._maps, model, self._inputs([pixels]), order) for pixels, order in items]
+        inputs = self._inputs(items)
+        return self.task.compute(inputs) if key[0] == "predict" else self._vectors.compute(inputs)[0].tolist()
+
+    def _has_vectors(self, inputs: torch.Tensor) -> bool:
+        try:
+            self._vectors.compute(inputs)
+        except SrattnError:
+            return False
+        return True
+
+    def _inputs(self, items: list[torch.Tensor]) -> torch.Tensor:
+        return self.run.preprocess.normalise(torch.stack(items).to(self._device).float() / 255)
+
+
+def _named(seen: Seen) -> dict[str, Any]:
+    return {"name": seen.name, "width": seen.width, "height": seen.height}

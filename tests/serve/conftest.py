@@ -1,0 +1,77 @@
+"""A tiny model behind the application, and a way to talk to it without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from PIL import Image
+
+import srattn
+from srattn.data.preprocess import Preprocess
+from srattn.engine.weights import LoadedRun
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("python_multipart", reason="needs the extra serve")
+httpx = pytest.importorskip("httpx", reason="the tests' client")
+
+Value = TypeVar("Value")
+Talk = Callable[..., Any]
+CLASSES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LoadedRun:
+    """Two stages with one and two heads on 32x48 pixels; as `load_run` gives it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = srattn.create_model(
+            "pvt_v2_b0", num_classes=5, embed_dims=(8, 16), num_heads=(1, 2), mlp_ratios=(2, 2), depths=(2, 1),
+            sr_ratios=(2, 1),
+        )  # fmt: skip
+    preprocess = Preprocess(size=(32, 48), fit="crop", crop_fraction=0.8)
+    return LoadedRun(model.eval(), CLASSES, preprocess, {}, Path("tiny"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def talk() -> Talk:
+    """`talk(app, work)`: what `work(client)` returns, between the start and the stop of the application."""
+
+    @contextlib.asynccontextmanager
+    async def client_of(app: Any) -> AsyncIterator[Any]:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://service", timeout=60) as client:
+                yield client
+
+    def run(app: Any, work: Callable[[Any], Awaitable[Value]]) -> Value:
+        async def whole() -> Value:
+            async with client_of(app) as client:
+                return await work(client)
+
+        return asyncio.run(whole())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def picture_of() -> Callable[..., bytes]:
+    """`picture_of(colour or None for noise, size, format)`: the bytes of a file."""
+
+    def make(colour: Any = None, size: tuple[int, int] = (60, 40), kind: str = "PNG", seed: int = 0) -> bytes:
+        if colour is None:
+            noise = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
+            image = Image.frombytes("RGB", size, bytes(noise.flatten().tolist()))
+        else:
+            image = Image.new("RGB", size, colour)
+        file = io.BytesIO()
+        image.save(file, kind)
+        return file.getvalue()
+
+    return make
