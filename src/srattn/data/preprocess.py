@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from srattn.data.decode import MAX_PIXELS, BadImage
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -82,7 +83,11 @@ class Preprocess:
             raise SrattnError(f"preprocess: {error}") from None
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """A decoded picture ("L" or "RGB") as uint8 (channels, height, width): inverted, cropped and resized."""
+        """A decoded picture ("L" or "RGB") as uint8 (channels, height, width): inverted, cropped and resized.
+
+        Raises:
+            BadImage: a line of pixels that "shorter" would make too large.
+        """
         from PIL.Image import Resampling
 
         image = self.inverted(image)
@@ -119,6 +124,11 @@ class Preprocess:
         from PIL.Image import Resampling
 
         rows, columns = self.sides(image.height, image.width)
+        if rows * columns > MAX_PIXELS:  # a line of pixels
+            raise BadImage(
+                f"{image.width}x{image.height} would become {columns}x{rows}, more than the {MAX_PIXELS:,} pixels that "
+                "are accepted; cut it"
+            )
         resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         pixels = to_tensor(image.resize((columns, rows), resampling))
         if self.fit == "shorter":

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from srattn.data.boxes import BoxIndex, BoxItem, read_coco_folder, read_voc
+from srattn.data.dense.classes import palette_of
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
 from srattn.errors import SrattnError
@@ -27,17 +28,17 @@ def open_boxes(data: str, classes: str | None = None) -> tuple[Found, BoxIndex]:
     """Finds images and their boxes, and decodes no image.
 
     Args:
-        classes: names with commas between, in the order that numbers them; by default those that occur.
+        classes: names with commas between or a file of them, in the order that numbers them; by default those that
+            occur (VOC) or the categories in the order of their numbers (COCO).
 
     Raises:
-        SrattnError: neither of the two forms.
+        SrattnError: neither of the two forms, or classes that cannot be told.
     """
-    root = Path(data)
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    root, names = Path(data), box_classes(classes)
     if is_voc(root):
         index = read_voc(root, classes=names)
     elif is_coco(root):
-        index = read_coco_folder(root)
+        index = read_coco_folder(root, classes=names)
     else:
         raise SrattnError(
             f"{root} has no boxes in a known form: Pascal VOC (Annotations/, JPEGImages/) or COCO (annotations/*.json)"
@@ -48,6 +49,22 @@ def open_boxes(data: str, classes: str | None = None) -> tuple[Found, BoxIndex]:
             digest.update(f"{part} {item.name} {item.boxes.tolist()} {item.labels.tolist()}".encode())
     parts = {part: [_unread(item) for item in items] for part, items in index.parts.items()}
     return Found(index.classes, parts, list(index.problems), digest.hexdigest()), index
+
+
+def box_classes(given: str | None) -> list[str] | None:
+    """Names with commas between, or those of a file (a line each, with or without colours); one is enough.
+
+    Raises:
+        SrattnError: a file that cannot be read, or names that are twice or missing.
+    """
+    if given is None:
+        return None
+    if Path(given).is_file():
+        return list(palette_of(Path(given), least=1).names)
+    names = [name.strip() for name in given.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise SrattnError(f"--classes {given!r} is neither a file nor different names with commas between")
+    return names
 
 
 def _unread(item: BoxItem) -> Unread:

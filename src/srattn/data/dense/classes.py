@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from srattn.data.boxes.index import read_bounded
 from srattn.data.dense.target import VOID
 from srattn.data.palette import Palette, read_palette, standard_palette
 from srattn.errors import SrattnError
@@ -70,9 +72,9 @@ def named_classes(given: str | None, root: Path) -> Palette | None:
     """
     if given is None:
         path = next((root / name for name in FILES if (root / name).is_file()), None)
-        return None if path is None else _from_file(path)
+        return None if path is None else palette_of(path)
     if Path(given).is_file():
-        return _from_file(Path(given))
+        return palette_of(Path(given))
     names = [name.strip() for name in given.split(",")]
     if len(names) < 2 or not all(names):
         raise SrattnError(f"--classes {given!r} is neither a file nor at least two names with commas between")
@@ -90,7 +92,7 @@ def settle(palette: Palette | None, void: Sequence[int], found: Counter[int], co
     """
     for value in void:
         if not 0 <= value <= 255:
-            raise SrattnError(f"--void {value} is no value of a mask, 0 to 255")
+            raise SrattnError(f"--void {value} is no value of a mask; give numbers from 0 to 255")
     values = set(found) - {VOID, *void}
     binary = (
         not coloured and VOID in found and VOID not in void and values <= {0} and (palette is None or len(palette) == 2)
@@ -100,27 +102,53 @@ def settle(palette: Palette | None, void: Sequence[int], found: Counter[int], co
     if palette is None:
         count = max(values, default=0) + 1
         if count < 2:
-            raise SrattnError("the masks hold one class only; segmentation needs at least two, the background included")
+            raise SrattnError(
+                "the masks hold one class only; segmentation needs at least two, the background included: "
+                "name them with --classes if the masks are right"
+            )
         names = ["background", "object"] if count == 2 else [str(number) for number in range(count)]
         palette = standard_palette(names)
     if len(palette) < 2:
-        raise SrattnError(f"segmentation needs at least two classes, got {len(palette)}: {palette.names[0]}")
+        raise SrattnError(
+            f"segmentation needs at least two classes, got {len(palette)}: {palette.names[0]}; name the others too"
+        )
     return MaskClasses(palette, tuple(void), coloured=coloured)
 
 
-def _from_file(path: Path) -> Palette:
-    if path.suffix.casefold() == ".json":
-        return read_palette(path)
+def palette_of(path: Path, least: int = 2) -> Palette:
+    """The classes of a file: a name a line, or what `srattn.data.palette.read_palette` takes, or a JSON list of names.
+
+    Raises:
+        SrattnError: it cannot be read, or names fewer than `least` classes, or one of them twice.
+    """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SrattnError(f"{path} is no text file of class names ({error})") from None
+        text = read_bounded(path, _LARGEST_FILE).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SrattnError(f"{path} is no text file of class names ({error}); save it in UTF-8") from None
+    names = _json_names(text) if path.suffix.casefold() == ".json" else _lines(text)
+    if names is None:
+        return read_palette(path)
+    if len(names) < least:
+        raise SrattnError(f"{path} names {len(names)} classes; give at least {least}, a line each")
+    try:
+        return standard_palette(names)
+    except SrattnError as error:
+        raise SrattnError(f"{path}: {error}") from None
+
+
+def _lines(text: str) -> list[str] | None:
+    """A name a line; None if the lines hold colours."""
     lines = [line.strip() for line in text.splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     words = [line.replace(",", " ").split() for line in names]
-    if names and all(len(row) >= 3 and all(word.isdigit() for word in row[-3:]) for row in words[1:] or words):
-        return read_palette(path)
-    if len(names) < 2:
-        raise SrattnError(f"{path} names {len(names)} classes; give at least two, a line each")
-    return standard_palette(names)
+    coloured = all(len(row) >= 3 and all(word.isdigit() for word in row[-3:]) for row in words[1:] or words)
+    return None if names and coloured else names
+
+
+def _json_names(text: str) -> list[str] | None:
+    """A list of names; None for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, list) and values and all(isinstance(name, str) for name in values) else None

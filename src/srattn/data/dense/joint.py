@@ -111,10 +111,12 @@ def parse_joint(spec: str, preprocess: Preprocess) -> JointAugment:
             hint = nearest(name, TOKENS) or f"; known are {', '.join(TOKENS)}"
             raise SrattnError(f"augment: unknown {name!r} for masks and boxes{hint}")
         if name in tokens:
-            raise SrattnError(f"augment: {name} stands twice in {spec!r}")
+            raise SrattnError(f"augment: {name} stands twice in {spec!r}; leave one of them")
         tokens[name] = value if equals else None
     if "none" in tokens and len(tokens) > 1:
         raise SrattnError(f"augment: none stands alone, got {', '.join(tokens)}")
+    if tokens.get("none") is not None:
+        raise SrattnError(f"augment: none takes no value, got {tokens['none']!r}; leave it out")
     defaults = {"flip": 0.5, "flipv": 0.5, "rotate": 10.0, "jitter": 0.4}
     values = {name: _number(name, tokens[name], defaults[name]) for name in defaults if name in tokens}
     low, high = (tokens["scale"] or "0.5-2").partition("-")[::2] if "scale" in tokens else ("1", "1")

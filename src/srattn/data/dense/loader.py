@@ -63,7 +63,7 @@ class SceneLoader(Loader):
     def _nothing(self) -> Batch:
         preprocess = self.augment.preprocess
         inputs = torch.zeros(0, preprocess.channels, *preprocess.size)
-        masks = cast(Scenes, self.data.train).scene(0)[1].mask is not None
+        masks = len(cast(Scenes, self.data.train).shapes[0]) > 2
         labels = torch.zeros(0, *preprocess.size, dtype=torch.int64) if masks else torch.zeros(0, 0, 5)
         return Batch(inputs, labels, torch.zeros(0, dtype=torch.int64))
 

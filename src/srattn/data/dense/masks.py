@@ -18,7 +18,7 @@ from srattn.data.dense.pairs import Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
 from srattn.data.mask_files import read_mask
-from srattn.data.palette import Palette
+from srattn.data.palette import MOST, Palette
 from srattn.errors import SrattnError
 
 Notify = Callable[[int, int], None]
@@ -32,18 +32,19 @@ class MaskSet:
         pairs: by part.
         problems: a line for each pair that cannot be used.
         counts: pixels of each number of the masks.
+        facts: a hash of the classes and of every mask.
     """
 
     classes: MaskClasses
     pairs: dict[str, list[Pair]]
     problems: list[str]
     counts: Counter[int]
+    facts: str = ""
 
     def found(self) -> Found:
         """For `srattn.data.dense.read.load_scenes`."""
         parts = {part: [self._unread(pair) for pair in pairs] for part, pairs in self.pairs.items()}
-        facts = hashlib.sha256(repr((self.classes, sorted(self.counts.items()))).encode()).hexdigest()
-        return Found(self.classes.names, parts, self.problems, facts)
+        return Found(self.classes.names, parts, self.problems, self.facts, self.classes.palette)
 
     def _unread(self, pair: Pair) -> Unread:
         return Unread(pair.name, pair.image, lambda size: Target(mask=self.read(pair, size)))
@@ -54,7 +55,7 @@ class MaskSet:
         Raises:
             BadImage: unreadable, a number that is no class, or of another size than `size`, the image's.
         """
-        mask = _levels(pair, self.classes.palette if self.classes.coloured else None)[0]
+        mask = _levels(pair, self.classes.palette if self.classes.coloured else None, self.classes.coloured)[0]
         try:
             numbers = self.classes.numbers(mask, str(pair.mask))
         except SrattnError as error:
@@ -87,42 +88,79 @@ def open_masks(
     """
     root = Path(data)
     index = index_pairs(root)
-    palette = named_classes(classes, root)
     if only is not None:
-        index = PairIndex(root, {part: pairs for part, pairs in index.parts.items() if part in only}, index.skipped)
+        index = dataclasses.replace(index, parts={part: index.parts[part] for part in index.parts if part in only})
+    return read_masks(index, named_classes(classes, root), void, workers=workers, notify=notify)
+
+
+def read_masks(
+    index: PairIndex,
+    palette: Palette | None,
+    void: Sequence[int] = (),
+    *,
+    workers: int = 0,
+    notify: Notify | None = None,
+) -> MaskSet:
+    """As `open_masks`, for pairs that are found already."""
     every = [(part, pair) for part, pairs in index.parts.items() for pair in pairs]
+    looks: list[_Look | BadImage] = []
+    for look in ahead(lambda entry: _look(entry[1], palette), every, workers):
+        looks.append(look)
+        if notify:
+            notify(len(looks), len(every))
+    coloured = any(isinstance(look, _Look) and look.coloured for look in looks)
+    if coloured:  # then grey is a colour, too: that of the class that all of the mask is
+        looks = [
+            look if isinstance(look, BadImage) or look.coloured else _look(pair, palette, coloured)
+            for (_, pair), look in zip(every, looks, strict=True)
+        ]
+    problems, pairs = list(index.skipped), {part: list[Pair]() for part in index.parts}
     counts: Counter[int] = Counter()
-    problems, good, colours = list(index.skipped), [], 0
-    looks = ahead(lambda entry: _look(entry[1], palette), every, workers)
-    for done, ((part, pair), look) in enumerate(zip(every, looks, strict=True), 1):
+    digest = hashlib.sha256()
+    for (part, pair), look in zip(every, looks, strict=True):
         if isinstance(look, BadImage):
             problems.append(str(look))
-        else:
-            counts.update(look[0])
-            colours += look[1]
-            good.append((part, pair))
-        if notify:
-            notify(done, len(every))
-    found = settle(palette, void, counts, coloured=colours > 0 and palette is not None)
-    pairs = {part: [pair for name, pair in good if name == part] for part in index.parts}
-    return MaskSet(found, pairs, problems, counts)
+            continue
+        counts.update(look.counts)
+        digest.update(f"{part} {pair.name} ".encode(errors="surrogateescape") + look.digest)
+        pairs[part].append(pair)
+    if problems and not any(pairs.values()):
+        raise SrattnError(f"{index.root} has no mask that can be read; the first of {len(problems)}: {problems[0]}")
+    found = settle(palette, void, counts, coloured=coloured)
+    digest.update(repr(found).encode(errors="surrogateescape"))
+    return MaskSet(found, pairs, problems, counts, digest.hexdigest())
 
 
-def _look(pair: Pair, palette: Palette | None) -> tuple[Counter[int], bool] | BadImage:
-    """How often each number occurs in a mask, and whether it holds colours."""
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """How often each number occurs in a mask, whether it holds colours, and a hash of it."""
+
+    counts: Counter[int]
+    coloured: bool
+    digest: bytes
+
+
+def _look(pair: Pair, palette: Palette | None, coloured: bool = False) -> _Look | BadImage:
     try:
-        mask, coloured = _levels(pair, palette)
+        mask, as_colours = _levels(pair, palette, coloured)
     except BadImage as error:
         return error
     counts = torch.bincount(mask.flatten().int(), minlength=256)
-    return Counter({value: int(counts[value]) for value in torch.nonzero(counts).flatten().tolist()}), coloured
+    found = Counter({value: int(counts[value]) for value in torch.nonzero(counts).flatten().tolist()})
+    digest = hashlib.blake2b(f"{tuple(mask.shape)} ".encode() + mask.numpy().tobytes(), digest_size=16).digest()
+    return _Look(found, as_colours, digest)
 
 
-def _levels(pair: Pair, palette: Palette | None) -> tuple[Tensor, bool]:
-    """What a mask file holds, and whether as colours."""
+def _levels(pair: Pair, palette: Palette | None, coloured: bool) -> tuple[Tensor, bool]:
+    """What a mask file holds, and whether as colours; `coloured`: grey in three channels is a colour of the palette."""
+    name, classes = str(pair.mask), MOST if palette is not None and len(palette) > 2 else None  # JPEG is for two
     try:
-        return read_mask(pair.mask, None, name=str(pair.mask)), False
-    except BadImage:
+        return read_mask(pair.mask, palette if coloured else None, classes=classes, name=name), coloured
+    except BadImage as error:
         if palette is None:
             raise
-    return read_mask(pair.mask, palette, name=str(pair.mask)), True
+        first = error
+    try:
+        return read_mask(pair.mask, None if coloured else palette, classes=classes, name=name), not coloured
+    except BadImage as error:
+        raise (first if coloured else error) from None

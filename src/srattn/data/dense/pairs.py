@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from srattn.data.boxes.index import read_bounded
 from srattn.data.folder import find_images
 from srattn.data.index import PARTS
 from srattn.errors import SrattnError
@@ -13,6 +16,8 @@ from srattn.errors import SrattnError
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "frames", "original")
 MASKS = ("masks", "mask", "annotations", "annotation", "labels", "label", "segmentationclass", "ground truth", "gt")
 """What people call the two folders."""
+_LARGEST_LIST = 64 << 20
+_YEAR = re.compile(r"[12]\d{3}$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,31 +41,33 @@ class PairIndex:
 
 def index_pairs(root: Path) -> PairIndex:
     """Finds the pairs below `root`: images/ and masks/ (or what else people call them), each with train/ and val/ or
-    without parts; or train/ and val/, each with images/ and masks/.
+    without parts; or train/ and val/, each with images/ and masks/. A year may follow the name of a part (train2017).
 
-    A mask has its image's name, or differs by an ending that all of a folder's names have ("frame_07_image.jpg" and
-    "frame_07_mask.png").
+    A mask has its image's name, or differs by an ending or a beginning that all of a folder's names have
+    ("frame_07_image.jpg" and "frame_07_mask.png"). Pascal VOC's lists of segmented images, ImageSets/Segmentation, make
+    the parts where they are. A test/ without masks beside other parts is passed over: its masks are kept from us.
 
     Raises:
         SrattnError: no such folders, or none that pair; the message says what was looked for.
     """
     if not root.is_dir():
         raise SrattnError(f"{root} is not a folder{'' if root.exists() else ': it does not exist'}")
-    folders = _folders(root)
-    index = PairIndex(root, {})
-    images, masks = _named(folders, IMAGES), _named(folders, MASKS)
-    if images is not None and masks is not None:
-        for part, folder in _parts(images).items():
-            beside = _parts(masks).get(part)
-            if beside is None:
-                raise SrattnError(f"{folder} has images, but {masks} has no folder of that name")
-            _add(index, part, folder, beside)
-    else:
-        for part, folder in _parts(root).items():
-            below = _folders(folder)
-            images, masks = _named(below, IMAGES), _named(below, MASKS)
-            if images is not None and masks is not None:
-                _add(index, part, images, masks)
+    index, lists = PairIndex(root, {}), _lists(root)
+    places = list(_places(root))
+    for part, images, masks in places:
+        if images is None:
+            index.skipped.append(f"{masks} has masks, but there is no folder of that name for their images")
+            continue
+        if masks is None:
+            if part != "test" or len(places) == 1:
+                raise SrattnError(f"{images} has images, but there is no folder of that name for their masks; add it")
+            continue
+        pictures, others = _matched(_by_stem(images), _by_stem(masks))
+        if lists and len(places) == 1:
+            for name, stems in lists.items():
+                _add(index, name, _only(pictures, stems), _only(others, stems), images, masks)
+        else:
+            _add(index, part, pictures, others, images, masks)
     if not any(index.parts.values()):
         reason = f"; {index.skipped[0]}" if index.skipped else ""
         raise SrattnError(
@@ -71,16 +78,32 @@ def index_pairs(root: Path) -> PairIndex:
 
 
 def has_pairs(root: Path) -> bool:
-    """Whether a folder looks like one of `index_pairs`; opens no image."""
-    folders = _folders(root) if root.is_dir() else []
-    places = [folders] if _named(folders, MASKS) else [_folders(folder) for folder in folders]
-    return any(_named(place, IMAGES) and _named(place, MASKS) for place in places)
+    """Whether `index_pairs` finds at least one pair; opens no image."""
+    return root.is_dir() and any(
+        _in_common(*_matched(_pictures(images), _pictures(masks)))
+        for _, images, masks in _places(root)
+        if images is not None and masks is not None
+    )
 
 
-def _add(index: PairIndex, part: str, images: Path, masks: Path) -> None:
-    pictures, others = _by_stem(images), _by_stem(masks)
-    if not pictures.keys() & others.keys():
-        pictures, others = _without_ending(pictures), _without_ending(others)
+def _places(root: Path) -> Iterator[tuple[str, Path | None, Path | None]]:
+    """A part, the folder of its images and that of its masks, as far as they are there."""
+    folders = _folders(root)
+    images, masks = _named(folders, IMAGES), _named(folders, MASKS)
+    if images is not None and masks is not None:
+        pictures, others = _parts(images), _parts(masks)
+        yield from ((part, pictures.get(part), others.get(part)) for part in {**pictures, **others})
+        return
+    for part, folder in _parts(root).items():
+        below = _folders(folder)
+        images, masks = _named(below, IMAGES), _named(below, MASKS)
+        if images is not None and (masks is not None or folder != root):
+            yield part, images, masks
+
+
+def _add(
+    index: PairIndex, part: str, pictures: dict[str, Path], others: dict[str, Path], images: Path, masks: Path
+) -> None:
     pairs = index.parts.setdefault(part, [])
     for stem, image in pictures.items():
         if stem in others:
@@ -90,26 +113,72 @@ def _add(index: PairIndex, part: str, images: Path, masks: Path) -> None:
     index.skipped += [f"{mask} has no image in {images}" for stem, mask in others.items() if stem not in pictures]
 
 
+def _only(files: dict[str, Path], stems: Sequence[str]) -> dict[str, Path]:
+    return {stem: files[stem] for stem in stems if stem in files}
+
+
+def _lists(root: Path) -> dict[str, list[str]]:
+    """The parts of Pascal VOC's lists of segmented images; none where there are no lists."""
+    folder = root / "ImageSets" / "Segmentation"
+    there = {part: folder / f"{part}.txt" for part in PARTS if (folder / f"{part}.txt").is_file()}
+    if "train" not in there and (folder / "trainval.txt").is_file():
+        there = {"train": folder / "trainval.txt"} | {part: path for part, path in there.items() if part == "test"}
+    texts = {part: read_bounded(path, _LARGEST_LIST).decode("utf-8", "replace") for part, path in there.items()}
+    return {part: [line.split()[0] for line in text.splitlines() if line.strip()] for part, text in texts.items()}
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Picture files by their path below `folder` without suffix, ascending."""
-    found: dict[str, Path] = {}
-    for path in find_images(folder):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            raise SrattnError(f"{found[stem]} and {path} have one name: which of them is meant cannot be told")
-        found[stem] = path
+    """As `_pictures`, each name once."""
+    found, paths = _pictures(folder), find_images(folder)
+    if len(found) < len(paths):
+        twice = next(path for path in paths if path not in set(found.values()))
+        first = found[twice.relative_to(folder).with_suffix("").as_posix()]
+        raise SrattnError(f"{first} and {twice} have one name: which of them is meant cannot be told; remove one")
     return found
 
 
-def _without_ending(files: dict[str, Path]) -> dict[str, Path]:
-    """Without what all names end in, digits excepted: they number the files."""
-    ending = ""
-    for letters in zip(*(reversed(stem) for stem in files), strict=False):
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Picture files by their path below `folder` without suffix, ascending."""
+    found: dict[str, Path] = {}
+    for path in find_images(folder):
+        found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
+Files = dict[str, Path]
+
+
+def _matched(pictures: Files, others: Files) -> tuple[Files, Files]:
+    """Both; where no name is the same, their names cut so that as many as possible are, and no further."""
+    best, most = (pictures, others), len(_in_common(pictures, others))
+    if not most:
+        for backwards in (True, False):
+            cuts = itertools.product(_affixes(pictures, backwards), _affixes(others, backwards))
+            for mine, theirs in sorted(cuts, key=sum):
+                cut = _cut(pictures, mine, backwards), _cut(others, theirs, backwards)
+                if len(_in_common(*cut)) > most:
+                    best, most = cut, len(_in_common(*cut))
+    return best
+
+
+def _in_common(pictures: Files, others: Files) -> set[str]:
+    return pictures.keys() & others.keys()
+
+
+def _affixes(files: Files, backwards: bool) -> list[int]:
+    """How many letters all names may be without at their end (`backwards`) or beginning: up to a "_" or the like; 0 is
+    one of them. What is left of each name is not empty."""
+    found, most = [0], min(map(len, files), default=0)
+    for number, letters in enumerate(zip(*(stem[::-1] if backwards else stem for stem in files), strict=False), 1):
         if len(set(letters)) > 1:
             break
-        ending = letters[0] + ending
-    ending = ending.lstrip("0123456789")
-    return {stem[: len(stem) - len(ending)]: path for stem, path in files.items()} if ending else files
+        if letters[0] in "_-. " and number < most:
+            found.append(number)
+    return found
+
+
+def _cut(files: Files, letters: int, backwards: bool) -> Files:
+    return {stem[: len(stem) - letters] if backwards else stem[letters:]: path for stem, path in files.items()}
 
 
 def _folders(root: Path) -> list[Path]:
@@ -117,9 +186,11 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _named(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
-    """The folder whose name comes first among `names`."""
+    """The folder whose name comes first among `names`, one with pictures before those without."""
     found = {folder.name.casefold().replace("_", " "): folder for folder in folders}
-    return next((found[name] for name in names if name in found), None)
+    named = [found[name] for name in names if name in found]
+    full = (folder for folder in named if len(named) == 1 or find_images(folder))
+    return next(full, named[0] if named else None)
 
 
 def _parts(folder: Path) -> dict[str, Path]:
@@ -127,6 +198,6 @@ def _parts(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in _folders(folder):
         for part, names in PARTS.items():
-            if entry.name.casefold() in names:
+            if _YEAR.sub("", entry.name.casefold()) in names:
                 found.setdefault(part, entry)
     return found or {"train": folder}

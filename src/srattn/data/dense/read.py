@@ -13,10 +13,11 @@ from torch import Tensor
 from srattn.data.ahead import ahead
 from srattn.data.decode import BadImage
 from srattn.data.dense.joint import JointAugment
-from srattn.data.dense.scenes import SceneData, Scenes
-from srattn.data.dense.target import Target
+from srattn.data.dense.scenes import SceneData, Scenes, shape_of
+from srattn.data.dense.target import Target, moved_boxes
 from srattn.data.index import Budget, part_called
 from srattn.data.keyed import permutation
+from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.data.samples import OnBadImage
 from srattn.errors import SrattnError
@@ -44,6 +45,7 @@ class Found:
     Attributes:
         parts: images of "train", "val" and "test", as far as there are any.
         problems: a line for everything that cannot be used, or was put right.
+        palette: colours of the classes, where the data says them.
         facts: a hash of the targets: says whether a resumed run has those that it began with.
     """
 
@@ -51,6 +53,7 @@ class Found:
     parts: dict[str, list[Unread]]
     problems: list[str]
     facts: str
+    palette: Palette | None = None
 
 
 def load_scenes(
@@ -89,7 +92,21 @@ def load_scenes(
         if not len(part):
             reason = f"; the first of {len(skipped)} that cannot be used: {skipped[0]}" if skipped else ""
             raise SrattnError(f"there is no usable image for {where}{reason}")
-    return SceneData(found.classes, parts[0], parts[1], measured, skipped, found.facts)
+    return SceneData(found.classes, parts[0], parts[1], measured, skipped, found.facts, found.palette)
+
+
+def load_part(
+    unread: Sequence[Unread],
+    measured: Preprocess,
+    *,
+    on_bad_image: OnBadImage = "skip",
+    hold_bytes: int = 0,
+    workers: int = 0,
+    notify: Notify | None = None,
+) -> tuple[Scenes, list[str]]:
+    """Images as they are measured, each decoded once; and a line for each that cannot be used."""
+    budget = Budget(hold_bytes)
+    return _check(unread, _Measured(measured), measured.channels, on_bad_image, budget, workers, notify, 0, len(unread))
 
 
 def divide_scenes(
@@ -98,13 +115,14 @@ def divide_scenes(
     """Training and validation of scenes: as `srattn.data.index.divide`, without classes to divide by."""
     parts = {name: items for name, items in parts.items() if items}
     if "train" not in parts:
-        raise SrattnError(f"there is no training part, only {', '.join(parts) or 'nothing that can be used'}")
+        have = f"only {', '.join(parts)}" if parts else "no image that can be used"
+        raise SrattnError(f"there is no training part, {have}; put the images to learn from in train/")
     if val is None:
         val = next((name for name in ("val", "test") if name in parts), "split")
     part = part_called(val)
     if part is not None and part != "train":
         if part not in parts:
-            raise SrattnError(f"val is {val!r}, but the parts are {', '.join(parts)}")
+            raise SrattnError(f"val is {val!r}, but the parts are {', '.join(parts)}; give one of them, or split")
         return parts["train"], parts[part]
     if val != "split":
         raise SrattnError(f"val {val!r} is not a part of the data: give split, or the name of a part")
@@ -112,7 +130,7 @@ def divide_scenes(
         raise SrattnError(f"val_fraction must be above 0 and below 1, got {fraction}")
     items = parts["train"]
     if len(items) < 2:
-        raise SrattnError("there is one image only; a split needs at least two")
+        raise SrattnError("there is one image only; a split needs at least two: add some, or a part val/")
     count = min(max(1, round(fraction * len(items))), len(items) - 1)
     held = set(permutation(len(items), seed, 0)[:count].tolist())
     return [item for n, item in enumerate(items) if n not in held], [items[n] for n in sorted(held)]
@@ -151,7 +169,8 @@ class _Measured:
         rows, columns = self.preprocess.sides(image.height, image.width)
         top, left = self.preprocess.corner(image.height, image.width)
         step = _scaling(columns / image.width, rows / image.height, left, top)
-        return pixels, dataclasses.replace(target.moved(step, (pixels.shape[1], pixels.shape[2])), mask=target.mask)
+        boxes = moved_boxes(target.boxes, step, (pixels.shape[1], pixels.shape[2]), drop=False)  # all of them count
+        return pixels, dataclasses.replace(target, boxes=boxes)
 
 
 def _scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Tensor:
@@ -191,7 +210,7 @@ def _check(
             bad.append(str(found))
             continue
         good.append(one)
-        shapes.append((*found[0].shape[1:], *(() if found[1].mask is None else found[1].mask.shape)))
+        shapes.append(shape_of(*found))
         held.append(found if budget.take(found[0].numel() + found[1].bytes()) else None)
     samples = Scenes.of(good, channels, resize, on_bad_image)
     for index, (shape, scene) in enumerate(zip(shapes, held, strict=True)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srattn.data.decode import BadImage, decode
 from srattn.data.dense.target import Target
+from srattn.data.palette import Palette
 from srattn.data.samples import ImageData, OnBadImage, Samples
 from srattn.data.sources import called, file_of
 
@@ -34,7 +35,7 @@ class Scenes(Samples):
         resized: from a decoded picture and its target to pixels and a target that are kept (for validation the target
             of masks stays at the picture's own size, so that figures are of its own pixels).
         kept: targets of the images that are held in memory.
-        shapes: (height, width) of the pixels of each image, known once it was read.
+        shapes: (height, width) of the pixels of each image, and those of its mask, known once it was read.
     """
 
     readers: Sequence[ReadTarget] = ()
@@ -64,15 +65,23 @@ class Scenes(Samples):
         source = self.sources[index]
         if isinstance(source, Tensor):
             return source, self.kept[index]
-        return self.read(index)
+        found = self.read(index)
+        if index in self.shapes and shape_of(*found) != self.shapes[index]:
+            raise BadImage(f"{called(self.names[index], source)}: of another size than when the run began")
+        return found
 
     def read(self, index: int) -> tuple[Tensor, Target]:
         """As `scene`, from the files."""
         assert self.resized is not None
         source = self.sources[index]
         assert not isinstance(source, Tensor)
-        image = decode(file_of(source), self.channels, called(self.names[index], source))
-        return self.resized(image, self.readers[index]((image.height, image.width)))
+        name = called(self.names[index], source)
+        image = decode(file_of(source), self.channels, name)
+        target = self.readers[index]((image.height, image.width))
+        try:
+            return self.resized(image, target)
+        except BadImage as error:
+            raise BadImage(f"{name}: {error}") from None
 
     def try_scene(self, index: int) -> tuple[Tensor, Target] | None:
         """As `scene`; None, with the reason in `lost`, where `on_bad_image` is "skip"."""
@@ -91,12 +100,19 @@ class Scenes(Samples):
         self.kept[index] = target
 
 
+def shape_of(pixels: Tensor, target: Target) -> tuple[int, ...]:
+    """(height, width) of pixels, and again of a mask if there is one."""
+    return (*pixels.shape[1:], *(() if target.mask is None else target.mask.shape))
+
+
 @dataclasses.dataclass
 class SceneData(ImageData):
     """Training and validation scenes; both parts are `Scenes`."""
 
     facts: str = ""
     """Of masks and boxes, for the fingerprint."""
+    palette: Palette | None = None
+    """Colours of the classes, where the data says them."""
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{super().fingerprint()} {self.facts}".encode()).hexdigest()

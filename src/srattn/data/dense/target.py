@@ -41,17 +41,21 @@ class Target:
         return Target(mask, None if self.boxes is None else moved_boxes(self.boxes, matrix, size))
 
 
-def moved_boxes(boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (N, 5) around what their corners become, cut at the new image's edges; what is nearly gone is left out."""
+def moved_boxes(boxes: Tensor, matrix: Tensor, size: tuple[int, int], drop: bool = True) -> Tensor:
+    """Boxes (N, 5) around what their corners become, cut at the new image's edges; what is nearly gone is left out if
+    `drop`: narrower than a pixel, or less than a quarter inside."""
     x1, y1, x2, y2, label = boxes.unbind(1)
     corners = torch.stack([torch.stack([x, y, torch.ones_like(x)]) for x in (x1, x2) for y in (y1, y2)], 1)
     corners = torch.einsum("ij,jkn->ikn", matrix.to(boxes.dtype), corners)  # (2, 4, N)
     low, high = corners.amin(1), corners.amax(1)
     limit = torch.tensor([[size[1]], [size[0]]], dtype=boxes.dtype)
     cut_low, cut_high = low.clamp(min=0).minimum(limit), high.clamp(min=0).minimum(limit)
+    moved = torch.stack([*cut_low, *cut_high, label], 1)
+    if not drop:
+        return moved
     sides = cut_high - cut_low
     kept = (sides >= _LEAST_SIDE).all(0) & (sides.prod(0) >= _LEAST_PART * (high - low).prod(0))
-    return torch.stack([*cut_low, *cut_high, label], 1)[kept]
+    return moved[kept]
 
 
 def stacked(targets: Sequence[Target]) -> Tensor:

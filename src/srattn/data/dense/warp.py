@@ -43,4 +43,7 @@ def _warp(images: Tensor, matrix: Tensor, size: tuple[int, int], mode: str) -> T
     half = torch.tensor([0.5, 0.5], dtype=matrix.dtype)
     centred = torch.cat([matrix[:, :2], (matrix[:, 2] + matrix[:, :2] @ half - half).unsqueeze(1)], 1)
     warp = kornia_transform().warp_affine
-    return warp(images, centred.unsqueeze(0).to(images.dtype), size, mode=mode, align_corners=True)
+    # It divides by the sides less one pixel: one more of what is outside, on both images, changes nothing else.
+    images, matrices = F.pad(images, (0, 1, 0, 1)), centred.unsqueeze(0).to(images.dtype)
+    found = warp(images, matrices, (size[0] + 1, size[1] + 1), mode=mode, align_corners=True)
+    return found[..., :-1, :-1]
