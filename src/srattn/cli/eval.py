@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from srattn.cli.eval_scenes import add_scene_arguments
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -62,14 +63,21 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="unreadable images: count them and go on, or stop with exit code 2",
     )
     parser.add_argument("--format", type=Literal["table", "json"], default="table", help="for people or for programs")
+    add_scene_arguments(parser)
 
 
 def run(args: jsonargparse.Namespace) -> int:
+    from srattn.engine.open_model import task_of
+
     for name, least in (("batch_size", 1), ("num_workers", 0), ("cache_mb", 0), ("size", 1)):
         if args[name] is not None and args[name] < least:
             raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
     kinds = chosen_corruptions(args.corruptions)
     free_targets(args.out, args.picture)
+    if task_of(args.model) != "classification":
+        from srattn.cli.eval_scenes import eval_scenes
+
+        return eval_scenes(args)
 
     from srattn.engine.device import pick_device
     from srattn.engine.exam import open_exam, open_subject
@@ -77,7 +85,7 @@ def run(args: jsonargparse.Namespace) -> int:
 
     subject = open_subject(args.model, args.weights, pick_device(args.device), args.size)
     exam = open_exam(subject, args.data, args.split, args.on_bad_image)
-    with _progress() as notify:
+    with progress_bar() as notify:
         found = measure(
             subject.model,
             exam.samples,
@@ -212,7 +220,7 @@ def _draw(path: Path, found: Measurement, facts: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Notify]:
+def progress_bar() -> Iterator[Notify]:
     """A bar on a terminal, nothing elsewhere."""
     import sys
 

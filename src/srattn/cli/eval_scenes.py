@@ -1,0 +1,107 @@
+"""``srattn eval`` of a model of masks or boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srattn.errors import SrattnError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from srattn.engine.scene_exam import SceneMeasurement
+    from srattn.engine.weights import LoadedRun
+
+_SHOWN = 40
+
+
+def add_scene_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    """What is asked of masks and boxes alone."""
+    parser.add_argument(
+        "--classes",
+        type=str | None,
+        help="masks, boxes: names of the classes, or a file of them, where the data has none",
+    )
+    parser.add_argument("--void", type=list[int], default=[], help="masks: numbers that are no class, beside 255")
+    parser.add_argument("--native", action="store_true", help="masks: in windows of images at their own size")
+    parser.add_argument("--overlap", type=float, default=0.25, help="masks: of neighbouring windows")
+    parser.add_argument("--scales", type=list[float], default=[1.0], help="masks: average over sizes")
+
+
+def eval_scenes(args: jsonargparse.Namespace) -> int:
+    """Measures, prints a table, writes figures and the picture of the worst and best cases."""
+    from srattn.cli.eval import progress_bar, write_results
+    from srattn.engine.device import pick_device
+    from srattn.engine.open_model import open_model
+    from srattn.engine.scene_exam import measure_scenes
+    from srattn.engine.scene_predict import Looking
+
+    for option, given in (("--weights", args.weights), ("--corruptions", args.corruptions != "none")):
+        if given:
+            raise SrattnError(f"{option} is for models that classify; leave it out")
+    run = open_model(args.model, pick_device(args.device), args.size)
+    looking = Looking(args.native, args.overlap, tuple(args.scales), args.tta == "flip")
+    if run.task != "segmentation" and looking != Looking():
+        raise SrattnError(f"--native, --overlap, --scales and --tta are for masks, and {args.model} finds {run.task}")
+    with progress_bar() as notify:
+        found = measure_scenes(
+            run,
+            args.data,
+            args.split,
+            classes=args.classes,
+            void=tuple(args.void),
+            looking=looking,
+            on_bad_image=args.on_bad_image,
+            batch_size=min(args.batch_size, 8),
+            workers=args.num_workers,
+            hold_bytes=args.cache_mb << 20,
+            notify=lambda done, total: notify("measuring", done, total),
+        )
+    facts = {"model": str(run.path), "name": run.name, "task": run.task, "data": args.data, "split": found.split}
+    values = facts | found.to_dict()
+    if args.format == "json":
+        print(json.dumps(values, indent=2))
+    else:
+        _print(found, facts)
+    write_results(args.out, args.picture, values, lambda path: _draw(path, run, found))
+    return 0
+
+
+def _print(found: SceneMeasurement, facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_row("model", Text(f"{facts['model']} ({facts['name']}, {facts['task']})"))
+    table.add_row("data", Text(f"{facts['data']}: {found.split}, {len(found.data.val):,} images"))
+    for name, value in found.figures.items():
+        shown = f"{value:.4f}" if name == "loss" else f"{100 * value:.2f}%"
+        table.add_row(name, Text(shown, style="bold" if name == found.headline else ""))
+    table.add_row("images per second", f"{found.images_per_second:,.1f} with loading")
+    console.print(table)
+    columns = {name.removeprefix("per_class_"): v for name, v in found.details.items() if name.startswith("per_class_")}
+    classes = Table(box=box.SIMPLE_HEAD)
+    classes.add_column("class")
+    for name in columns:
+        classes.add_column(name, justify="right")
+    for name in found.data.classes[:_SHOWN]:
+        row = [column.get(name) for column in columns.values()]
+        classes.add_row(Text(name), *("–" if value is None else f"{100 * value:.2f}%" for value in row))
+    console.print(classes)
+    if len(found.data.classes) > _SHOWN:
+        console.print(f"the first {_SHOWN} of {len(found.data.classes)} classes; --out has all of them")
+    for line in found.skipped[:5]:
+        console.print(f"left out {line}", highlight=False, markup=False)
+    if len(found.skipped) > 5:
+        console.print(f"and {len(found.skipped) - 5} more that could not be used")
+
+
+def _draw(path: Path, run: LoadedRun, found: SceneMeasurement) -> None:
+    from srattn.explain.scene_sheet import draw_cases
+
+    draw_cases(path, run, found.data, found.details.get("per_image"))
