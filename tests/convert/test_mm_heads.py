@@ -149,7 +149,8 @@ def module(state: State, name: str, x: Tensor, stride: int = 1, relu: bool = Fal
         mean, variance, scale, shift = (state[f"{name}.bn.{p}"] for p in ("running_mean", "running_var", *_AFFINE))
         x = F.batch_norm(x, mean, variance, scale, shift)
     if f"{name}.gn.weight" in state:
-        x = F.group_norm(x, math.gcd(32, x.shape[1] // 4, x.shape[1]), *(state[f"{name}.gn.{p}"] for p in _AFFINE))
+        scale, shift = (state[f"{name}.gn.{p}"] for p in _AFFINE)
+        x = F.group_norm(x, math.gcd(32, x.shape[1] // 4, x.shape[1]), scale, shift)
     return x.relu() if relu else x
 
 
