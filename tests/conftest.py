@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ settings.register_profile("srattn", deadline=None, derandomize=True)
 settings.load_profile("srattn")
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))  # for what several rooms of tests share: scenes
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,19 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mask_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of squares and discs with their masks, split into train/ and val/; tests only read it."""
+    from scenes import write_masks
+
+    return write_masks(tmp_path_factory.mktemp("masks") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def box_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shapes with their boxes, in the form of Pascal VOC; tests only read it."""
+    from scenes import write_boxes
+
+    return write_boxes(tmp_path_factory.mktemp("boxes") / "shapes")
