@@ -50,12 +50,17 @@ class Classification:
         return {"classes": [{"name": self._classes[index], "probability": share} for share, index in pairs]}
 
 
+_TASKS = {"classification": Classification}
+
+
 def answers_of(run: LoadedRun) -> Answers:
     """How that model answers.
 
     Raises:
         SrattnError: a model without a task that can be served.
     """
+    if run.task not in _TASKS:
+        raise SrattnError(f"srattn serve answers {', '.join(_TASKS)}; {run.path} is a model of the task {run.task!r}")
     if not run.classes:
         raise SrattnError(f"{run.path} has no classifier, which is what can be served")
-    return Classification(run)
+    return _TASKS[run.task](run)
