@@ -44,6 +44,20 @@ def test_an_epoch_holds_every_image_once_in_an_order_of_its_own(digits) -> None:
     assert torch.equal(labels, digits.train.labels[epochs[0]])
 
 
+@pytest.mark.parametrize("first", [0, 5, 14, 31])
+def test_an_epoch_of_several_passes(digits, first: int) -> None:
+    augment = Augment("affine", digits_preprocess(8))
+    whole = list(Loader(digits, augment, 100, seed=0, passes=2).train(3))
+    single = Loader(digits, augment, 100, seed=0)
+    assert len(whole) == 2 * single.steps_per_epoch == Loader(digits, augment, 100, seed=0, passes=2).steps_per_epoch
+    for batch, other in zip(whole, [*single.train(6), *single.train(7)], strict=True):
+        assert torch.equal(batch.inputs, other.inputs) and torch.equal(batch.indices, other.indices)
+    loader = Loader(digits, augment, 100, seed=0, passes=2)
+    for batch, other in zip(whole[first:], loader.train(3, first), strict=True):
+        assert torch.equal(batch.inputs, other.inputs)
+    assert [loader.images_of_step(step) for step in range(len(whole))] == [len(batch.indices) for batch in whole]
+
+
 def test_validation_is_in_order_and_unchanged(digits) -> None:
     loader = Loader(digits, Augment("affine", digits_preprocess(8)), 100, seed=0)
     batches = list(loader.val())

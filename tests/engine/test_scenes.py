@@ -89,7 +89,7 @@ def test_measured_again_it_is_worth_the_same(run: Path) -> None:
 
 @pytest.mark.parametrize("task", ["segment", "detect"])
 def test_interrupted_and_resumed_it_ends_in_the_same_bits(task: str, options: Any, tmp_path: Path) -> None:
-    given = options(task) | {"ema_decay": 0.9, "drop_path_rate": 0.3}
+    given = options(task) | {"ema_decay": 0.9, "drop_path_rate": 0.3, "passes": 2, "epochs": 1}
     train(TrainConfig(**given, out=str(tmp_path / "whole")))
 
     def on_step(step: int) -> None:

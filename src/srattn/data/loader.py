@@ -43,6 +43,7 @@ class Loader:
             empty. With mixup or cutmix the pieces begin at even places, so that the pairs are the same too.
         workers: threads that prepare batches ahead.
         eval_batch_size: validation images at a time in each process; by default `batch_size` over `world`.
+        passes: over the training images in an epoch, each in an order and with changes of its own.
 
     Attributes:
         seconds_waiting: how long whoever takes the batches has waited for them, all in all.
@@ -59,6 +60,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         eval_batch_size: int | None = None,
+        passes: int = 1,
     ) -> None:
         if not 0 <= rank < world:
             raise SrattnError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
@@ -68,11 +70,20 @@ class Loader:
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.rank, self.world = rank, world
         self.eval_batch_size = max(1, batch_size // world) if eval_batch_size is None else eval_batch_size
+        self.passes = passes
         self.seconds_waiting = 0.0
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_pass(self) -> int:
         return -(-len(self.data.train) // self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.passes * self.steps_per_pass
+
+    def images_of_step(self, step: int) -> int:
+        """How many images all processes together take in a step of an epoch."""
+        return min(self.batch_size, len(self.data.train) - step % self.steps_per_pass * self.batch_size)
 
     @property
     def lost(self) -> list[str]:
@@ -81,9 +92,14 @@ class Loader:
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from `first_step` (counted within the epoch) on."""
-        order = permutation(len(self.data.train), self.seed, _ORDER, epoch)
-        chosen = [self._piece(indices) for indices in order.split(self.batch_size)[first_step:]]
-        return self._timed(ahead(lambda indices: self._train_batch(indices, epoch), chosen, self.workers))
+        numbers = range(epoch * self.passes, (epoch + 1) * self.passes)
+        batches = [(indices, number) for number in numbers for indices in self._order(number)][first_step:]
+        own = [(self._piece(indices), number) for indices, number in batches]
+        return self._timed(ahead(lambda batch: self._train_batch(*batch), own, self.workers))
+
+    def _order(self, number: int) -> tuple[Tensor, ...]:
+        """The global batches of a pass."""
+        return permutation(len(self.data.train), self.seed, _ORDER, number).split(self.batch_size)
 
     def val(self) -> Iterator[Batch]:
         """Every validation image once: of `world` processes this takes number `rank`, `rank` + `world`, and so on.

@@ -86,7 +86,9 @@ class TrainConfig:
 
     # -- optimisation -----------------------------------------------------------------------------------------------
     epochs: int | None = None
-    """Passes over the training images."""
+    """Passes over the training images; the model is measured after each."""
+    passes: int = 1
+    """More than 1: so many passes are one epoch, so that a small data set is measured less often."""
     batch_size: int = 64
     """Images a step, over all processes."""
     accumulate: int = 1
@@ -213,8 +215,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 _AT_LEAST: dict[str, float] = {
-    "size": 1, "eval_size": 1, "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "accumulate": 1, "threads": 1,
-    "num_workers": 0, "cache_mb": 0, "min_lr": 0, "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0, "drop_rate": 0,
+    "size": 1, "eval_size": 1, "epochs": 1, "passes": 1, "batch_size": 1, "eval_batch_size": 1, "accumulate": 1,
+    "threads": 1, "num_workers": 0, "cache_mb": 0, "min_lr": 0, "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0, "drop_rate": 0,
     "drop_path_rate": 0, "ema_decay": 0, "lora_rank": 0, "patience": 0, "max_minutes": 0, "keep_checkpoints": 1,
     "checkpoint_minutes": 0, "checkpoint_steps": 0, "max_rollbacks": 0,
 }  # fmt: skip

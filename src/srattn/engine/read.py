@@ -55,6 +55,7 @@ def make_loader(config: ResolvedConfig, augment: Augment | JointAugment, data: I
         rank=world.rank,
         world=world.size,
         eval_batch_size=config.eval_batch_size,
+        passes=config.passes,
     )
 
 

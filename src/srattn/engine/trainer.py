@@ -190,8 +190,8 @@ class Trainer:
         self.checkpoints.poll()
 
     def _step(self, batch: Batch, stop: bool = False) -> None:
-        config, position, number = self.config, self.position, self.steps_done
-        images = min(config.batch_size, len(self.loader.data.train) - position.step * config.batch_size)
+        position, number = self.position, self.steps_done
+        images = self.loader.images_of_step(position.step)
         loss, norm, tally = self.learner.step(batch, images, number, self._rate(number))
         position.step += 1
         self._send(batch, stop, loss, norm, tally)
