@@ -216,7 +216,8 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 _AT_LEAST: dict[str, float] = {
     "size": 1, "eval_size": 1, "epochs": 1, "passes": 1, "batch_size": 1, "eval_batch_size": 1, "accumulate": 1,
-    "threads": 1, "num_workers": 0, "cache_mb": 0, "min_lr": 0, "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0, "drop_rate": 0,
+    "threads": 1, "num_workers": 0, "cache_mb": 0, "min_lr": 0, "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0,
+    "drop_rate": 0,
     "drop_path_rate": 0, "ema_decay": 0, "lora_rank": 0, "patience": 0, "max_minutes": 0, "keep_checkpoints": 1,
     "checkpoint_minutes": 0, "checkpoint_steps": 0, "max_rollbacks": 0,
 }  # fmt: skip
