@@ -23,6 +23,10 @@ _HALF = 128
 _BAND = 256  # rows of colours that are looked up together
 
 
+class NoPalette(BadImage):
+    """A mask of colours, without a palette that says what they mean."""
+
+
 def write_mask(
     path: str | os.PathLike[str],
     mask: Tensor,
@@ -145,7 +149,7 @@ def _by_colour(pixels: Tensor, palette: Palette | None, ignore: int | None, name
     """uint8 (3, H, W) to the numbers of the classes that have these colours, (H, W)."""
     if palette is None:
         if not torch.equal(pixels[0], pixels[1]) or not torch.equal(pixels[0], pixels[2]):
-            raise BadImage(f"{name}: a coloured mask needs a palette, which says which class has which colour")
+            raise NoPalette(f"{name}: a coloured mask needs a palette, which says which class has which colour")
         return pixels[0]
     numbers: dict[int, int] = {}
     shared: set[int] = set()

@@ -17,7 +17,7 @@ from srattn.data.dense.classes import MaskClasses, named_classes, settle
 from srattn.data.dense.pairs import Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
-from srattn.data.mask_files import read_mask
+from srattn.data.mask_files import NoPalette, read_mask
 from srattn.data.palette import MOST, Palette
 from srattn.errors import SrattnError
 
@@ -101,13 +101,19 @@ def read_masks(
     workers: int = 0,
     notify: Notify | None = None,
 ) -> MaskSet:
-    """As `open_masks`, for pairs that are found already."""
+    """As `open_masks`, for pairs that are found already.
+
+    Raises:
+        SrattnError: masks of colours without a palette, none that can be read, or classes that cannot be told.
+    """
     every = [(part, pair) for part, pairs in index.parts.items() for pair in pairs]
     looks: list[_Look | BadImage] = []
     for look in ahead(lambda entry: _look(entry[1], palette), every, workers):
         looks.append(look)
         if notify:
             notify(len(looks), len(every))
+    if unknown := next((look for look in looks if isinstance(look, NoPalette)), None):
+        raise SrattnError(f"{unknown}: give --classes a file with a line 'name r g b' for each class")
     coloured = any(isinstance(look, _Look) and look.coloured for look in looks)
     if coloured:  # then grey is a colour, too: that of the class that all of the mask is
         looks = [
