@@ -13,6 +13,7 @@ from typing import Any
 from srattn import recipes
 
 PAGE = Path(__file__).with_suffix(".md")
+_RESULTS = {"top1": "top-1 %, published", "miou": "mIoU %, published", "ap": "AP, published"}
 
 INTRODUCTION = """# Recipes
 
@@ -45,7 +46,7 @@ def _section(name: str) -> str:
     parts.append(_table(facts))
     if about.sizes:
         keys = list(about.sizes[0])
-        head = [{"top1": "top-1 %, published"}.get(key, f"`{key}`") for key in keys]
+        head = [_RESULTS.get(key, f"`{key}`") for key in keys]
         rule = ["---", *(["---:"] * (len(keys) - 1))]
         parts.append("Other sizes, with the options to give beside `--recipe`:\n")
         parts.append(_table([head, rule, *([_cell(size[key]) for key in keys] for size in about.sizes)]))
