@@ -176,6 +176,71 @@ def test_a_recipe_under_the_command_line(
     assert "did you mean 'digits'" in capsys.readouterr().err
 
 
+SMALL = ["--model_options.embed_dims", "[8,8,8,8]", "--model_options.depths", "[1,1,1,1]", "--size", "32"]
+SMALL += ["--model_options.num_heads", "[1,1,2,1]", "--batch_size", "6", "--epochs", "1", "--threads", "1"]
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "head", "headline", "section"),
+    [
+        ("segment", "mask_folder", ["--head_options.hidden", "8"], "miou", "confusion"),
+        ("detect", "box_folder", ["--head_options.width", "8", "--head_options.convs", "1"], "map50", "precision"),
+    ],
+)
+def test_masks_and_boxes_have_a_report(
+    task: str,
+    folder: str,
+    head: list[str],
+    headline: str,
+    section: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    out, data = tmp_path / "run", str(request.getfixturevalue(folder))
+    options = ["--model", "pvt_v2_b0", "--device", "cpu", "--num_workers", "0", "--out", str(out)]
+    assert main(["train", "--task", task, "--data", data, *SMALL, *head, *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"held-out {headline} \d+\.\d\d% on 4 images", printed[-3])
+    assert printed[-2:] == [f"run folder {out}", f"report {out / 'report.html'}"]
+    page = (out / "report.html").read_text()
+    assert f'<section id="{section}">' in page and page.count("data:image/jpeg") == 4 * (4 if task == "segment" else 2)
+    # Four images: two were the worst, two the best, by what the run has measured of each.
+    assert page.count("<h3>The worst</h3>") == page.count("<h3>The best</h3>") == 1
+
+
+def test_an_image_that_goes_missing_is_not_taken_for_another(
+    mask_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import srattn.cli.train as module
+    from srattn.data.dense import SceneLoader
+    from srattn.data.dense.scenes import Scenes
+    from srattn.engine.config import TrainConfig
+    from srattn.engine.run import train
+
+    options = {"embed_dims": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 1]}
+    scene = Scenes.try_scene
+
+    def lost(self: Scenes, index: int) -> Any:
+        if len(self) == 4 and index == 1:
+            self.lost[index] = "gone"
+            return None
+        return scene(self, index)
+
+    monkeypatch.setattr(Scenes, "try_scene", lost)
+    config = TrainConfig(
+        task="segment", data=str(mask_folder), model="pvt_v2_b0", model_options=options, size=32, epochs=1, threads=1,
+        batch_size=6, num_workers=0, device="cpu", head_options={"hidden": 8}, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = train(config)
+    inputs = module.scene_report_inputs(result)
+    names, loader = result.loader.data.val.names, result.loader
+    assert inputs.names == [names[0], names[2], names[3]] and len(result.result["per_image"]) == 3
+    assert isinstance(loader, SceneLoader)
+    found, expected = inputs.scene(1), loader.val_scene(2)
+    assert found is not None and expected is not None and found[0].equal(expected[0])
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     import dataclasses
 

@@ -14,6 +14,7 @@ import yaml
 from srattn.errors import SrattnError
 from srattn.explain import compare
 from srattn.explain import compare_sections as sections
+from srattn.explain.headlines import ACCURACY
 
 HOSTILE = "</title><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>\" {{ 7*7 }} $x^2$"
 
@@ -233,3 +234,61 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         file.truncate(65 << 20)
     with pytest.raises(SrattnError, match="refused above"):
         compare.read_runs([good, other])
+
+
+def make_scenes(folder: Path, headline: str, value: float, told: bool = True, **config: Any) -> Path:
+    """A run on masks or boxes; with `told` false an unfinished one."""
+    task, by_class = {"miou": ("segmentation", "iou"), "map50": ("detection", "map50")}[headline]
+    make_run(folder, None, task=task, data="scenes", **config)
+    lines = [{"epoch": e, f"val_{headline}": value - 0.1 / e, "val_loss": 1.0, "seconds": 9.0} for e in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    if told:
+        result = {"task": task, "headline": headline, headline: value, "val_images": 100, "pixel_accuracy": 0.99}
+        # A segmentation has accuracies of classes too; they are not its headline.
+        result |= {f"per_class_{by_class}": {"a": value, "b": None}, "per_class_accuracy": {"a": 0.98, "b": 0.97}}
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("headline", "words", "of_class"),
+    [("miou", "mean IoU", "IoU of each class"), ("map50", "mean AP at IoU 0.5", "AP at IoU 0.5 of each class")],
+)
+def test_runs_are_compared_by_their_headline(tmp_path: Path, headline: str, words: str, of_class: str) -> None:
+    folders = [make_scenes(tmp_path / name, headline, value) for name, value in (("x", 0.61), ("y", 0.72))]
+    runs = compare.read_runs([*folders, make_scenes(tmp_path / "z", headline, 0.9, told=False)])
+    seen = check(compare.render(runs))
+    assert f"72.0 % {words} on the validation images by the best of them, y . The second, x , has 61.0 %." in seen.text
+    assert f"run model {words} best epoch" in seen.text and "interval" not in seen.text and "accuracy" not in seen.text
+    assert "85.00 % epoch 2" in seen.text  # of the run that is not finished
+    labels = [a["aria-label"] for a in seen.all("svg") if a.get("role") == "img"]
+    assert labels[0].startswith(f"Validation {words}, %: x ends at 56, y ends at 67, z ends at 85")
+    assert labels[1].startswith(f"Validation {words}, % over the time")
+    assert of_class[0].upper() + of_class[1:] in seen.text
+    assert labels[-1].endswith("a differs most, by 11 points.") and "98.0 %" not in seen.text
+
+
+def test_different_tasks_are_no_contest(tmp_path: Path) -> None:
+    folders = [make_scenes(tmp_path / "x", "miou", 0.61), make_scenes(tmp_path / "y", "map50", 0.72)]
+    folders.append(make_run(tmp_path / "z", 0.9, data="scenes"))  # of before there were tasks: a classifier
+    runs = compare.read_runs(folders)
+    seen = check(compare.render(runs))
+    assert not sections.measured_alike(runs) and sections.best(runs) is None and sections.one_headline(runs) is None
+    assert "on different images or by different figures" in seen.text and "by the best of them" not in seen.text
+    for text in ("61.00 % mean IoU", "72.00 % mean AP at IoU 0.5", "90.00 % accuracy 87.9 % – 91.7 %"):
+        assert text in seen.text
+    assert sections.classes(runs) is None
+
+
+def test_a_headline_that_nobody_knows(tmp_path: Path) -> None:
+    runs = [
+        compare.Run(
+            name, {"task": "pose"}, [{"epoch": 1, "val_near<b>": 3.0}], {"headline": "near<b>", "near<b>": 3.25}
+        )
+        for name in "ab"
+    ]
+    runs[1].result["near<b>"] = 4.5
+    seen = check(compare.render(runs))
+    assert "4.5 near<b> on the validation images by the best of them, b . The second, a , has 3.25." in seen.text
+    odd = [compare.Run(name, {"task": ["x"]}, [], {"headline": ["x"], "accuracy": 0.5}) for name in "ab"]
+    assert sections.one_headline(odd) is ACCURACY and "50.0 %" in check(compare.render(odd)).text

@@ -93,15 +93,19 @@ def _report(result: RunResult) -> Path | None:
     """Writes report.html; says why not where a package is missing, since the run itself is complete."""
     from srattn.data.dense import SceneLoader
 
-    if isinstance(result.loader, SceneLoader):
-        return None
     try:
         from srattn.explain.report import write_report
+        from srattn.explain.scenes_report import TASKS, write_scene_report
     except ImportError as error:
         print(f'srattn: no report, {error.name} is not installed: pip install "srattn[train]"', file=sys.stderr)
         return None
     path = result.folder / "report.html"
-    write_report(path, report_inputs(result), overwrite=True)
+    if result.config.task in TASKS:
+        write_scene_report(path, scene_report_inputs(result), overwrite=True)
+    elif isinstance(result.loader, SceneLoader):
+        return None  # no page tells of such a task yet
+    else:
+        write_report(path, report_inputs(result), overwrite=True)
     return path
 
 
@@ -109,7 +113,6 @@ def report_inputs(result: RunResult) -> Any:
     """What the report shows of a run. Of very many validation images it shows an even selection."""
     import torch
 
-    from srattn.engine.config import to_yaml
     from srattn.explain.report import ReportInputs
 
     data, loader = result.loader.data, result.loader
@@ -119,15 +122,46 @@ def report_inputs(result: RunResult) -> Any:
     chosen = torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
     images = loader.val_pixels(chosen)
     return ReportInputs(
-        title=f"{result.config.model} on {Path(result.config.data).name}",
-        history=result.history,
-        classes=data.classes,
+        **_facts(result),
         images=images,
         model_inputs=data.preprocess.normalise(images),
         labels=data.val.labels[chosen],
         probabilities=result.evaluation.answers[chosen],
-        model=result.model.cpu(),
-        config_yaml=to_yaml(result.config),
-        result=result.result,
-        skipped=data.skipped,
     )
+
+
+def scene_report_inputs(result: RunResult) -> Any:
+    """What the report shows of a run on masks or boxes: the validation images that could be read."""
+    from srattn.data.dense import SceneLoader
+    from srattn.explain.scenes_report import SceneReportInputs
+    from srattn.tasks.registry import make_task
+
+    data, loader, answers = result.loader.data, result.loader, result.evaluation.answers
+    assert isinstance(loader, SceneLoader)
+    task = make_task(result.config.task, data.classes)
+    measured = [index for index in range(len(data.val)) if index not in data.val.lost]
+    return SceneReportInputs(
+        **_facts(result),
+        task=task,
+        palette=loader.data.palette,
+        names=[data.val.names[index] for index in measured],
+        scene=lambda number: loader.val_scene(measured[number]),
+        normalise=data.preprocess.normalise,
+        size=data.preprocess.size,
+        answers=answers if task.name == "detection" and len(answers) == len(measured) else None,
+    )
+
+
+def _facts(result: RunResult) -> dict[str, Any]:
+    """What every report tells."""
+    from srattn.engine.config import to_yaml
+
+    return {
+        "title": f"{result.config.model} on {Path(result.config.data).name}",
+        "history": result.history,
+        "classes": result.loader.data.classes,
+        "model": result.model.cpu(),
+        "config_yaml": to_yaml(result.config),
+        "result": result.result,
+        "skipped": result.loader.data.skipped,
+    }

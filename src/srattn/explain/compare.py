@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from srattn.errors import SrattnError
 from srattn.explain import compare_sections as sections
-from srattn.explain import report
-from srattn.explain.words import bytes_text, count_text, seconds_text
+from srattn.explain import pages
 from srattn.files import atomic_path
 
 MAX_RUNS = 32
@@ -76,21 +72,12 @@ def write_comparison(path: Path, runs: Sequence[Run], overwrite: bool = False) -
 
 def render(runs: Sequence[Run]) -> str:
     """The page as a string."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(seconds=seconds_text, bytes=bytes_text, count=count_text, percent=report._percent)
-    environment.filters["plain"] = report._without_controls
-    here = files("srattn.explain")
-    template = environment.from_string(here.joinpath("compare.html").read_text("utf-8"))
-    # One style for both pages: a change of the house is made once.
-    style = re.search(r"<style>\n(.*?)</style>", here.joinpath("report.html").read_text("utf-8"), re.DOTALL)
-    assert style is not None, "report.html has a style"
-    return template.render(
-        style=style[1],
+    return pages.template("compare.html").render(
+        style=pages.style(),
         palette=sections.palette(len(runs)),
         runs=sections.table(runs),
         best=sections.best(runs),
+        headline=sections.one_headline(runs),
         alike=sections.measured_alike(runs),
         curves=sections.curves(runs),
         settings=sections.settings(runs),

@@ -12,7 +12,7 @@ from srattn.explain.canvas import LINE, MUTED, draw, shorten
 
 COLOURS = 8
 # Stand-in colours as in canvas.py, swapped for the page's variables --run-0 ... in the finished drawing.
-_STAND_INS = [f"#0{index}0b0c" for index in range(COLOURS)]
+STAND_INS = [f"#0{index}0b0c" for index in range(COLOURS)]
 _STROKES: list[Any] = ["-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2))]
 _SVG_DASHES = ["", "9 4", "2 3", "11 4 2 4"]
 _MARKS = ["o", "s", "^", "D"]
@@ -41,7 +41,7 @@ def overlay(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for number, (xs, ys) in enumerate(series):
             if xs:
-                (line,) = axes.plot(xs, ys, color=_STAND_INS[number % COLOURS], ls=_stroke(number), lw=1.7)
+                (line,) = axes.plot(xs, ys, color=STAND_INS[number % COLOURS], ls=_stroke(number), lw=1.7)
                 line.set_gid(f"run-{number}")
                 if len(xs) < 3:
                     line.set_marker(_MARKS[number // COLOURS % len(_MARKS)])
@@ -50,47 +50,55 @@ def overlay(
         if len(seen) == 1:
             only = seen.pop()
             axes.set_xlim(only - 1, only + 1)
-        if "accuracy" in title:
+        if ", %" in title:
             axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
 
     ends = ", ".join(f"{name} ends at {ys[-1]:.4g}" for (_, ys), name in zip(series, names, strict=True) if ys)
-    return _coloured(draw(_SIZE, paint, f"{title}: {ends or 'no records'}."))
+    return coloured(draw(_SIZE, paint, f"{title}: {ends or 'no records'}."))
 
 
-def per_class(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], names: Sequence[str]) -> str:
-    """A line a class with a point for each run at its accuracy, as inline SVG."""
+def per_class(
+    rows: Sequence[Mapping[str, Any]],
+    numbers: Sequence[int],
+    names: Sequence[str],
+    what: str = "accuracy",
+    share: bool = True,
+) -> str:
+    """A line a class with a point for each run at its figure `what`, in per cent of a share; as inline SVG."""
+    scale, unit = (100, ", %") if share else (1, "")
 
     def paint(axes: Axes) -> None:
-        axes.set_xlabel("accuracy of the class, %")
+        axes.set_xlabel(f"{what} of the class{unit}")
         axes.set_yticks(range(len(rows)), [shorten(str(row["name"]), 22) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         for at, row in enumerate(rows):
-            known = [100 * value for value in row["values"] if value is not None]
+            known = [scale * value for value in row["values"] if value is not None]
             if known:
                 axes.plot([min(known), max(known)], [at, at], color=LINE, lw=2.5, zorder=1)
         for place, number in enumerate(numbers):
-            found = [(100 * r["values"][place], at) for at, r in enumerate(rows) if r["values"][place] is not None]
+            found = [(scale * r["values"][place], at) for at, r in enumerate(rows) if r["values"][place] is not None]
             if found:
                 xs, ys = zip(*found, strict=True)
                 mark = _MARKS[number // COLOURS % len(_MARKS)]
-                (dots,) = axes.plot(xs, ys, ls="", marker=mark, ms=5, color=_STAND_INS[number % COLOURS], zorder=2)
+                (dots,) = axes.plot(xs, ys, ls="", marker=mark, ms=5, color=STAND_INS[number % COLOURS], zorder=2)
                 dots.set_gid(f"run-{number}")
         axes.spines["left"].set_visible(False)
         axes.xaxis.label.set_color(MUTED)
 
     height = 0.9 + 0.24 * len(rows)
     worst = rows[0]
-    text = f"Accuracy of {len(rows)} classes in {len(names)} runs; {worst['name']} differs most, by "
-    return _coloured(draw((5.0, height), paint, f"{text}{100 * worst['spread']:.1f} points."))
+    text = f"{what[0].upper()}{what[1:]} of {len(rows)} classes in {len(names)} runs; {worst['name']} differs most, by "
+    return coloured(draw((5.0, height), paint, f"{text}{scale * worst['spread']:.3g}{' points' if share else ''}."))
 
 
 def _stroke(number: int) -> Any:
     return _STROKES[number // COLOURS % len(_STROKES)]
 
 
-def _coloured(svg: str) -> str:
-    for number, colour in enumerate(_STAND_INS):
+def coloured(svg: str) -> str:
+    """A drawing with the variables of the page where the stand-in colours were."""
+    for number, colour in enumerate(STAND_INS):
         svg = svg.replace(colour, f"var(--run-{number})")
     return svg

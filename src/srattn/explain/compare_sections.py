@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from srattn.explain import compare_figures as figures
+from srattn.explain.headlines import ACCURACY, Headline, headline_of
 from srattn.explain.sections import wilson_interval
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row a run: size, result, time."""
     rows = []
     for run in runs:
-        accuracy, images = number(run.result.get("accuracy")), run.result.get("val_images")
+        headline = headline_of(run.result, run.config)
+        value, images = number(run.result.get(headline.name)), run.result.get("val_images")
         interval = None
-        if accuracy is not None and 0 <= accuracy <= 1 and isinstance(images, int) and images > 0:
-            interval = wilson_interval(round(accuracy * images), images)
+        # An interval of a share of images; other figures are no such share.
+        if headline is ACCURACY and value is not None and 0 <= value <= 1 and isinstance(images, int) and images > 0:
+            interval = wilson_interval(round(value * images), images)
         peak, epoch = best_epoch(run)
         speeds = values(run.history, "images_per_second")
         rows.append(
@@ -46,7 +49,8 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "name": run.name,
                 "model": run.result.get("model") or run.config.get("model") or "–",
                 "parameters": number(run.result.get("parameters")),
-                "accuracy": accuracy,
+                "headline": headline,
+                "value": value,
                 "interval": interval,
                 "peak": peak,
                 "peak_epoch": epoch,
@@ -60,20 +64,27 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def one_headline(runs: Sequence[Run]) -> Headline | None:
+    """The figure that names all results; None where runs have different ones."""
+    found = {headline_of(run.result, run.config) for run in runs}
+    return found.pop() if len(found) == 1 else None
+
+
 def measured_alike(runs: Sequence[Run]) -> bool:
-    """Whether all finished runs were measured on the same images, as far as their options tell."""
-    told = {tuple(_text(run.config.get(name)) for name in _MEASURED_ON) for run in runs if run.result}
-    return len(told) <= 1
+    """Whether all finished runs were measured by the same figure on the same images, as far as their options tell."""
+    finished = [run for run in runs if run.result]
+    told = {tuple(_text(run.config.get(name)) for name in _MEASURED_ON) for run in finished}
+    return len(told) <= 1 and len({headline_of(run.result, run.config) for run in finished}) <= 1
 
 
 def best(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """The run of the highest final accuracy, and whether the images are enough to tell it from the second.
+    """The run of the highest headline, and whether the images are enough to tell it from the second.
 
-    None where runs were measured on different images.
+    None where runs were measured on different images, or by different figures.
     """
     if not measured_alike(runs):
         return None
-    rows = sorted((row for row in table(runs) if row["accuracy"] is not None), key=lambda row: -row["accuracy"])
+    rows = sorted((row for row in table(runs) if row["value"] is not None), key=lambda row: -row["value"])
     if not rows:
         return None
     first = rows[0]
@@ -85,15 +96,17 @@ def best(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The drawings: loss, accuracy and learning rate over the epochs, accuracy over the time."""
-    wanted = [
-        ("val_accuracy", "Validation accuracy, %", 100.0, False),
-        ("val_accuracy", "Validation accuracy, %", 100.0, True),
-        ("val_loss", "Validation loss", 1.0, False),
-        ("train_loss", "Training loss", 1.0, False),
-        ("train_accuracy", "Training accuracy, %", 100.0, False),
-        ("learning_rate", "Learning rate", 1.0, False),
-    ]
+    """The drawings: loss, headlines and learning rate over the epochs, headlines over the time."""
+    headlines = list(dict.fromkeys(headline_of(run.result, run.config) for run in runs))
+    wanted: list[tuple[str, str, float, bool]] = []
+    for each in headlines:
+        title, scale = _titled(each)
+        wanted += [(f"val_{each.name}", f"Validation {title}", scale, by_time) for by_time in (False, True)]
+    wanted += [("val_loss", "Validation loss", 1.0, False), ("train_loss", "Training loss", 1.0, False)]
+    for each in headlines:
+        title, scale = _titled(each)
+        wanted.append((f"train_{each.name}", f"Training {title}", scale, False))
+    wanted.append(("learning_rate", "Learning rate", 1.0, False))
     drawn = []
     for key, title, scale, by_time in wanted:
         series = [points(run.history, key, scale, by_time) for run in runs]
@@ -101,6 +114,11 @@ def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
             title = f"{title} over the time" if by_time else title
             drawn.append(Markup(figures.overlay(series, [run.name for run in runs], title, by_time)))
     return drawn
+
+
+def _titled(headline: Headline) -> tuple[str, float]:
+    """A title, and what the values are multiplied by."""
+    return (f"{headline.words}, %", 100.0) if headline.share else (headline.words, 1.0)
 
 
 def settings(runs: Sequence[Run]) -> dict[str, Any]:
@@ -117,12 +135,19 @@ def settings(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def classes(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Accuracy of each class in the runs that have the same classes as the first that has any; widest spread first."""
+    """The headline of each class in the runs that have the same classes and headline as the first that has any.
+
+    Widest spread first.
+    """
     known = [(index, run) for index, run in enumerate(runs) if _per_class(run)]
     if not known:
         return None
-    names = list(_per_class(known[0][1]))
-    alike = [(index, run) for index, run in known if set(_per_class(run)) == set(names)]
+    names, headline = list(_per_class(known[0][1])), headline_of(known[0][1].result, known[0][1].config)
+    alike = [
+        (index, run)
+        for index, run in known
+        if set(_per_class(run)) == set(names) and headline_of(run.result, run.config) == headline
+    ]
     if len(alike) < 2:
         return None
     rows = []
@@ -133,7 +158,12 @@ def classes(runs: Sequence[Run]) -> dict[str, Any] | None:
     rows.sort(key=lambda row: -row["spread"])
     shown = rows[:_CLASSES_SHOWN]
     return {
-        "figure": Markup(figures.per_class(shown, [index for index, _ in alike], [run.name for _, run in alike])),
+        "headline": headline,
+        "figure": Markup(
+            figures.per_class(
+                shown, [index for index, _ in alike], [run.name for _, run in alike], headline.of_class, headline.share
+            )
+        ),
         "rows": rows,
         "runs": [(index, run.name) for index, run in alike],
         "left_out": [run.name for index, run in enumerate(runs) if index not in {i for i, _ in alike}],
@@ -169,8 +199,9 @@ def last(history: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def best_epoch(run: Run) -> tuple[float | None, int | None]:
-    """The highest validation accuracy of a run, and its epoch (the first of equals)."""
-    found = [(number(r.get("val_accuracy")), number(r.get("epoch"))) for r in run.history]
+    """The highest headline on the validation images of a run, and its epoch (the first of equals)."""
+    name = f"val_{headline_of(run.result, run.config).name}"
+    found = [(number(r.get(name)), number(r.get("epoch"))) for r in run.history]
     known = [(value, epoch) for value, epoch in found if value is not None]
     if not known:
         return None, None
@@ -193,7 +224,7 @@ def points(
 
 
 def _per_class(run: Run) -> Mapping[str, Any]:
-    found = run.result.get("per_class_accuracy")
+    found = run.result.get(headline_of(run.result, run.config).by_class)
     return found if isinstance(found, Mapping) else {}
 
 

@@ -1,0 +1,137 @@
+"""The page that tells how a run on masks or boxes went: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from torch import Tensor, nn
+
+from srattn.data.palette import MOST, Palette, standard_palette
+from srattn.errors import SrattnError
+from srattn.explain import pages, sections
+from srattn.explain import scenes_sections as scenes
+from srattn.explain.compare_sections import number
+from srattn.explain.headlines import headline_of
+from srattn.explain.scene_cases import SHOWN, Cases, Scene, Subject, box_cases, mask_cases, runner
+from srattn.explain.scenes_figures import spread
+from srattn.files import atomic_path
+from srattn.tasks.contours import TOLERANCE
+from srattn.tasks.protocol import Task
+
+TASKS = tuple(scenes.CLASS_FIGURES)
+
+
+@dataclasses.dataclass
+class SceneReportInputs:
+    """What a report tells of. M validation images, K classes."""
+
+    title: str
+    task: Task
+    """Of segmentation or detection."""
+    history: list[dict[str, float]]
+    """The metrics records, one an epoch; shares are parts of 1."""
+    classes: list[str]
+    palette: Palette | None
+    """Colours of the classes; by default the standard ones."""
+    names: Sequence[str]
+    """Of the validation images, in their order."""
+    scene: Scene
+    """A validation image by its number, (C, H, W) in [0, 1], with its target; None where it is unreadable now."""
+    normalise: Callable[[Tensor], Tensor]
+    """From images (B, C, H, W) in [0, 1] to what `model` takes."""
+    model: nn.Module
+    """In eval mode; it is run on the few images that are shown."""
+    size: tuple[int, int]
+    """Height and width that the plan is shown for."""
+    config_yaml: str
+    result: dict[str, object]
+    """Final figures, versions and machine."""
+    skipped: list[str]
+    """Unreadable files."""
+    answers: Tensor | None = None
+    """Detections (M, D, 6) of all validation images, where they are known; of detection alone."""
+
+
+def write_scene_report(path: Path, inputs: SceneReportInputs, overwrite: bool = False) -> None:
+    """Writes the report to `path`, whole or not at all.
+
+    The page has no outside resource and no script; text from data sets (class names, file names) is escaped.
+
+    Raises:
+        SrattnError: inputs that do not fit together, or `path` exists and `overwrite` is false.
+    """
+    _check(inputs)
+    if not overwrite and Path(path).exists():
+        raise SrattnError(f"{path} exists; choose another path or allow it to be replaced")
+    page = render(inputs)
+    with atomic_path(path, overwrite=overwrite) as aside:
+        # File names may hold bytes that are no text; they are shown as escapes.
+        aside.write_bytes(page.encode("utf-8", "backslashreplace"))
+
+
+def render(inputs: SceneReportInputs) -> str:
+    """The page as a string."""
+    task, result = inputs.task.name, inputs.result
+    headline = headline_of(result, {"task": task})
+    palette = inputs.palette or standard_palette(inputs.classes[:MOST])
+    cases = _cases(inputs, palette)
+    backbone = getattr(inputs.model, "backbone", inputs.model)
+    return pages.template("scenes_report.html", ("plan", "config", "skipped")).render(
+        style=pages.style(),
+        title=inputs.title,
+        task=task,
+        headline=headline,
+        value=number(result.get(headline.name)),
+        images=int(number(result.get("val_images")) or len(inputs.names)),
+        all_classes=inputs.classes,
+        summary=scenes.summary(task, inputs.model, inputs.history, result),
+        curves=scenes.curves(task, inputs.history),
+        classes=scenes.class_table(task, inputs.classes, result, palette),
+        confusion=scenes.confusion(inputs.classes, result) if task == "segmentation" else None,
+        precision=scenes.precision_recall(result) if task == "detection" else None,
+        cases=cases,
+        tolerance=TOLERANCE,
+        spread=_spread(cases, task),
+        plan=sections.plan_table(backbone, inputs.size),
+        facts=sections.facts(scenes.other_facts(result)),
+        config=inputs.config_yaml,
+        skipped=inputs.skipped,
+    )
+
+
+def _cases(inputs: SceneReportInputs, palette: Palette) -> Cases | None:
+    """The images to show; None of more classes than there are colours."""
+    if len(inputs.classes) > len(palette):
+        return None
+    subject = Subject(inputs.names, inputs.scene, runner(inputs.model, inputs.normalise), palette)
+    if inputs.task.name == "detection":
+        return box_cases(subject, inputs.task.postprocess, inputs.answers)
+    measured = inputs.result.get("per_image")
+    # Runs of several processes have none; nor is it known which is which after an image has become unreadable.
+    known = isinstance(measured, list) and len(measured) == len(inputs.names)
+    return mask_cases(subject, [number(value) for value in measured] if known else None)  # type: ignore[union-attr]
+
+
+def _spread(cases: Cases | None, task: str) -> dict[str, Any] | None:
+    """How the scores of the images lie; None of so few that the pictures say it all."""
+    if cases is None or len(cases.scores) <= 2 * SHOWN:
+        return None
+    what = "mean IoU" if task == "segmentation" else "AP at IoU 0.5"
+    return {"figure": Markup(spread(cases.scores, what)), "middle": statistics.median(cases.scores)}
+
+
+def _check(inputs: SceneReportInputs) -> None:
+    if inputs.task.name not in TASKS:
+        raise SrattnError(f"this report is of {' or '.join(TASKS)}, not of {inputs.task.name!r}")
+    if not len(inputs.names):
+        raise SrattnError("a report needs at least one validation image")
+    answers = inputs.answers
+    if answers is not None and (answers.ndim != 3 or len(answers) != len(inputs.names) or answers.shape[2] != 6):
+        raise SrattnError(
+            f"answers must be ({len(inputs.names)}, D, 6), a row for each validation image, got {tuple(answers.shape)}"
+        )
