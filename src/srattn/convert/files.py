@@ -12,9 +12,9 @@ from srattn.convert import hf
 from srattn.convert.head_numbers import ASSUMED, part_configs, saved_backbone, saved_kind, saved_parts
 from srattn.convert.heads import Head
 from srattn.convert.layouts import get_layout
-from srattn.convert.layouts.mm_heads import AUXILIARY, other_arithmetic
+from srattn.convert.layouts.mm_heads import AUXILIARY
 from srattn.convert.layouts.transforms import Context
-from srattn.convert.save import check_suffix, differences, write_file, write_folder
+from srattn.convert.save import check_suffix, differences, extra_relu_lost, write_file, write_folder
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, from_ours, to_ours
 from srattn.convert.variants import TWINS_IN_NAME, infer, ratios_of
@@ -79,8 +79,9 @@ def convert_file(
     parts, guessed = ({}, ()) if head is None else _parts(head, read)
     state, left_out = from_ours(ours.state, target, family, context, head)
     notes = differences(to, eps, edge, config, left_out, family)
-    if head is not None and bool(to.parts) != bool(detected.layout.parts):
-        notes += other_arithmetic(head.kind, head.state).values()
+    if "neck" in parts and not detected.layout.parts:
+        parts["neck"]["extra_relu"] = False  # of mmdetection's code
+    notes += extra_relu_lost(to, family, parts)
     if folder:
         notes += [f"assumed: {text}" for text in assumed]
         write_folder(path, state, hf.config_for(family, config, eps, parts.get("head")), overwrite)

@@ -162,6 +162,7 @@ def _neck(state: State, extra_levels: int, usual: str) -> dict[str, Any]:
         source = "pool" if extra_levels else usual
     elif width != channels:
         source = "input" if state["neck.extras.0.weight"].shape[1] == channels else "output"
+    # `extra_relu` shows in no shape: who reads another's layout knows it.
     return {"first": _MAPS - count, "width": width, "extra_levels": extra_levels, "extra_from": source}
 
 

@@ -118,6 +118,13 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
     return {} if head_of(model) is None else {part: dict(config[part]) for part in config if part != "backbone"}
 
 
+def set_relu(model: nn.Module, saved: Mapping[str, Any], *, foreign: bool) -> None:
+    """Gives a detector's pyramid the ReLU between extra maps, or none, as its weights learnt; mmdetection has none."""
+    neck, relu = getattr(model, "neck", None), False if foreign else saved.get("extra_relu")
+    if hasattr(neck, "extra_relu") and isinstance(relu, bool):
+        neck.extra_relu = relu  # type: ignore[union-attr]
+
+
 def fit_head(found: FoundHead | None, mine: Head, *, strict: bool, keep: bool) -> Fit:
     """Which tensors go into a model's head, and a detector's neck, by our keys.
 

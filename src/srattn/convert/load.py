@@ -13,8 +13,8 @@ from torch import nn
 from srattn.convert import hf
 from srattn.convert.fit import Fit, Fitter, Mismatch
 from srattn.convert.head_numbers import check_parts, saved_backbone, saved_kind, saved_parts
-from srattn.convert.heads import Head, fit_head, head_of, own_head, parts_of
-from srattn.convert.layouts.mm_heads import AUXILIARY, other_arithmetic
+from srattn.convert.heads import Head, fit_head, head_of, own_head, parts_of, set_relu
+from srattn.convert.layouts.mm_heads import AUXILIARY
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, merged, to_ours
 from srattn.convert.variants import backbone_of, context_of, describe, family_of
@@ -115,7 +115,9 @@ def load_checkpoint(
     if mine is not None and head_module is not None:
         targets |= mine.state
         if head == "load":
-            hf.set_depth(head_module, read.config, saved_parts(read.metadata).get("head", {}))
+            saved = saved_parts(read.metadata)
+            hf.set_depth(head_module, read.config, saved.get("head", {}))
+            set_relu(model, saved.get("neck", {}), foreign=ours.head is not None and ours.head.rules is not None)
     with torch.no_grad():
         for key, tensor in (fit.values | head_fit.values).items():
             targets[key].copy_(tensor)
@@ -130,7 +132,7 @@ def load_checkpoint(
         missing=(*fit.missing, *head_fit.missing),
         unexpected=(*fit.unexpected, *head_fit.unexpected, *beside),
         resized=fit.resized,
-        adapted=fit.adapted | head_fit.adapted | _remarks(ours, head_fit, beside),
+        adapted=fit.adapted | head_fit.adapted | _remarks(ours, beside),
         norm_eps=backbone.norm_eps,
         edge=backbone.edge,
         family=ours.detected.family,
@@ -201,12 +203,9 @@ def _beside(ours: Ours, strict: bool) -> tuple[str, ...]:
     return (*ours.unknown, *ours.beside)
 
 
-def _remarks(ours: Ours, head_fit: Fit, beside: Sequence[str]) -> dict[str, str]:
-    """What is to be said of a whole model's parts: of those that have no place here, and of other arithmetic."""
-    found = {key: AUXILIARY for key in beside if key.removeprefix(ours.detected.outer).startswith("auxiliary_head.")}
-    if ours.head is not None and ours.head.rules is not None:
-        found |= other_arithmetic(ours.head.kind, head_fit.values)
-    return found
+def _remarks(ours: Ours, beside: Sequence[str]) -> dict[str, str]:
+    """What is to be said of a whole model's parts that have no place here."""
+    return {key: AUXILIARY for key in beside if key.removeprefix(ours.detected.outer).startswith("auxiliary_head.")}
 
 
 def _check_values(values: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:

@@ -15,7 +15,6 @@ from torch import nn
 from srattn.convert import hf
 from srattn.convert.heads import check_head, own_head, parts_of
 from srattn.convert.layouts import Layout, get_layout
-from srattn.convert.layouts.mm_heads import other_arithmetic
 from srattn.convert.state import from_ours
 from srattn.convert.tensor_file import write_tensors
 from srattn.convert.variants import backbone_of, context_of, family_of
@@ -85,8 +84,7 @@ def save_checkpoint(
     else:
         write_file(path, state, overwrite, described if layout == "srattn" else None)
     notes = differences(target, norm_eps, edge, config, left_out, family)
-    if head is not None and target.heads.get(family):
-        notes += other_arithmetic(head.kind, head.state).values()
+    notes += extra_relu_lost(target, family, parts)
     if notes:
         warnings.warn(f"{path} in the {layout} layout: {'; '.join(notes)}", UserWarning, stacklevel=2)
     return path
@@ -126,6 +124,15 @@ def differences(
     if target.name == "official" and config.get("class_token") is False:
         notes.append("its classifier needs a class token, which this model has not")
     return notes
+
+
+def extra_relu_lost(target: Layout, family: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is to be said of a detector whose pyramid has a ReLU that mmdetection's has not."""
+    neck = parts.get("neck", {})
+    learnt = neck.get("extra_levels", 0) > 1 and neck.get("extra_from") != "pool"
+    if learnt and neck.get("extra_relu", True) and target.heads.get(family):
+        return ["its code has no ReLU between the extra maps, as this model has: their answers differ"]
+    return []
 
 
 def check_suffix(path: Path) -> None:

@@ -29,6 +29,7 @@ class FPN(nn.Module):
         extra_from: what they are made from: "output", the coarsest map returned, or "input", the coarsest map given,
             by 3x3 convolutions of stride 2 with ReLU between them (RetinaNet's P6 and P7, arXiv:1708.02002, are two
             from the input); or "pool", every second pixel of the coarsest map returned, as the paper's detector has it.
+        extra_relu: False leaves out the ReLU between those convolutions, as detectors published with mmdetection do.
     """
 
     kind: ClassVar[str] = "fpn"
@@ -39,6 +40,7 @@ class FPN(nn.Module):
         width: int = 256,
         extra_levels: int = 0,
         extra_from: str = "output",
+        extra_relu: bool = True,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -51,9 +53,8 @@ class FPN(nn.Module):
                 f"{extra_levels=}, {extra_from=}"
             )
         factory = {"device": device, "dtype": dtype}
-        self.config = {"kind": self.kind, "width": width, "extra_levels": extra_levels, "extra_from": extra_from}
         self.channels, self.width = list(channels), width
-        self.extra_levels, self.extra_from = extra_levels, extra_from
+        self.extra_levels, self.extra_from, self.extra_relu = extra_levels, extra_from, extra_relu
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1, **factory) for c in channels)
         self.outputs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, **factory) for _ in channels)
         first = self.channels[-1] if extra_from == "input" else width
@@ -62,6 +63,16 @@ class FPN(nn.Module):
             nn.Conv2d(width if n else first, width, 3, stride=2, padding=1, **factory) for n in range(learnt)
         )
         self.apply(_fresh)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "width": self.width,
+            "extra_levels": self.extra_levels,
+            "extra_from": self.extra_from,
+            "extra_relu": self.extra_relu,
+        }
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """maps [(B, C_n, H_n, W_n)], finest first. Returns [(B, width, H_n, W_n)] and the extra maps behind them."""
@@ -83,7 +94,7 @@ class FPN(nn.Module):
             return found
         x = coarsest if self.extra_from == "input" else x
         for n, conv in enumerate(self.extras):
-            x = conv(F.relu(x) if n else x)
+            x = conv(F.relu(x) if n and self.extra_relu else x)
             found.append(x)
         return found
 

@@ -7,16 +7,14 @@ mmdet.models.necks.fpn, .dense_heads.retina_head). What it computes otherwise th
   the next finer map each time. Both are one where each grid is half the finer one.
 - Its `gn` has as many groups as its configuration says; ours is made with 32, fewer where they would be narrow.
 - UPerHead is ours. Its pools' sizes stand in the configuration alone: 1, 2, 3 and 6 as published.
-- FPN has no ReLU between the convolutions of its extra maps (`relu_before_extra_convs` is off as published); ours has
-  one there, so from the second extra map on answers differ.
+- FPN has no ReLU between the convolutions of its extra maps (`relu_before_extra_convs` is off as published): a model
+  that loads such weights has none either (`extra_relu`).
 - RetinaHead is ours, its anchors in our order (ratio by ratio) and, as published, at the left upper corners of cells
   (`offset=0`). Its coder limits how far a box shrinks, too: below a 62nd of its anchor, where ours goes on.
 - An auxiliary head serves training alone and has no place here.
 """
 
 from __future__ import annotations
-
-from collections.abc import Container
 
 from srattn.convert.layouts.keys import Rule, same
 
@@ -86,10 +84,3 @@ RETINANET: tuple[Rule, ...] = (
     same("head.classifier.{p}", "bbox_head.retina_cls.{p}"),
     same("head.regressor.{p}", "bbox_head.retina_reg.{p}"),
 )
-
-
-def other_arithmetic(kind: str, keys: Container[str]) -> dict[str, str]:
-    """Where the code of these layouts computes otherwise whatever the images: our key -> in words."""
-    if kind == "retinanet" and "neck.extras.1.weight" in keys:
-        return {"neck.extras.1": "its code has no ReLU between the extra maps, as ours has: their answers differ"}
-    return {}

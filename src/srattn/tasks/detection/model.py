@@ -62,6 +62,7 @@ def fcos(
     first: int = 1,
     levels: int = 5,
     extra_from: str = "output",
+    extra_relu: bool = True,
     convs: int = 4,
     norm: str = "group",
     **options: Any,
@@ -75,11 +76,11 @@ def fcos(
         first: the backbone's map that the pyramid begins with: 1, of stride 8, is usual; 0, of stride 4, finds smaller
             objects and costs about four times as much beside the backbone.
         levels: maps of the pyramid.
-        extra_from: see `srattn.heads.fpn.FPN`.
+        extra_from, extra_relu: see `srattn.heads.fpn.FPN`.
         convs, norm: see `srattn.heads.fcos.FCOSHead`.
         options: of the backbone, as `srattn.create_model` takes them; `pretrained` too.
     """
-    body, neck, strides = _base(backbone, width, first, levels, extra_from, options)
+    body, neck, strides = _base(backbone, width, first, levels, extra_from, extra_relu, options)
     head = FCOSHead(width, num_classes, strides, convs=convs, norm=norm, **_place(options))
     return DetectionModel(body, neck, head, first)
 
@@ -92,6 +93,7 @@ def retinanet(
     first: int = 1,
     levels: int = 5,
     extra_from: str = "input",
+    extra_relu: bool = True,
     convs: int = 4,
     norm: str = "none",
     base: float = 4.0,
@@ -103,10 +105,10 @@ def retinanet(
     """RetinaNet (arXiv:1708.02002), set up as PVT's authors do (arXiv:2102.12122, section 5.2).
 
     Args:
-        backbone, num_classes, width, first, levels, extra_from, options: as of `fcos`.
+        backbone, num_classes, width, first, levels, extra_from, extra_relu, options: as of `fcos`.
         convs, norm, base, scales, ratios, offset: see `srattn.heads.retinanet.RetinaNetHead`.
     """
-    body, neck, strides = _base(backbone, width, first, levels, extra_from, options)
+    body, neck, strides = _base(backbone, width, first, levels, extra_from, extra_relu, options)
     anchors = {"base": base, "scales": scales, "ratios": ratios, "offset": offset}
     head = RetinaNetHead(width, num_classes, strides, convs=convs, norm=norm, **anchors, **_place(options))
     return DetectionModel(body, neck, head, first)
@@ -128,7 +130,7 @@ _MAPS = 4  # of every backbone for images
 
 
 def _base(
-    name: str, width: int, first: int, levels: int, extra_from: str, options: dict[str, Any]
+    name: str, width: int, first: int, levels: int, extra_from: str, extra_relu: bool, options: dict[str, Any]
 ) -> tuple[Backbone, FPN, list[int]]:
     """The backbone, the pyramid and the strides of its maps."""
     body = create_model(name, features_only=True, **options).model
@@ -141,7 +143,7 @@ def _base(
             f"{first=}, {levels=}"
         )
     extra = levels - (_MAPS - first)
-    neck = FPN(channels[first:], width, extra, extra_from, **_place(options))
+    neck = FPN(channels[first:], width, extra, extra_from, extra_relu, **_place(options))
     return body, neck, [*strides[first:], *(strides[-1] * 2 ** (n + 1) for n in range(extra))]
 
 
