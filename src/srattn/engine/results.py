@@ -13,7 +13,7 @@ import torch
 from srattn.engine.trainer import Trainer
 from srattn.version import __version__
 
-_PACKAGES = ("torch", "kornia", "torchmetrics", "pillow", "scikit-learn", "numpy", "safetensors")
+_PACKAGES = ("torch", "kornia", "torchmetrics", "faster-coco-eval", "pillow", "scikit-learn", "numpy", "safetensors")
 
 
 def make_result(trainer: Trainer) -> dict[str, Any]:
