@@ -98,8 +98,9 @@ class JointAugment:
         return window, target.moved(matrix, self.preprocess.size)
 
 
-def parse_joint(spec: str, preprocess: Preprocess) -> JointAugment:
-    """A `JointAugment` from "scale=0.5-2,flip,jitter=0.4": NAME or NAME=VALUE of `TOKENS` with commas between.
+def parse_joint(spec: str, preprocess: Preprocess, kind: type[JointAugment] = JointAugment) -> JointAugment:
+    """A `JointAugment`, or another `kind` of it, from "scale=0.5-2,flip,jitter=0.4": NAME or NAME=VALUE of `TOKENS`
+    with commas between.
 
     Raises:
         SrattnError: an unknown token, or a value that is no number or out of range.
@@ -109,7 +110,7 @@ def parse_joint(spec: str, preprocess: Preprocess) -> JointAugment:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if name not in TOKENS:
             hint = nearest(name, TOKENS) or f"; known are {', '.join(TOKENS)}"
-            raise SrattnError(f"augment: unknown {name!r} for masks and boxes{hint}")
+            raise SrattnError(f"augment: unknown {name!r} for scenes{hint}")
         if name in tokens:
             raise SrattnError(f"augment: {name} stands twice in {spec!r}; leave one of them")
         tokens[name] = value if equals else None
@@ -121,7 +122,7 @@ def parse_joint(spec: str, preprocess: Preprocess) -> JointAugment:
     values = {name: _number(name, tokens[name], defaults[name]) for name in defaults if name in tokens}
     low, high = (tokens["scale"] or "0.5-2").partition("-")[::2] if "scale" in tokens else ("1", "1")
     scale = (_number("scale", low, 1.0), _number("scale", high or low, 1.0))
-    return JointAugment(preprocess, scale=scale, **values)
+    return kind(preprocess, scale=scale, **values)
 
 
 def _number(name: str, text: str | None, default: float) -> float:

@@ -12,7 +12,7 @@ from srattn.data.ahead import ahead
 from srattn.data.decode import BadImage
 from srattn.data.dense.joint import DRAWS, JointAugment
 from srattn.data.dense.scenes import SceneData, Scenes
-from srattn.data.dense.target import Target, stacked
+from srattn.data.dense.target import Target, nothing, stacked
 from srattn.data.keyed import hashed, uniform
 from srattn.data.loader import AUGMENT_KEY, Batch, Loader
 
@@ -20,7 +20,7 @@ _OTHERS = 10  # images after an unreadable one that are tried in its place
 
 
 class SceneLoader(Loader):
-    """As `Loader`; `Batch.labels` are masks (B, H, W) or boxes (B, M, 5).
+    """As `Loader`; `Batch.labels` are as `srattn.data.dense.target.stacked` makes them.
 
     Validation images keep their shape. Those that follow one another and have one size come together.
     """
@@ -63,8 +63,7 @@ class SceneLoader(Loader):
     def _nothing(self) -> Batch:
         preprocess = self.augment.preprocess
         inputs = torch.zeros(0, preprocess.channels, *preprocess.size)
-        masks = len(cast(Scenes, self.data.train).shapes[0]) > 2
-        labels = torch.zeros(0, *preprocess.size, dtype=torch.int64) if masks else torch.zeros(0, 0, 5)
+        labels = nothing(cast(Scenes, self.data.train).example, preprocess.size)
         return Batch(inputs, labels, torch.zeros(0, dtype=torch.int64))
 
     def _val_batch(self, indices: Tensor) -> Batch:

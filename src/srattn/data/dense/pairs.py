@@ -1,4 +1,4 @@
-"""Folders of images beside folders of masks."""
+"""Folders of images beside folders of masks or depths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from srattn.errors import SrattnError
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "frames", "original")
 MASKS = ("masks", "mask", "annotations", "annotation", "labels", "label", "segmentationclass", "ground truth", "gt")
-"""What people call the two folders."""
+DEPTHS = ("depths", "depth", "depth maps", "depth map", "depthmaps", "ground truth", "gt")
+"""What people call the folders."""
 _LARGEST_LIST = 64 << 20
 _YEAR = re.compile(r"[12]\d{3}$")
 
@@ -39,7 +40,7 @@ class PairIndex:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def index_pairs(root: Path) -> PairIndex:
+def index_pairs(root: Path, beside: Sequence[str] = MASKS, word: str = "mask") -> PairIndex:
     """Finds the pairs below `root`: images/ and masks/ (or what else people call them), each with train/ and val/ or
     without parts; or train/ and val/, each with images/ and masks/. A year may follow the name of a part (train2017).
 
@@ -47,31 +48,35 @@ def index_pairs(root: Path) -> PairIndex:
     ("frame_07_image.jpg" and "frame_07_mask.png"). Pascal VOC's lists of segmented images, ImageSets/Segmentation, make
     the parts where they are. A test/ without masks beside other parts is passed over: its masks are kept from us.
 
+    Args:
+        beside: what the folder of masks may be called.
+        word: what messages call a mask.
+
     Raises:
         SrattnError: no such folders, or none that pair; the message says what was looked for.
     """
     if not root.is_dir():
         raise SrattnError(f"{root} is not a folder{'' if root.exists() else ': it does not exist'}")
     index, lists = PairIndex(root, {}), _lists(root)
-    places = list(_places(root))
+    places = list(_places(root, beside))
     for part, images, masks in places:
         if images is None:
-            index.skipped.append(f"{masks} has masks, but there is no folder of that name for their images")
+            index.skipped.append(f"{masks} has {word}s, but there is no folder of that name for their images")
             continue
         if masks is None:
             if part != "test" or len(places) == 1:
-                raise SrattnError(f"{images} has images, but there is no folder of that name for their masks; add it")
+                raise SrattnError(f"{images} has images, but there is no folder of that name for their {word}s; add it")
             continue
         pictures, others = _matched(_by_stem(images), _by_stem(masks))
         if lists and len(places) == 1:
             for name, stems in lists.items():
-                _add(index, name, _only(pictures, stems), _only(others, stems), images, masks)
+                _add(index, name, _only(pictures, stems), _only(others, stems), images, masks, word)
         else:
-            _add(index, part, pictures, others, images, masks)
+            _add(index, part, pictures, others, images, masks, word)
     if not any(index.parts.values()):
         reason = f"; {index.skipped[0]}" if index.skipped else ""
         raise SrattnError(
-            f"{root} has no images with masks: put them in {root / 'images'} and {root / 'masks'} under the same "
+            f"{root} has no images with {word}s: put them in {root / 'images'} and {root / beside[0]} under the same "
             f"names{reason}"
         )
     return index
@@ -86,30 +91,36 @@ def has_pairs(root: Path) -> bool:
     )
 
 
-def _places(root: Path) -> Iterator[tuple[str, Path | None, Path | None]]:
+def _places(root: Path, beside: Sequence[str] = MASKS) -> Iterator[tuple[str, Path | None, Path | None]]:
     """A part, the folder of its images and that of its masks, as far as they are there."""
     folders = _folders(root)
-    images, masks = _named(folders, IMAGES), _named(folders, MASKS)
+    images, masks = _named(folders, IMAGES), _named(folders, beside)
     if images is not None and masks is not None:
         pictures, others = _parts(images), _parts(masks)
         yield from ((part, pictures.get(part), others.get(part)) for part in {**pictures, **others})
         return
     for part, folder in _parts(root).items():
         below = _folders(folder)
-        images, masks = _named(below, IMAGES), _named(below, MASKS)
+        images, masks = _named(below, IMAGES), _named(below, beside)
         if images is not None and (masks is not None or folder != root):
             yield part, images, masks
 
 
 def _add(
-    index: PairIndex, part: str, pictures: dict[str, Path], others: dict[str, Path], images: Path, masks: Path
+    index: PairIndex,
+    part: str,
+    pictures: dict[str, Path],
+    others: dict[str, Path],
+    images: Path,
+    masks: Path,
+    word: str,
 ) -> None:
     pairs = index.parts.setdefault(part, [])
     for stem, image in pictures.items():
         if stem in others:
             pairs.append(Pair(image.relative_to(index.root).as_posix(), image, others[stem]))
         else:
-            index.skipped.append(f"{image} has no mask in {masks}")
+            index.skipped.append(f"{image} has no {word} in {masks}")
     index.skipped += [f"{mask} has no image in {images}" for stem, mask in others.items() if stem not in pictures]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from srattn.data.ahead import ahead
 from srattn.data.decode import BadImage
 from srattn.data.dense.joint import JointAugment
+from srattn.data.dense.person import kept_person, measured_person
 from srattn.data.dense.scenes import SceneData, Scenes, shape_of
 from srattn.data.dense.target import Target, moved_boxes
 from srattn.data.index import Budget, part_called
@@ -46,6 +47,7 @@ class Found:
         parts: images of "train", "val" and "test", as far as there are any.
         problems: a line for everything that cannot be used, or was put right.
         palette: colours of the classes, where the data says them.
+        notes: what a person should know of the data.
         facts: a hash of the targets: says whether a resumed run has those that it began with.
     """
 
@@ -54,6 +56,7 @@ class Found:
     problems: list[str]
     facts: str
     palette: Palette | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def load_scenes(
@@ -83,7 +86,7 @@ def load_scenes(
     total, before = len(train) + len(held), 0
     budget, skipped = Budget(hold_bytes), list(found.problems)
     parts: list[Scenes] = []
-    for unread, resize in ((train, _Kept(augment.preprocess, augment.scale[1])), (held, _Measured(measured))):
+    for unread, resize in ((train, _Kept(augment)), (held, _Measured(measured))):
         samples, bad = _check(unread, resize, measured.channels, on_bad_image, budget, workers, notify, before, total)
         before += len(unread)
         parts.append(samples)
@@ -92,7 +95,7 @@ def load_scenes(
         if not len(part):
             reason = f"; the first of {len(skipped)} that cannot be used: {skipped[0]}" if skipped else ""
             raise SrattnError(f"there is no usable image for {where}{reason}")
-    return SceneData(found.classes, parts[0], parts[1], measured, skipped, found.facts, found.palette)
+    return SceneData(found.classes, parts[0], parts[1], measured, skipped, found.facts, found.palette, found.notes)
 
 
 def load_part(
@@ -112,7 +115,10 @@ def load_part(
 def divide_scenes(
     parts: dict[str, list[One]], val: str | None, fraction: float, seed: int
 ) -> tuple[list[One], list[One]]:
-    """Training and validation of scenes: as `srattn.data.index.divide`, without classes to divide by."""
+    """Training and validation of scenes: as `srattn.data.index.divide`, without classes to divide by.
+
+    What lies in one image (`Unread.image`), such as several people, stays together.
+    """
     parts = {name: items for name, items in parts.items() if items}
     if "train" not in parts:
         have = f"only {', '.join(parts)}" if parts else "no image that can be used"
@@ -128,26 +134,37 @@ def divide_scenes(
         raise SrattnError(f"val {val!r} is not a part of the data: give split, or the name of a part")
     if not 0 < fraction < 1:
         raise SrattnError(f"val_fraction must be above 0 and below 1, got {fraction}")
-    items = parts["train"]
+    items = _by_image(parts["train"])
     if len(items) < 2:
         raise SrattnError("there is one image only; a split needs at least two: add some, or a part val/")
     count = min(max(1, round(fraction * len(items))), len(items) - 1)
     held = set(permutation(len(items), seed, 0)[:count].tolist())
-    return [item for n, item in enumerate(items) if n not in held], [items[n] for n in sorted(held)]
+    train = [one for n, item in enumerate(items) if n not in held for one in item]
+    return train, [one for n in sorted(held) for one in items[n]]
+
+
+def _by_image(items: Sequence[One]) -> list[list[One]]:
+    """The items of each image, images in the order of their first item."""
+    found: dict[object, list[One]] = {}
+    for item in items:
+        found.setdefault(getattr(item, "image", item), []).append(item)
+    return list(found.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
     """What is kept of a training image: no more than is ever shown of it."""
 
-    preprocess: Preprocess
-    largest: float
+    augment: JointAugment
 
     def __call__(self, image: Image.Image, target: Target) -> tuple[Tensor, Target]:
         from PIL.Image import Resampling
 
-        image = self.preprocess.inverted(image)
-        factor = self.preprocess.factor(image.height, image.width) * self.largest
+        if target.joints is not None:
+            return kept_person(self.augment, image, target)
+        preprocess = self.augment.preprocess
+        image = preprocess.inverted(image)
+        factor = preprocess.factor(image.height, image.width) * self.augment.scale[1]
         if factor >= 0.75:  # to make a picture a little smaller would cost more than it saves
             return to_tensor(image), target
         size = max(1, round(image.height * factor)), max(1, round(image.width * factor))
@@ -158,11 +175,14 @@ class _Kept:
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """An image as it is measured. Boxes are moved with it; masks stay at its own size, so that its pixels count."""
+    """An image as it is measured. Boxes are moved with it; masks and depths stay at its own size, so that its pixels
+    count. Of people each has its own window."""
 
     preprocess: Preprocess
 
     def __call__(self, image: Image.Image, target: Target) -> tuple[Tensor, Target]:
+        if target.joints is not None:
+            return measured_person(self.preprocess, image, target)
         pixels = self.preprocess.pixels(image)
         if target.boxes is None:
             return pixels, target
@@ -200,6 +220,7 @@ def _check(
     good: list[Unread] = []
     bad: list[str] = []
     held: list[tuple[Tensor, Target] | None] = []
+    example = Target()
     shapes: list[tuple[int, ...]] = []
     for done, (one, found) in enumerate(zip(unread, ahead(attempt, range(len(unread)), workers), strict=True), 1):
         if notify:
@@ -209,10 +230,12 @@ def _check(
                 raise found
             bad.append(str(found))
             continue
+        example = found[1].emptied() if not good else example
         good.append(one)
         shapes.append(shape_of(*found))
         held.append(found if budget.take(found[0].numel() + found[1].bytes()) else None)
     samples = Scenes.of(good, channels, resize, on_bad_image)
+    samples.example = example
     for index, (shape, scene) in enumerate(zip(shapes, held, strict=True)):
         samples.shapes[index] = shape
         if scene is not None:

@@ -35,13 +35,15 @@ class Scenes(Samples):
         resized: from a decoded picture and its target to pixels and a target that are kept (for validation the target
             of masks stays at the picture's own size, so that figures are of its own pixels).
         kept: targets of the images that are held in memory.
-        shapes: (height, width) of the pixels of each image, and those of its mask, known once it was read.
+        shapes: (height, width) of the pixels of each image, and those of its mask or depths, known once it was read.
+        example: what a target has, without its numbers.
     """
 
     readers: Sequence[ReadTarget] = ()
     resized: Resize | None = None
     kept: dict[int, Target] = dataclasses.field(default_factory=dict)
     shapes: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    example: Target = dataclasses.field(default_factory=Target)
 
     @classmethod
     def of(cls, unread: Sequence[Unread], channels: int, resized: Resize, on_bad_image: OnBadImage) -> Scenes:
@@ -101,8 +103,8 @@ class Scenes(Samples):
 
 
 def shape_of(pixels: Tensor, target: Target) -> tuple[int, ...]:
-    """(height, width) of pixels, and again of a mask if there is one."""
-    return (*pixels.shape[1:], *(() if target.mask is None else target.mask.shape))
+    """(height, width) of pixels, and again of a mask or depths if there are any."""
+    return (*pixels.shape[1:], *target.grid)
 
 
 @dataclasses.dataclass
@@ -110,9 +112,11 @@ class SceneData(ImageData):
     """Training and validation scenes; both parts are `Scenes`."""
 
     facts: str = ""
-    """Of masks and boxes, for the fingerprint."""
+    """Of the targets, for the fingerprint."""
     palette: Palette | None = None
     """Colours of the classes, where the data says them."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What a person should know of the data."""
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{super().fingerprint()} {self.facts}".encode()).hexdigest()

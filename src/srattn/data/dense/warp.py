@@ -38,6 +38,12 @@ def warp_mask(mask: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
     return (_warp(levels, matrix, size, "nearest")[0, 0] + VOID).round().to(torch.uint8)
 
 
+def warp_depth(depth: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
+    """Depths float32 (h, w) to (H, W), the nearest pixel's, since between near and far nothing is; 0 where the old ones
+    end."""
+    return _warp(depth.view(1, 1, *depth.shape), matrix, size, "nearest")[0, 0]
+
+
 def _warp(images: Tensor, matrix: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     # kornia counts from centre to centre of pixels.
     half = torch.tensor([0.5, 0.5], dtype=matrix.dtype)
