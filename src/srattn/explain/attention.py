@@ -48,6 +48,8 @@ class AttentionMap:
     """Tokens that enter from one query to the next."""
     spread: Callable[[Tensor], Tensor] | None = None
     """Where the keys lie on no single grid (a pyramid): their weights (B, M) over the query grid, (B, H, W)."""
+    levels: tuple[tuple[int, int], ...] | None = None
+    """And the grids that they lie on, one after the other."""
 
 
 def attention_maps(
@@ -109,6 +111,7 @@ def map_of(captured: Captured) -> AttentionMap:
         seen=(int(seen[0]), int(seen[1])),
         query_stride=attn.query_reduction.ratio if hasattr(attn, "query_reduction") else (1, 1),
         spread=None if attn.reduction.on_grid else partial(attn.reduction.spread, height=grid[0], width=grid[1]),
+        levels=tuple(attn.reduction.grids(*grid)) if hasattr(attn.reduction, "grids") else None,
     )
 
 

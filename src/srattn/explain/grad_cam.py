@@ -31,8 +31,12 @@ def grad_cam(model: nn.Module, image: Tensor, target: int | None = None, stage: 
     Raises:
         SrattnError: no such stage or class, or a model without a classifier.
     """
-    cam = coarse_cam(model, image, target, stage)
-    return F.interpolate(cam[None, None], tuple(image.shape[-2:]), mode="bilinear", align_corners=False)[0, 0]
+    return enlarged(coarse_cam(model, image, target, stage), (image.shape[-2], image.shape[-1]))
+
+
+def enlarged(cam: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (h, w) brought to (height, width) bilinearly."""
+    return F.interpolate(cam[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def coarse_cam(model: nn.Module, image: Tensor, target: int | None = None, stage: int = -1) -> Tensor:

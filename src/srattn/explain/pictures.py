@@ -19,7 +19,7 @@ def thumbnail(image: Tensor, side: int = 96) -> str:
 
     Small images grow by a whole factor and keep their pixels sharp; large ones shrink.
     """
-    return _data_url(_scaled(_to_pil(image), side))
+    return _data_url(_scaled(_to_pil(image), min(side, _LARGEST)))
 
 
 def overlay(image: Tensor, heat: Tensor, query_yx: tuple[int, int] | None = None, side: int = 128) -> str:
@@ -29,6 +29,11 @@ def overlay(image: Tensor, heat: Tensor, query_yx: tuple[int, int] | None = None
         heat: (H, W), not negative; shown relative to its own largest value.
         query_yx: the pixel whose attention this is.
     """
+    return _data_url(heat_over(image, heat, query_yx, min(side, _LARGEST)))
+
+
+def heat_over(image: Tensor, heat: Tensor, query_yx: tuple[int, int] | None, side: int) -> Image.Image:
+    """The picture of `overlay`, with no bound on its size."""
     grey = np.asarray(_to_pil(image).convert("L"), dtype=np.float64)[..., None] / 255
     values = heat.detach().double().cpu().numpy()
     relative = values / max(float(values.max()), 1e-12)
@@ -38,14 +43,25 @@ def overlay(image: Tensor, heat: Tensor, query_yx: tuple[int, int] | None = None
     picture = _scaled(Image.fromarray((mixed.clip(0, 1) * 255).round().astype(np.uint8)), side)
     if query_yx is not None:
         _ring(picture, query_yx, heat.shape[-2:])
-    return _data_url(picture)
+    return picture
 
 
 def marked(image: Tensor, query_yx: tuple[int, int], side: int = 128) -> str:
     """A `data:` address of the image (C, H, W) with one point ringed."""
+    return _data_url(with_ring(image, query_yx, min(side, _LARGEST)))
+
+
+def with_ring(image: Tensor, query_yx: tuple[int, int] | None, side: int) -> Image.Image:
+    """The picture of `marked`, with no bound on its size; without a ring where there is no point."""
     picture = _scaled(_to_pil(image).convert("RGB"), side)
-    _ring(picture, query_yx, image.shape[-2:])
-    return _data_url(picture)
+    if query_yx is not None:
+        _ring(picture, query_yx, image.shape[-2:])
+    return picture
+
+
+def whole_picture(image: Tensor) -> str:
+    """A `data:` address of the image (C, H, W) in [0, 1], pixel by pixel."""
+    return _data_url(_to_pil(image))
 
 
 def _to_pil(image: Tensor) -> Image.Image:
@@ -58,7 +74,6 @@ def _to_pil(image: Tensor) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, side: int) -> Image.Image:
-    side = min(side, _LARGEST)
     longer = max(picture.size)
     if longer > side:
         size = tuple(max(1, round(length * side / longer)) for length in picture.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class KeySupport:
     """(H, W) of the image in pixels."""
     grid: tuple[int, int]
     """(H, W) of the tokens that are reduced."""
+    stride: tuple[int, int]
+    """Pixels from one of these tokens to the next."""
     key_grid: tuple[int, int]
     """(Mh, Mw) of the keys; one row of them where they lie on several grids."""
     tokens: Tensor
@@ -87,7 +90,15 @@ def reduction_support(
         rows, columns = (_before(span, step, axis) for axis, span in enumerate((rows, columns)))
     pixels = torch.stack([rows[0], columns[0], rows[1], columns[1]], 1)
     key_grid = reduction.size(*grid)
-    return KeySupport((height, width), grid, (int(key_grid[0]), int(key_grid[1])), tokens, pixels)
+    stride = math.prod(step.stride[0] for step in steps), math.prod(step.stride[1] for step in steps)
+    return KeySupport((height, width), grid, stride, (int(key_grid[0]), int(key_grid[1])), tokens, pixels)
+
+
+def groups_of(model: nn.Module, stage: int, block: int = -1) -> int:
+    """How many groups of heads with a reduction of their own a block has."""
+    blocks: Any = backbone_of(model).iter_stages()[stage].blocks
+    attn = blocks[block].attn
+    return len(attn.iter_groups()) if isinstance(attn, MultiRatioAttention) else 1
 
 
 @dataclass(frozen=True)
@@ -168,14 +179,14 @@ def _rectangles(reduction: Reduction, grid: tuple[int, int]) -> Tensor:
     if isinstance(reduction, PyramidReduction):
         # A pooled map passes a 3x3 convolution before it is a key: each cell sees its neighbours' tokens, too.
         grids = reduction.grids(*grid)
-        return torch.cat([_product(*(_neighbours(_cells(grid[i], cells[i])) for i in (0, 1))) for cells in grids])
-    return _product(*(_axis(reduction, grid, axis) for axis in (0, 1)))
+        return torch.cat([rectangles(*(_neighbours(windows_of(grid[i], cells[i])) for i in (0, 1))) for cells in grids])
+    return rectangles(*(_axis(reduction, grid, axis) for axis in (0, 1)))
 
 
 def _axis(reduction: Reduction, grid: tuple[int, int], axis: int) -> Axis:
     tokens, keys = grid[axis], int(reduction.size(*grid)[axis])
     if isinstance(reduction, PooledReduction):
-        return _cells(tokens, keys)
+        return windows_of(tokens, keys)
     if isinstance(reduction, ConvolutionalProjection):
         kernel, padding = reduction.kernel[axis], reduction.padding[axis]
     elif isinstance(reduction, HeadPooling):
@@ -188,7 +199,7 @@ def _axis(reduction: Reduction, grid: tuple[int, int], axis: int) -> Axis:
     return start.clamp(min=0), (start + kernel).clamp(max=tokens)
 
 
-def _cells(tokens: int, keys: int) -> Axis:
+def windows_of(tokens: int, keys: int) -> Axis:
     """The windows of adaptive pooling."""
     number = torch.arange(keys)
     return number * tokens // keys, ((number + 1) * tokens + keys - 1) // keys
@@ -199,7 +210,7 @@ def _neighbours(span: Axis) -> Axis:
     return torch.cat([start[:1], start[:-1]]), torch.cat([end[1:], end[-1:]])
 
 
-def _product(rows: Axis, columns: Axis) -> Tensor:
+def rectangles(rows: Axis, columns: Axis) -> Tensor:
     """The rectangles of all pairs of a row and a column, in raster order."""
     (top, bottom), (left, right) = rows, columns
     down = [each.repeat_interleave(len(left)) for each in (top, bottom)]
