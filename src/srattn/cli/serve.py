@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -43,6 +44,8 @@ def run(args: jsonargparse.Namespace) -> int:
         raise SrattnError(f"--size must be at least 1, got {args.size}")
     if not 0 <= args.port <= 65535:
         raise SrattnError(f"--port must be from 0 to 65535, got {args.port}")
+    if not 0 < args.max_mb < 4096:
+        raise SrattnError(f"--max_mb must be above 0 and below 4096, got {args.max_mb:g}")
     token = token_of(args.token_file)
 
     for package in ("fastapi", "uvicorn", "python_multipart"):
@@ -55,7 +58,7 @@ def run(args: jsonargparse.Namespace) -> int:
         max_batch=args.max_batch,
         max_wait_ms=args.max_wait_ms,
         queue=args.queue,
-        max_bytes=int(args.max_mb * (1 << 20)) if 0 < args.max_mb < 4096 else 0,
+        max_bytes=max(1, int(args.max_mb * (1 << 20))),
         max_pixels=args.max_pixels,
         timeout_s=args.timeout,
         workers=args.num_workers,
@@ -68,7 +71,8 @@ def run(args: jsonargparse.Namespace) -> int:
     with bound:
         args.batch_size = options.max_batch
         loaded = open_on(args)
-        app = make_app(loaded, options, attention)
+        # A file that resizes pictures itself may take them one by one only.
+        app = make_app(loaded, dataclasses.replace(options, max_batch=args.batch_size), attention)
 
         def ready() -> None:
             name = "the model in the box" if args.model is None else args.model

@@ -67,6 +67,8 @@ async function load() {
   part("token").hidden = true;
   settle();
   part("model").textContent = facts.model;
+  const names = facts.classes ?? [], more = names.length > 12 ? ", …" : "";
+  if (names.length) part("status").textContent = `It knows ${names.length} classes: ${names.slice(0, 12).join(", ")}${more}`;
   document.title = `${facts.model} – srattn`;
   const stages = facts.stages.map(({ stage, grid }) => new Option(`${stage} (${grid.join(" × ")})`, stage));
   part("stage").replaceChildren(...stages);
@@ -156,8 +158,8 @@ function draw() {
   const context = canvas.getContext("2d"), pixels = context.createImageData(columns, rows);
   answer.weights.flat().forEach((weight, index) => {
     const share = weight / most;
-    // From a dark veil to a clear orange.
-    pixels.data.set([255 * share, 150 * share, 0, 130 + 45 * share], 4 * index);
+    // From a dark veil to a light orange one, through both of which the picture is seen.
+    pixels.data.set([255 * share, 150 * share, 0, 165 - 65 * share], 4 * index);
   });
   context.putImageData(pixels, 0, 0);
   Object.assign(canvas.style, {

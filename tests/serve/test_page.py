@@ -1,0 +1,151 @@
+"""The page in a real browser, at the width of a desk and of a phone, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srattn.engine.weights import LoadedRun
+from srattn.explain import attention
+from srattn.serve import Options, make_app
+
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which is not installed")
+
+# Flags that keep the browser from asking anybody else for anything.
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+TOKEN = "s3cret"
+
+
+@pytest.fixture(scope="module")
+def url(tiny: LoadedRun) -> Iterator[str]:
+    """The service of the tiny model, which asks for a token."""
+    from srattn.serve.server import bind, url_of
+
+    app = make_app(tiny, Options(max_wait_ms=0, token=TOKEN), attention)
+    bound = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, ws="none"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield url_of(bound)
+    server.should_exit = True
+    thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize(("name", "width", "height"), [("desk", 1200, 900), ("phone", 360, 740)])
+def test_a_visit(
+    url: str, browser: Any, picture_of: Callable[..., bytes], tmp_path: Path, name: str, width: int, height: int
+) -> None:
+    file = tmp_path / "noise.png"
+    file.write_bytes(picture_of(size=(300, 200)))
+    page = browser.new_page(viewport={"width": width, "height": height})
+    elsewhere, problems = [], []
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith((url, "blob:", "data:")) else elsewhere.append(request.url),
+    )
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if "Content Security" in message.text else None)
+    page.goto(url)
+
+    page.get_by_label("This service asks for a token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    page.locator("#model").filter(has_text="pvt_v2_b0").wait_for()
+    assert not page.locator("#token").is_visible()
+
+    page.get_by_label("Choose a picture").set_input_files(str(file))
+    page.locator("#classes li").nth(4).wait_for()
+    shares = [float(text.split()[0]) for text in page.locator("#classes li span:not(.name)").all_text_contents()]
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.5)
+    assert (
+        page.locator("#status").text_content()
+        == f"{page.locator('#classes .name').first.text_content()}, {shares[0]:.1f} %"
+    )
+
+    def words() -> str:
+        return page.locator("#words").text_content()
+
+    view = page.get_by_role("application")
+    box = view.bounding_box()
+    view.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.75})
+    page.locator("#words").filter(
+        has_text="Stage 2, mean of all heads: the point at 25 % from the left and 75 %"
+    ).wait_for()
+    canvas = page.locator("#map").bounding_box()
+    assert canvas["width"] == pytest.approx(0.8 * box["width"], abs=1)  # the crop of the model, in the middle
+    page.get_by_label("Head").select_option("2")
+    page.locator("#words").filter(has_text="Stage 2, head 2").wait_for()
+    page.get_by_label("Stage").select_option("1")  # which has one head
+    page.locator("#words").filter(has_text="Stage 1, mean of all heads").wait_for()
+
+    view.focus()
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("ArrowUp")
+    page.locator("#words").filter(has_text="the point at 35 % from the left and 73 % from the top").wait_for()
+    page.get_by_label("Show the map").uncheck()
+    assert not page.locator("#map").is_visible()
+    page.get_by_label("Show the map").check()
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+    if folder := os.environ.get("SRATTN_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+    other = tmp_path / "other.png"
+    other.write_bytes(b"no picture")
+    page.get_by_label("Choose a picture").set_input_files(str(other))
+    page.get_by_role("alert").filter(has_text="not an image of the formats").wait_for()
+    assert elsewhere == [] and problems == []
+    page.close()
+
+
+def test_everything_has_a_name_and_can_be_reached(url: str, browser: Any, picture_of: Callable[..., bytes]) -> None:
+    page = browser.new_page()
+    page.goto(url)
+    page.get_by_label("This service asks for a token").fill(TOKEN)
+    page.get_by_role("button", name="Use it").click()
+    page.locator("#model").filter(has_text="pvt_v2_b0").wait_for()
+    # A picture that is dropped anywhere on the page.
+    transfer = page.evaluate_handle(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+            return transfer;
+        }""",
+        list(picture_of("red")),
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    page.locator("#classes li").first.wait_for()
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert [each for each in reached if each] == ["file", "view", "stage", "head", "shown"]
+    for control in ("Choose a picture", "Stage", "Head", "Show the map", "The picture dropped.png"):
+        assert page.get_by_label(control).count() == 1
+    page.close()
