@@ -294,7 +294,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"{machine['cpu']}, torch {machine['torch']}, fastapi {result['versions']['fastapi']}, uvicorn "
         f"{result['versions']['uvicorn']}, srattn {machine['commit']}. Model: {result['model']}; pictures are JPEG "
-        f"files of 224 x 224. {result['note']} `{result['command']}`",
+        f"files of 224 x 224. {result['note']} Written by `{result['command']}`.",
         "",
         "| concurrency | as | requests | images/s | p50, ms | p99, ms |",
         "|---|---|---|---|---|---|",
@@ -349,17 +349,18 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=1000, help="at once, for the checked requests")
     parser.add_argument("--damaged", type=int, default=1000)
-    parser.add_argument("--short", action="store_true", help="fewer of all")
+    parser.add_argument("--short", action="store_true", help="fewer requests")
     parser.add_argument("--note", default="", help="what else has to be said of the machine")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.json")
     args = parser.parse_args()
     if args.short:
-        args.requests, args.checked, args.connections, args.damaged = 128, 500, 100, 200
+        args.requests, args.checked, args.connections = 128, 2000, 200
+    command = " ".join(["python", "benchmarks/serve.py", *(["--short"] if args.short else [])])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     result = {
         "machine": describe(cores),
         "versions": {name: version(name) for name in ("fastapi", "starlette", "uvicorn", "pillow", "torch")},
-        "command": " ".join(["python", "benchmarks/serve.py", *sys.argv[1:]]),
+        "command": command,
         "model": "the model in the box" if args.model == "box" else args.model,
         "note": args.note or f"Service and clients share {cores} core(s).",
         "hostile": hostile(args.model, args.damaged),

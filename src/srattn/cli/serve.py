@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ def run(args: jsonargparse.Namespace) -> int:
 
     from srattn.explain import attention
 
+    # Pillow warns of damaged files, which the answer says already.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     bound = bind(args.host, args.port)
     with bound:
         args.batch_size = options.max_batch
