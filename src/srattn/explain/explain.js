@@ -177,9 +177,12 @@
       const row = Math.min(Math.floor(state.y / down), of.grid[0] - 1), column = Math.min(Math.floor(state.x / along), of.grid[1] - 1);
       const near = (key) => {
         const [top, left, bottom, right] = of.tokens.slice(4 * key, 4 * key + 4);
-        if (row >= top && row < bottom && column >= left && column < right) inside.push(key);
         return [top * down, left * along, Math.min(bottom * down, image().height), Math.min(right * along, image().width)];
       };
+      for (let key = 0; key < count; key++) {
+        const [top, left, bottom, right] = of.tokens.slice(4 * key, 4 * key + 4);
+        if (row >= top && row < bottom && column >= left && column < right) inside.push(key);
+      }
       draw(null);
       let lattice = "";
       for (let key = 0; key < count; key++) {
