@@ -13,7 +13,7 @@ def test_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_task("classification", ["a", "b"], 0.1), Classification)
     register_task("ranking", lambda classes, smoothing: Classification(classes[::-1], smoothing))
     assert make_task("ranking", ["a", "b"]).classes == ["b", "a"]  # type: ignore[attr-defined]
-    assert list_tasks() == ["classification", "segmentation", "depth", "detection", "ranking"]
+    assert list_tasks() == ["classification", "segmentation", "depth", "detection", "pose", "ranking"]
     with pytest.raises(SrattnError, match="registered already"):
         register_task("ranking", Classification)
     with pytest.raises(SrattnError, match="did you mean 'ranking'"):

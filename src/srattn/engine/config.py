@@ -33,6 +33,8 @@ class TrainConfig:
     name or name r g b. By default a classes.txt or palette.json beside the data, or what occurs."""
     void: list[int] = dataclasses.field(default_factory=list)
     """Numbers in masks that are no class, beside 255."""
+    depth_scale: float | None = None
+    """Metres that one unit of the depth files is: 0.001, millimetres, if not given; 0.00390625 for KITTI's."""
     size: int | None = None
     """Side of the square images that the model sees, in pixels; of masks, of windows of images that are as large."""
     eval_size: int | None = None
@@ -50,15 +52,17 @@ class TrainConfig:
     # -- model ------------------------------------------------------------------------------------------------------
     task: str = "classification"
     """classification; segment: a class for each pixel, from folders images and masks; detect: boxes, from Pascal VOC
-    or COCO. Another package adds its own under the entry points `srattn.tasks`."""
+    or COCO; depth: metres for each pixel, from folders images and depths; pose: joints of people, from COCO. Another
+    package adds its own under the entry points `srattn.tasks`."""
     model: str | None = None
     """A name that `srattn models` lists."""
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the model, as in --model_options.embed_dims '[16, 32, 64, 128]' --model_options.stem_stride 2."""
     head: str | None = None
-    """segment: segformer, semantic_fpn, upernet or unet. detect: fcos or retinanet."""
+    """segment: segformer, semantic_fpn, upernet or unet. detect: fcos or retinanet. depth: glpn. pose: heatmap or
+    simcc."""
     head_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of the head, as in --head_options.hidden 128."""
+    """Options of the head, as in --head_options.hidden 128; of depths --head_options.max_depth 80, in metres."""
     loss: str | None = None
     """segment: ce, dice, focal, lovasz, boundary, structure, or a sum such as ce+dice or 0.5*ce+lovasz."""
     init: str | None = None

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
+from srattn.data.depth_files import MILLIMETRES, check_scale
 from srattn.data.index import part_called
 from srattn.data.reader import absolute, is_built_in
 from srattn.engine.config import ResolvedConfig, TrainConfig
@@ -73,6 +74,34 @@ BOXES: dict[str, Any] = {
     "drop_path_rate": 0.1,
     "label_smoothing": 0.0,
 }
+# A folder of images and depths: GLPN on a small MiT. Metres stay what they are, so sizes vary little.
+DEPTHS: dict[str, Any] = {
+    "size": 256,
+    "channels": 3,
+    "model": "mit_b0",
+    "model_options": {},
+    "head": "glpn",
+    "depth_scale": MILLIMETRES,
+    "augment": "scale=1-1.5,flip,jitter",
+    "epochs": 50,
+    "lr": 1e-3,
+    "drop_path_rate": 0.1,
+    "label_smoothing": 0.0,
+}
+# A folder of people with joints: a window a person, varied as published for heatmaps (arXiv:1804.06208).
+JOINTS: dict[str, Any] = {
+    "size": 192,
+    "channels": 3,
+    "model": "pvt_v2_b0",
+    "model_options": {},
+    "head": "heatmap",
+    "augment": "scale=0.7-1.3,rotate=40,flip,jitter",
+    "epochs": 50,
+    "lr": 1e-3,
+    "drop_path_rate": 0.1,
+    "label_smoothing": 0.0,
+}
+_OF_TARGETS = {"masks": MASKS, "boxes": BOXES, "depths": DEPTHS, "joints": JOINTS}
 
 
 def resolve(config: TrainConfig) -> ResolvedConfig:
@@ -89,7 +118,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if targets == "labels":
         defaults = dict(DIGITS if is_built_in(config.data) else FOLDER)
     else:
-        defaults = dict(MASKS if targets == "masks" else BOXES)
+        defaults = dict(_OF_TARGETS[targets])
     if config.model is None and config.init is not None:
         found = _of_weights(config.init)
         defaults |= found if targets == "labels" else {name: found[name] for name in ("model", "model_options")}
@@ -104,6 +133,10 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     values.update({name: default for name, default in defaults.items() if values[name] is None})
     values["model_options"] = {**base, **values["model_options"]}
     values["eval_size"] = values["eval_size"] or values["size"]
+    if values["head"] == "simcc" and values["eval_size"] != values["size"]:
+        raise SrattnError(
+            f"simcc is for images of one size: leave --eval_size out, or give --eval_size {values['size']}"
+        )
     values["data"] = absolute(config.data)
     if config.classes is not None and os.path.isfile(config.classes):
         values["classes"] = os.path.abspath(config.classes)
@@ -119,13 +152,16 @@ def _check_options(config: TrainConfig, task: str) -> None:
         ("loss", config.loss, ("masks",)),
         ("void", config.void, ("masks",)),
         ("classes", config.classes, ("masks", "boxes")),
-        ("head", config.head, ("masks", "boxes")),
-        ("head_options", config.head_options, ("masks", "boxes")),
+        ("depth_scale", config.depth_scale, ("depths",)),
+        ("head", config.head, tuple(_OF_TARGETS)),
+        ("head_options", config.head_options, tuple(_OF_TARGETS)),
         ("distill", config.distill, ("labels",)),
         ("on_empty_class", config.on_empty_class, ("labels",)),
     ):
-        if given and targets not in belongs:
+        if given not in (None, [], {}, "") and targets not in belongs:
             raise SrattnError(f"--{name} has no meaning for {task}, which learns from {targets}; leave it out")
+    if config.depth_scale is not None:
+        check_scale(config.depth_scale)
     if targets != "labels" and not os.path.isdir(config.data):
         raise SrattnError(f"{task} takes a folder of images and {targets}, and {config.data!r} is none")
 

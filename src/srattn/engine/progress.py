@@ -145,12 +145,13 @@ def epoch_line(record: Mapping[str, float], epochs: int) -> str:
     return f"epoch {record['epoch']:>{width}}/{epochs}  {figures}  {pace}"
 
 
-_SHARES = ("miou", "dice", "boundary_f", "map50", "map75", "map", "delta1")
+_SHARES = ("miou", "dice", "boundary_f", "map50", "map75", "map", "delta1", "delta2", "delta3", "pck")
 
 
 def is_share(name: str) -> bool:
     """Whether a figure, such as "val_miou", is a part of 1 that people read as per cent."""
-    return name.endswith("accuracy") or name.removeprefix("train_").removeprefix("val_") in _SHARES
+    name = name.removeprefix("train_").removeprefix("val_")
+    return name.endswith("accuracy") or name.startswith("oks_ap") or name in _SHARES
 
 
 def figure_text(name: str, value: float) -> str:

@@ -9,8 +9,11 @@ from typing import Any, cast
 from srattn.data.augment import Augment
 from srattn.data.dense import JointAugment, SceneLoader, parse_joint
 from srattn.data.dense.boxes import open_boxes
+from srattn.data.dense.depths import open_depths
 from srattn.data.dense.masks import open_masks
-from srattn.data.dense.read import load_scenes
+from srattn.data.dense.people import open_people
+from srattn.data.dense.person import PersonAugment
+from srattn.data.dense.read import Found, load_scenes
 from srattn.data.loader import Loader
 from srattn.data.preprocess import Preprocess
 from srattn.data.reader import default_preprocess, is_built_in, load_data
@@ -19,6 +22,7 @@ from srattn.data.spec import parse_augment
 from srattn.engine.config import ResolvedConfig
 from srattn.engine.distributed import World
 from srattn.engine.progress import Progress
+from srattn.tasks.depth import MAX_DEPTH
 from srattn.tasks.models import targets_of
 
 
@@ -40,7 +44,8 @@ def make_augment(config: ResolvedConfig) -> Augment | JointAugment:
     targets = targets_of(config.task)
     if targets == "labels":
         return parse_augment(config.augment, default_preprocess(config.data, config.size, config.channels))
-    return parse_joint(config.augment, _of_scenes(config, config.size))
+    kind = PersonAugment if targets == "joints" else JointAugment
+    return parse_joint(config.augment, _of_scenes(config, config.size), kind)
 
 
 def make_loader(config: ResolvedConfig, augment: Augment | JointAugment, data: ImageData, world: World) -> Loader:
@@ -67,12 +72,8 @@ def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress:
     """
     if not isinstance(augment, JointAugment):
         return read_images(config, augment, progress)
-    if targets_of(config.task) == "masks":
-        found = open_masks(config.data, config.classes, config.void, workers=config.num_workers).found()
-    else:
-        found = open_boxes(config.data, config.classes)[0]
     return load_scenes(
-        found,
+        _find(config, augment),
         augment,
         _of_scenes(config, config.eval_size),
         val=config.val,
@@ -85,10 +86,24 @@ def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress:
     )
 
 
+def _find(config: ResolvedConfig, augment: JointAugment) -> Found:
+    """The images and their targets, by what the task learns from."""
+    targets, workers = targets_of(config.task), config.num_workers
+    if targets == "masks":
+        return open_masks(config.data, config.classes, config.void, workers=workers).found()
+    if targets == "depths":
+        most = float(config.head_options.get("max_depth", MAX_DEPTH))
+        assert config.depth_scale is not None
+        return open_depths(config.data, config.depth_scale, most, workers=workers).found()
+    if targets == "joints":
+        return open_people(config.data, mirrored=bool(augment.flip or augment.flipv))[0]
+    return open_boxes(config.data, config.classes)[0]
+
+
 def _of_scenes(config: ResolvedConfig, size: int) -> Preprocess:
-    """Masks: the shorter side becomes `size`; boxes: all of the image within size x size."""
+    """Masks and depths: the shorter side becomes `size`; boxes, and windows of people: all within size x size."""
     plain = default_preprocess(config.data, size, config.channels)
-    return dataclasses.replace(plain, fit="shorter" if targets_of(config.task) == "masks" else "inside")
+    return dataclasses.replace(plain, fit="shorter" if targets_of(config.task) in ("masks", "depths") else "inside")
 
 
 def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) -> ImageData:

@@ -28,6 +28,7 @@ from srattn.engine.watch import watch_others
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
+from srattn.tasks.models import task_options
 from srattn.tasks.registry import make_task
 
 
@@ -152,11 +153,11 @@ def _prepare(
     for line in data.skipped:
         progress.note(f"skipped {line}")
     loader = make_loader(config, augment, data, world)
-    options = {} if config.loss is None else {"loss": config.loss}
+    model, notes = prepare_model(config, data.classes, weights=weights)
+    options = task_options(model) if config.loss is None else {"loss": config.loss}
     task = make_task(config.task, data.classes, config.label_smoothing, **options)
     task = with_teacher(task, config, augment.preprocess, data.classes)
-    model, notes = prepare_model(config, data.classes, weights=weights)
-    for line in notes:
+    for line in (*getattr(data, "notes", ()), *notes):
         progress.note(line)
     return Trainer(config, model, loader, task, progress, on_step, world)
 

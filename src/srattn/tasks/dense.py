@@ -112,6 +112,16 @@ class SegmentationModel(DenseModel):
 class DepthModel(DenseModel):
     """A depth for every pixel of the image."""
 
+    @property
+    def num_classes(self) -> int:
+        """Channels of the answer."""
+        return 1
+
+    @property
+    def max_depth(self) -> float:
+        """Metres; no answer is farther."""
+        return float(self.head.max_depth)  # type: ignore[arg-type]
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W), H and W from the backbone's `min_size` up, to depths (B, H, W)."""
         depth = self.head(self.features(images)).unsqueeze(1)

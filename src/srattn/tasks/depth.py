@@ -11,6 +11,8 @@ from torch import Tensor
 from srattn.errors import SrattnError
 from srattn.tasks.protocol import Sum
 
+MAX_DEPTH = 10.0
+"""Metres, of rooms (NYU Depth v2); 80 is usual for streets (KITTI)."""
 LEAST = 1e-3
 """Metres; what is predicted to be nearer counts as this, as in the published evaluations on NYU Depth and KITTI."""
 _FLOOR = 1e-6  # of a logarithm in the loss, lower than LEAST so that near predictions still learn
@@ -31,7 +33,7 @@ class Depth:
     name = "depth"
     headline = "delta1"
 
-    def __init__(self, max_depth: float = 10.0, balance: float = 0.5) -> None:
+    def __init__(self, max_depth: float = MAX_DEPTH, balance: float = 0.5) -> None:
         if not max_depth > LEAST:
             raise SrattnError(f"max_depth must be above {LEAST} metres, got {max_depth}")
         if not 0 <= balance <= 1:
@@ -64,6 +66,12 @@ class Depth:
         """To the least, the middle and the largest depth (B, 3) of each image: maps differ in size and are many."""
         flat = outputs.float().flatten(1)
         return torch.stack([flat.amin(1), flat.median(1).values, flat.amax(1)], 1)
+
+
+def depth_map(outputs: Tensor, size: tuple[int, int]) -> Tensor:
+    """Depths (B, h, w) or (B, 1, h, w) to those of every pixel of an image of `size`, float32 (B, H, W), in metres."""
+    depth = outputs.unsqueeze(1) if outputs.ndim == 3 else outputs
+    return F.interpolate(depth.float(), size=size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 class DepthMetrics:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import nn
 
 from srattn.errors import SrattnError, nearest
 from srattn.heads import list_heads
+from srattn.heads.glpn import GLPNHead
 from srattn.models import build_model
-from srattn.tasks.dense import build_dense, segmentation_model
+from srattn.tasks.dense import DepthModel, build_dense, glpn, segmentation_model
 from srattn.tasks.detection.model import build_detection, fcos, retinanet
+from srattn.tasks.pose.model import HEADS as POSE_HEADS
+from srattn.tasks.pose.model import PoseModel, build_pose, pose_model
 
-Targets = Literal["labels", "masks", "boxes"]
+Targets = Literal["labels", "masks", "boxes", "depths", "joints"]
 
-TARGETS: dict[str, Targets] = {"segmentation": "masks", "detection": "boxes"}
+TARGETS: dict[str, Targets] = {"segmentation": "masks", "detection": "boxes", "depth": "depths", "pose": "joints"}
 """What a task learns from, where it is not one label an image."""
 _DETECTORS = {"fcos": fcos, "retinanet": retinanet}
 
@@ -29,7 +33,7 @@ def heads_of(task: str) -> list[str]:
     """The heads that models of a task can have, the default first; none where there is no choice."""
     if task == "segmentation":
         return list_heads()
-    return list(_DETECTORS) if task == "detection" else []
+    return {"detection": list(_DETECTORS), "depth": [GLPNHead.kind], "pose": list(POSE_HEADS)}.get(task, [])
 
 
 def build_task_model(
@@ -57,7 +61,11 @@ def build_task_model(
     if task == "segmentation":
         return segmentation_model(backbone, classes, head or kinds[0], given, **options)
     if task == "detection":
-        return _detector(head or kinds[0], backbone, classes, given, options)
+        return _made(_DETECTORS[head or kinds[0]], head or kinds[0], given, backbone, classes, **options)
+    if task == "depth":
+        return _made(glpn, GLPNHead.kind, given, backbone, **options)
+    if task == "pose":
+        return pose_model(backbone, classes, head or kinds[0], given, **options)
     if given:
         raise SrattnError(f"head_options are for tasks with a choice of heads, and {task} has none")
     return build_model(backbone, num_classes=classes, **options)
@@ -67,7 +75,18 @@ def rebuild(config: Mapping[str, Any], **place: Any) -> nn.Module:
     """The model that a `config` of any of the tasks describes; `place` may hold device and dtype."""
     if "neck" in config:
         return build_detection({**config["backbone"], **place}, config["neck"], config["head"])
-    return build_dense(**config, **place) if "backbone" in config else build_model(**config, **place)
+    if "backbone" not in config:
+        return build_model(**config, **place)
+    if config["head"].get("kind") in POSE_HEADS:
+        return build_pose(**config, **place)
+    return build_dense(**config, **place)
+
+
+def task_options(model: nn.Module) -> dict[str, Any]:
+    """What the task of a whole model has to know of it, as options of `srattn.tasks.make_task`."""
+    if isinstance(model, DepthModel):
+        return {"max_depth": model.max_depth}
+    return {"columns": model.columns} if isinstance(model, PoseModel) else {}
 
 
 def backbone_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,14 +99,10 @@ def backbone_name(config: Mapping[str, Any]) -> str:
     return str(backbone_config(config)["name"])
 
 
-def _detector(
-    head: str, backbone: str, classes: int, head_options: dict[str, Any], options: dict[str, Any]
-) -> nn.Module:
-    import inspect
-
-    maker = _DETECTORS[head]
+def _made(maker: Callable[..., nn.Module], kind: str, head_options: dict[str, Any], *args: Any, **options: Any) -> Any:
+    """A model whose maker takes options of the head by keyword, and refuses others with the nearest."""
     known = [p.name for p in inspect.signature(maker).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in head_options:
         if name not in known:
-            raise SrattnError(f"{head} has no option {name!r}{nearest(name, known)}; it has: {', '.join(known)}")
-    return maker(backbone, classes, **head_options, **options)
+            raise SrattnError(f"{kind} has no option {name!r}{nearest(name, known)}; it has: {', '.join(known)}")
+    return maker(*args, **head_options, **options)

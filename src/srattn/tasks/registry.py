@@ -10,6 +10,7 @@ from srattn.errors import SrattnError, nearest
 from srattn.tasks.classification import Classification
 from srattn.tasks.depth import Depth
 from srattn.tasks.detection.task import make_detection
+from srattn.tasks.pose.task import Pose
 from srattn.tasks.protocol import Task
 from srattn.tasks.segmentation import Segmentation
 
@@ -18,9 +19,14 @@ TaskFactory = Callable[..., Task]
 """From the classes of the data and the label smoothing of a run to its task."""
 
 
-def _depth(classes: list[str], label_smoothing: float) -> Depth:
+def _depth(classes: list[str], label_smoothing: float, **options: Any) -> Depth:
     """A depth has no classes, and so nothing that the smoothing of a run, which has a default, could be spread over."""
-    return Depth()
+    return Depth(**options)
+
+
+def _pose(classes: list[str], label_smoothing: float, **options: Any) -> Pose:
+    """Joints exclude each other as little as boxes do."""
+    return Pose(classes, **options)
 
 
 _tasks: dict[str, TaskFactory] = {
@@ -28,6 +34,7 @@ _tasks: dict[str, TaskFactory] = {
     "segmentation": Segmentation,
     "depth": _depth,
     "detection": make_detection,
+    "pose": _pose,
 }
 _aliases = {"segment": "segmentation", "detect": "detection"}
 _loaded = False
