@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,102 @@ def test_preview(photos: Path, tmp_path: Path, spec: str, capsys: pytest.Capture
     with Image.open(out) as opened:
         assert opened.size[0] > 300
     assert main(["data", "preview", str(photos), "--augment", spec, *options]) == 2
+
+
+def street(root: Path, parts: tuple[str, ...] = ("train", "val"), images: int = 3) -> Path:
+    """images/ and masks/ of two classes, all different."""
+    for place, part in enumerate(parts):
+        for number in range(images):
+            photo(root / "images" / part / f"{number}.png", 10 * place + number)
+            mask = np.zeros((40, 48), np.uint8)
+            mask[5 : 20 + number, 8:30] = 1
+            (root / "masks" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(root / "masks" / part / f"{number}.png")
+    return root
+
+
+def cells(root: Path) -> Path:
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for part in ("train", "val"):
+        for number in range(2):
+            photo(root / "JPEGImages" / f"{part}{number}.png", ord(part[0]) + number)
+            box = "<xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>28</ymax>"
+            (root / "Annotations" / f"{part}{number}.xml").write_text(
+                f"<annotation><object><name>cell</name><bndbox>{box}</bndbox></object></annotation>"
+            )
+        (root / "ImageSets" / "Main" / f"{part}.txt").write_text(f"{part}0\n{part}1\n")
+    return root
+
+
+def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out, picture = street(tmp_path / "street"), tmp_path / "report.json", tmp_path / "report.png"
+    options = ["--classes", "road,car", "--out", str(out), "--picture", str(picture)]
+    assert main(["data", "check", str(root), *options]) == 0
+    said = capsys.readouterr().out
+    for words in ("6 images with masks, 2 classes", "road", "a run would take this data", f"report {out}"):
+        assert words in said
+    report = json.loads(out.read_text())
+    assert report["kind"] == "masks" and report["counts"]["val"]["car"]["images"] == 3 and picture.is_file()
+    assert main(["data", "check", str(root), *options]) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    Image.new("L", (48, 40), 7).save(root / "masks" / "train" / "0.png")
+    assert main(["data", "check", str(root), "--classes", "road,car"]) == 1
+    said = capsys.readouterr().out
+    assert "numbers that are no class: 1" in said and "refuse this: 1 mask(s) with numbers" in said
+    assert main(["data", "check", str(root), "--classes", "road,car", "--on_bad_image", "skip"]) == 0
+    assert main(["data", "check", str(root), "--classes", "road,car", "--void", "[7]"]) == 0
+    capsys.readouterr()
+    (root / "images" / "val").rename(root / "images" / "other")
+    assert main(["data", "check", str(root), "--task", "segment"]) == 1
+    assert "without a partner: 1" in capsys.readouterr().out
+
+
+def test_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = cells(tmp_path / "cells")
+    assert main(["data", "check", str(root), "--picture", str(tmp_path / "a.png")]) == 0
+    said = capsys.readouterr().out
+    assert "4 images with boxes, 1 classes" in said and "24  24  24" in said
+    (root / "JPEGImages" / "val0.png").unlink()
+    assert main(["data", "check", str(root)]) == 1
+    assert "cannot be read: 1" in capsys.readouterr().out
+    assert main(["data", "check", str(root), "--task", "segment"]) == 1
+    assert "has no images with masks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [street, cells])
+def test_preview_of_scenes(make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = make(tmp_path / "data"), tmp_path / "preview.png"
+    options = ["--size", "32", "--images", "2", "--draws", "2", "--out", str(out)]
+    assert main(["data", "preview", str(root), "--augment", "scale=0.5-2,flip,rotate=20,jitter", *options]) == 0
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as opened:
+        assert opened.size[0] > 500
+    assert main(["data", "preview", str(root), *options, "--overwrite"]) == 0  # as a run varies them
+    assert main(["data", "preview", str(root), *options]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["data", "preview", str(root), *options, "--overwrite", "--augment", "crop"]) == 2
+    assert "unknown 'crop'" in capsys.readouterr().err
+
+
+def test_class_folders_that_are_called_images_and_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "shop"
+    for number in range(6):
+        photo(root / "images" / f"poster{number}.png", number)
+        photo(root / "masks" / f"{number}carnival.png", 100 + number)
+    assert main(["data", "check", str(root)]) == 0
+    assert "12 images, 2 classes" in capsys.readouterr().out
+    paired = street(tmp_path / "paired", parts=("",))
+    assert main(["data", "check", str(paired), "--task", "classification"]) == 0
+    assert "6 images, 2 classes" in capsys.readouterr().out
+    for options, words in (
+        (["--void", "[3]"], "--void has no meaning for images with labels"),
+        (["--classes", "a,b"], "--classes has no meaning for images with labels"),
+    ):
+        assert main(["data", "check", str(root), *options]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["data", "check", str(paired), "--on_empty_class", "skip"]) == 2
+    assert "--on_empty_class has no meaning for images with masks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from srattn.data.decode import BadImage
 from srattn.data.preprocess import Preprocess, to_image, to_tensor
 from srattn.errors import SrattnError
 
@@ -51,6 +52,46 @@ def test_crop_takes_the_centre_and_keeps_the_shape() -> None:
     assert squash.pixels(image)[0, 5].tolist()[0] == 0
     wide = Preprocess(1, (5, 10), (0.0,), (1.0,), crop_fraction=1.0)
     assert wide.pixels(image)[0, 2].float().mean() == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("have", [(20, 40), (40, 20), (7, 7), (1, 1), (1, 30), (99, 100)])
+@pytest.mark.parametrize("size", [(16, 16), (12, 30)])
+def test_fits_that_keep_the_shape(have: tuple[int, int], size: tuple[int, int]) -> None:
+    image = Image.new("RGB", (have[1], have[0]), (200, 100, 50))
+    shorter = Preprocess(size=size, fit="shorter")
+    rows, columns = shorter.sides(*have)
+    assert shorter.pixels(image).shape == (3, rows, columns) and shorter.corner(*have) == (0, 0)
+    assert rows >= size[0] and columns >= size[1] and (rows == size[0] or columns == size[1])
+    inside = Preprocess(size=size, fit="inside", mean=(0.2, 0.4, 0.6))
+    pixels, (rows, columns), (top, left) = inside.pixels(image), inside.sides(*have), inside.corner(*have)
+    assert pixels.shape == (3, *size) and rows <= size[0] and columns <= size[1]
+    assert rows == size[0] or columns == size[1]
+    held = torch.zeros(size, dtype=torch.bool)
+    held[top : top + rows, left : left + columns] = True
+    assert 0 <= size[0] - rows - 2 * top <= 1 and 0 <= size[1] - columns - 2 * left <= 1
+    assert torch.equal(pixels[:, held].unique(dim=1), torch.tensor([[200], [100], [50]], dtype=torch.uint8))
+    if not held.all():
+        assert torch.equal(pixels[:, ~held].unique(dim=1), torch.tensor([[51], [102], [153]], dtype=torch.uint8))
+    for one in (shorter, inside):
+        factor = one.factor(*have)
+        assert all(
+            abs(side - factor * old) <= 0.5 or side == 1 for side, old in zip(one.sides(*have), have, strict=True)
+        )
+
+
+def test_the_picture_lies_where_it_is_said_to() -> None:
+    image = to_image(torch.randint(0, 256, (1, 8, 16), dtype=torch.uint8))
+    inside = Preprocess(1, (16, 16), (0.5,), (0.5,), fit="inside")
+    assert inside.factor(8, 16) == 1 and inside.corner(8, 16) == (4, 0)
+    assert torch.equal(inside.pixels(image)[:, 4:12], to_tensor(image))
+    assert torch.equal(Preprocess(1, (8, 8), (0.5,), (0.5,), fit="shorter").pixels(image), to_tensor(image))
+
+
+def test_a_line_of_pixels_does_not_fill_the_memory() -> None:
+    line = Image.new("L", (9000, 1))
+    with pytest.raises(BadImage, match=r"9000x1 would become 4608000x512, more than the 64,000,000 pixels .*; cut it"):
+        Preprocess(1, (512, 512), (0.5,), (0.5,), fit="shorter").pixels(line)
+    assert Preprocess(1, (512, 512), (0.5,), (0.5,), fit="inside").pixels(line).shape == (1, 512, 512)
 
 
 def test_normalise() -> None:

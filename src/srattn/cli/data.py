@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from srattn.data.check import Report
     from srattn.data.columns import Columns
+    from srattn.data.dense.kinds import SceneKind
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -31,8 +32,18 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "data",
         type=str,
         help="digits; a folder of class folders, Parquet files, tar shards or IDX files; a .csv, .jsonl, .parquet or "
-        ".tar file; a pattern or URL of tar shards; hf:NAME",
+        ".tar file; a pattern or URL of tar shards; hf:NAME; a folder of images and masks, Pascal VOC or COCO",
     )
+    parser.add_argument(
+        "--task",
+        type=Literal["classification", "segment", "detect"] | None,
+        help="what to read a folder as that has several forms: by default masks go before boxes, and these before "
+        "class folders",
+    )
+    parser.add_argument(
+        "--classes", type=str, default=None, help="of masks or boxes: names with commas between, or a file of them"
+    )
+    parser.add_argument("--void", type=list[int], default=[], help="numbers in masks that are no class, beside 255")
     parser.add_argument("--out", type=str, default=None, help="check: the report as .json; preview: the picture")
     parser.add_argument("--picture", type=str, default=None, help="check: balance, sizes and examples as .png")
     parser.add_argument(
@@ -47,7 +58,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="check: judge as a run that leaves classes without images out, or as one that refuses them",
     )
     parser.add_argument(
-        "--augment", type=str, default="crop,flip", help="preview: such as shift=4,flip,rand=2x9,erase=0.25,mixup=0.2"
+        "--augment",
+        type=str,
+        default=None,
+        help="preview: such as shift=4,flip,rand=2x9,erase=0.25,mixup=0.2 (by default crop,flip); of masks and boxes "
+        "such as scale=0.5-2,flip,rotate=10,jitter (by default what a run does)",
     )
     parser.add_argument("--size", type=int, default=None, help="preview: side of the images that the model sees")
     parser.add_argument("--channels", type=Literal[1, 3], default=None, help="preview: 1 for grey, 3 for RGB")
@@ -62,13 +77,31 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def run(args: jsonargparse.Namespace) -> int:
+    from srattn.cli.data_scenes import kind_of
     from srattn.data.columns import Columns
 
     for name, least in (("images", 1), ("draws", 1), ("num_workers", 0)):
         if args[name] < least:
             raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
+    if args.action == "preview":
+        if args.out is None:
+            raise SrattnError("preview needs the picture to write: --out preview.png")
+        if args.picture is not None:
+            raise SrattnError("--picture belongs to check; preview writes its picture to --out")
+    kind = kind_of(args)
     columns = Columns(args.image_column, args.label_column, args.split_column)
-    return _check(args, columns) if args.action == "check" else _preview(args, columns)
+    if args.action == "check":
+        return _check(args, columns) if kind is None else _check_scenes(args, kind)
+    out = _target(args.out, _PICTURES, args.overwrite, "--out")
+    assert out is not None
+    if kind is None:
+        _preview(args, columns, out)
+    else:
+        from srattn.cli.data_scenes import preview_of
+
+        preview_of(args, kind, out)
+    print(f"picture {out}")
+    return 0
 
 
 def _check(args: jsonargparse.Namespace, columns: Columns) -> int:
@@ -99,26 +132,35 @@ def _check(args: jsonargparse.Namespace, columns: Columns) -> int:
     return 1 if report.refused else 0
 
 
-def _preview(args: jsonargparse.Namespace, columns: Columns) -> int:
+def _check_scenes(args: jsonargparse.Namespace, kind: SceneKind) -> int:
+    from srattn.cli.data_scenes import check_of, print_scenes
+
+    out = _target(args.out, (".json",), args.overwrite, "--out")
+    picture = _target(args.picture, _PICTURES, args.overwrite, "--picture")
+    with _Bar("reading") as notify:
+        report = check_of(args, kind, out, picture, notify)
+    print_scenes(report, _safe, _list)
+    _say_verdict(report.refused)
+    for what, path in (("report", out), ("picture", picture)):
+        if path is not None:
+            print(f"{what} {path}")
+    return 1 if report.refused else 0
+
+
+def _preview(args: jsonargparse.Namespace, columns: Columns, out: Path) -> None:
     from srattn.data.pictures import draw_preview
     from srattn.data.preview import read_some
     from srattn.data.reader import default_preprocess, is_built_in
     from srattn.data.spec import parse_augment
 
-    if args.out is None:
-        raise SrattnError("preview needs the picture to write: --out preview.png")
-    if args.picture is not None:
-        raise SrattnError("--picture belongs to check; preview writes its picture to --out")
-    out = _target(args.out, _PICTURES, args.overwrite, "--out")
-    assert out is not None
     digits = is_built_in(args.data)
     channels = args.channels if args.channels is not None else 1 if digits else 3
     size = args.size if args.size is not None else 16 if digits else 128
-    augment = parse_augment(args.augment, default_preprocess(args.data, size, channels))
+    augment = parse_augment(
+        "crop,flip" if args.augment is None else args.augment, default_preprocess(args.data, size, channels)
+    )
     data = read_some(args.data, augment, args.images, args.seed, columns)
     draw_preview(data, augment, out, args.images, args.draws, args.seed, args.overwrite)
-    print(f"picture {out}")
-    return 0
 
 
 def _target(path: str | None, suffixes: tuple[str, ...], overwrite: bool, option: str) -> Path | None:
@@ -159,15 +201,24 @@ def _print(report: Report) -> None:
     )
     found = (("unreadable", report.unreadable), ("left out", report.left_out), ("empty", report.empty), *pairs)
     for what, lines in found:
-        if lines:
-            print(f"{what}: {len(lines):,}")
-            for line in lines[:10]:
-                print(f"  {_safe(line)}")
-            if len(lines) > 10:
-                print(f"  ... and {len(lines) - 10:,} more")
-    for reason in report.refused:
+        _list(what, lines)
+    _say_verdict(report.refused)
+
+
+def _list(what: str, lines: list[str]) -> None:
+    """A heading and the first of some lines."""
+    if lines:
+        print(f"{what}: {len(lines):,}")
+        for line in lines[:10]:
+            print(f"  {_safe(line)}")
+        if len(lines) > 10:
+            print(f"  ... and {len(lines) - 10:,} more")
+
+
+def _say_verdict(refused: list[str]) -> None:
+    for reason in refused:
         print(f"a run would refuse this: {_safe(reason)}")
-    if not report.refused:
+    if not refused:
         print("a run would take this data")
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from srattn.data.ahead import ahead
@@ -17,6 +15,7 @@ from srattn.data.columns import Columns
 from srattn.data.decode import BadImage, decode
 from srattn.data.digits import read_digits
 from srattn.data.index import PARTS, Index
+from srattn.data.likeness import digest, near, outline
 from srattn.data.preprocess import to_image
 from srattn.data.reader import BUILT_IN, open_data
 from srattn.data.sources import Item, called, file_of
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _CHUNK = 16
-_SIDE = 12  # of the small grey picture that near duplicates are found by
-_ALIKE = 0.998  # the least correlation of two small pictures that look the same
-_MOST_PAIRS = 4_000_000_000  # comparisons that are made: minutes
-_LEAST_DETAIL = 6.0  # an emptier picture than this resembles too many others
 SHOWN = 24  # examples that are kept for the picture
 
 
@@ -79,7 +74,7 @@ class Report:
 class _Look:
     size: tuple[int, int]
     pixels: bytes  # a hash of them
-    small: bytes  # _SIDE x _SIDE grey levels
+    outline: Tensor | None
     example: Image.Image | None
 
 
@@ -126,7 +121,7 @@ def check(
             done += len(chunk)
             if notify:
                 notify(done, total)
-    report.near = _near(outlines)
+    report.near = near(outlines)
     _judge(report, strict, (strict or index.class_folders) and not skip_empty)
     return report
 
@@ -154,25 +149,8 @@ def _count(
             report.conflicts.append((first.name, names[first.label], item.name, names[item.label]))
         return
     seen[look.pixels] = part, item
-    if (small := _outline(look.small)) is not None:
-        outlines.setdefault(part, []).append((item.name, small))
-
-
-def _near(outlines: dict[str, list[tuple[str, Tensor]]]) -> list[tuple[str, str, str, str]]:
-    """For each picture of a later part the most similar one of each part before it, if they look the same."""
-    found: list[tuple[str, str, str, str]] = []
-    parts = [
-        (part, [name for name, _ in rows], torch.stack([row for _, row in rows])) for part, rows in outlines.items()
-    ]
-    for place, (part, names, rows) in enumerate(parts):
-        for other, other_names, others in parts[:place]:
-            if len(names) * len(other_names) > _MOST_PAIRS:
-                continue
-            for start in range(0, len(rows), 256):
-                likeness, nearest = (rows[start : start + 256] @ others.T).max(1)
-                for row in torch.nonzero(likeness >= _ALIKE).flatten().tolist():
-                    found.append((other, other_names[int(nearest[row])], part, names[start + row]))
-    return found
+    if look.outline is not None:
+        outlines.setdefault(part, []).append((item.name, look.outline))
 
 
 def _judge(report: Report, strict: bool, strict_classes: bool) -> None:
@@ -200,23 +178,11 @@ def _look(item: Item, keep: bool) -> _Look | BadImage:
             image = decode(file_of(item.source), 3, called(item.name, item.source))
     except BadImage as error:
         return error
-    digest = hashlib.blake2b(f"{image.size} ".encode() + image.tobytes(), digest_size=16).digest()
-    small = image.convert("L").resize((_SIDE, _SIDE), reducing_gap=3.0).tobytes()
     example = None
     if keep:
         example = image.copy()
         example.thumbnail((96, 96))
-    return _Look(image.size, digest, small, example)
-
-
-def _outline(small: bytes) -> Tensor | None:
-    """The grey levels less their mean, of length 1: the same for a picture that was saved again, or made lighter.
-
-    None for an empty picture, which resembles too many others.
-    """
-    levels = torch.frombuffer(bytearray(small), dtype=torch.uint8).float()
-    levels -= levels.mean()
-    return levels / levels.norm() if levels.abs().mean() >= _LEAST_DETAIL else None
+    return _Look(image.size, digest(image), outline(image), example)
 
 
 def _examples(index: Index) -> Sequence[Item]:

@@ -9,58 +9,17 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from srattn.data.palette import Palette, class_numbers
-from srattn.data.preprocess import to_image
+from srattn.data.overlay import edges as edges
+from srattn.data.overlay import numbers_over
+from srattn.data.overlay import overlay as overlay
+from srattn.data.overlay import rgb_of as rgb_of
+from srattn.data.palette import Palette
 from srattn.errors import SrattnError
 from srattn.explain.lettering import INK, MUTED, PAPER, fitted, font_of
 
 WRONG = (200, 40, 20)
 _GAP, _LINE = 6, 20
 _TEXT = 13
-
-
-def overlay(
-    image: Tensor,
-    mask: Tensor,
-    palette: Palette,
-    alpha: float = 0.5,
-    boundaries: bool = True,
-    ignore: int | None = 255,
-) -> Image.Image:
-    """The image under the colours of its classes; pixels of `ignore` are left as they are.
-
-    Args:
-        image: uint8 (3, H, W) or (1, H, W).
-        mask: class numbers (H, W).
-        alpha: how much of a colour covers the image, from 0 to 1.
-        boundaries: draw the pixels where a class meets another in its full colour.
-
-    Raises:
-        SrattnError: shapes, types or values that do not fit.
-    """
-    if not 0 <= alpha <= 1:
-        raise SrattnError(f"alpha must be from 0 to 1, got {alpha!r}")
-    picture = rgb_of(image)
-    numbers = _numbers(mask, palette, ignore, picture)
-    colours = palette.table().numpy()[numbers]  # (H, W, 3)
-    share = np.full((*numbers.shape, 1), alpha, np.float32)
-    if boundaries:
-        share[edges(numbers)] = 1
-    if ignore is not None:
-        share[numbers == ignore] = 0
-    ground = np.asarray(picture)
-    return Image.fromarray((ground + share * (colours.astype(np.float32) - ground)).round().astype(np.uint8))
-
-
-def edges(numbers: np.ndarray) -> np.ndarray:
-    """bool (H, W): pixels with a neighbour of another number beside, above or below."""
-    found = np.zeros(numbers.shape, bool)
-    below, beside = numbers[1:] != numbers[:-1], numbers[:, 1:] != numbers[:, :-1]
-    found[1:] |= below
-    found[:-1] |= below
-    found[:, 1:] |= beside
-    found[:, :-1] |= beside
-    return found
 
 
 def legend(palette: Palette, numbers: Iterable[int] | None = None, width: int = 640) -> Image.Image:
@@ -109,7 +68,7 @@ def side_by_side(
         side: pixels of the longer side of each picture; larger images shrink to it.
     """
     whole = rgb_of(image)
-    true, found = (_numbers(mask, palette, ignore, whole) for mask in (truth, prediction))
+    true, found = (numbers_over(mask, palette, ignore, whole) for mask in (truth, prediction))
     counted = np.ones(true.shape, bool) if ignore is None else true != ignore
     wrong = counted & (true != found)
     share = wrong.sum() / max(1, counted.sum())
@@ -152,27 +111,6 @@ def panels(pictures: Sequence[tuple[str, Image.Image]], title: str = "") -> Imag
         sheet.paste(picture, (x, head + _LINE))
         x += room + _GAP
     return sheet
-
-
-def rgb_of(image: Tensor) -> Image.Image:
-    """A uint8 tensor (3, H, W) or (1, H, W) as a picture of mode "RGB".
-
-    Raises:
-        SrattnError: it is none.
-    """
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
-        raise SrattnError(
-            f"an image must be a uint8 tensor (3, H, W) or (1, H, W), got {image.dtype} {tuple(image.shape)}"
-        )
-    return to_image(image.cpu()).convert("RGB")
-
-
-def _numbers(mask: Tensor, palette: Palette, ignore: int | None, picture: Image.Image) -> np.ndarray:
-    if tuple(mask.shape) != (picture.height, picture.width):
-        raise SrattnError(
-            f"the mask must have the shape of the image, ({picture.height}, {picture.width}), got {tuple(mask.shape)}"
-        )
-    return class_numbers(mask, len(palette), ignore).cpu().numpy()
 
 
 def _shrunk(size: tuple[int, int], side: int) -> tuple[int, int]:

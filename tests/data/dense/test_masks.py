@@ -164,6 +164,12 @@ def test_files_that_name_nothing(tmp_path: Path, name: str, content: bytes, mess
     assert str(tmp_path / name) in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_more_names_than_a_path_can_hold(tmp_path: Path) -> None:
+    names = [f"a class of a long name, number {number}".replace(",", "") for number in range(200)]
+    palette = named_classes(",".join(names), tmp_path)
+    assert palette is not None and palette.names == tuple(names)
+
+
 @pytest.mark.parametrize("given", ["road", "road,", "road,,sky", "missing.txt"])
 def test_options_that_name_nothing(tmp_path: Path, given: str) -> None:
     with pytest.raises(SrattnError, match="neither a file nor at least two names"):
@@ -185,7 +191,7 @@ def test_a_number_out_of_range_is_named_with_file_value_and_place(tmp_path: Path
     assert said.startswith(
         f"{tmp_path / 'masks' / '0.png'} has the value 2 at (y, x) = (0, 2), but there are 2 classes"
     )
-    assert "--classes" in said and "--void 2" in said
+    assert "--classes" in said and "--void [2]" in said
 
 
 def test_256_classes_leave_255_void() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def box_classes(given: str | None) -> list[str] | None:
     """
     if given is None:
         return None
-    if Path(given).is_file():
+    if os.path.isfile(given):  # names may be longer than those of files can be, which pathlib raises
         return list(palette_of(Path(given), least=1).names)
     names = [name.strip() for name in given.split(",")]
     if not all(names) or len(set(names)) < len(names):

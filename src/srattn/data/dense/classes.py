@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class MaskClasses:
             wrong = int(mask[y, x])
             raise SrattnError(
                 f"{name} has the value {wrong} at (y, x) = ({y}, {x}), but there are {len(self.palette)} classes, 0 to "
-                f"{len(self.palette) - 1}: name more of them with --classes, or leave the value out with --void {wrong}"
+                f"{len(self.palette) - 1}: name more with --classes, or leave the value out with --void [{wrong}]"
             )
         return found.to(torch.uint8)
 
@@ -73,7 +74,7 @@ def named_classes(given: str | None, root: Path) -> Palette | None:
     if given is None:
         path = next((root / name for name in FILES if (root / name).is_file()), None)
         return None if path is None else palette_of(path)
-    if Path(given).is_file():
+    if os.path.isfile(given):  # names may be longer than those of files can be, which pathlib raises
         return palette_of(Path(given))
     names = [name.strip() for name in given.split(",")]
     if len(names) < 2 or not all(names):

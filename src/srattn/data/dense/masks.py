@@ -24,6 +24,14 @@ from srattn.errors import SrattnError
 Notify = Callable[[int, int], None]
 
 
+class WrongNumber(BadImage):
+    """A mask has a number that is no class."""
+
+
+class WrongSize(BadImage):
+    """A mask is not as large as its image."""
+
+
 @dataclasses.dataclass
 class MaskSet:
     """A folder of masks before any image is decoded; every mask has been read once.
@@ -53,17 +61,18 @@ class MaskSet:
         """The class numbers of a pair's mask, uint8 (H, W).
 
         Raises:
-            BadImage: unreadable, a number that is no class, or of another size than `size`, the image's.
+            BadImage: unreadable; `WrongNumber`: a number that is no class; `WrongSize`: another size than `size`, the
+                image's.
         """
         mask = _levels(pair, self.classes.palette if self.classes.coloured else None, self.classes.coloured)[0]
         try:
             numbers = self.classes.numbers(mask, str(pair.mask))
         except SrattnError as error:
-            raise BadImage(str(error)) from None
+            raise WrongNumber(str(error)) from None
         if size is not None and tuple(numbers.shape) != size:
-            raise BadImage(
+            raise WrongSize(
                 f"{pair.mask} is {numbers.shape[1]}x{numbers.shape[0]} pixels, but its image {pair.image} is "
-                f"{size[1]}x{size[0]}"
+                f"{size[1]}x{size[0]}; save both at one size"
             )
         return numbers
 

@@ -1,0 +1,232 @@
+"""What a check of images with masks or boxes finds, and what is drawn of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srattn.data.dense.check import SHOWN, check_scenes
+from srattn.data.dense.joint import parse_joint
+from srattn.data.dense.kinds import scene_kind
+from srattn.data.dense.pictures import draw_scene_preview, draw_scene_report
+from srattn.data.dense.preview import read_some_scenes
+from srattn.data.dense.survey import SceneReport, size_words
+from srattn.data.dense.target import Target
+from srattn.data.preprocess import Preprocess
+from srattn.errors import SrattnError
+
+Maker = Callable[..., Path]
+
+
+def mask_at(root: Path, part: str, number: int) -> Path:
+    return root / "masks" / part / f"{number}.png"
+
+
+def test_a_clean_folder_of_masks(save_pairs: Maker) -> None:
+    root = save_pairs({"train": 4, "val": 2})
+    calls: list[tuple[int, int]] = []
+    report = check_scenes(str(root), "masks", workers=2, notify=lambda done, total: calls.append((done, total)))
+    assert calls[0] == (1, 12) and calls[-1] == (12, 12)  # masks first, then images with them
+    assert report.classes == ["0", "1", "2"] and report.images == {"train": 4, "val": 2} and report.refused == []
+    for part, amounts in report.amounts.items():
+        masks = [np.asarray(Image.open(mask_at(root, part, number))) for number in range(report.images[part])]
+        assert amounts == [sum(int((mask == number).sum()) for mask in masks) for number in range(3)]
+        assert report.present[part] == [sum(bool((mask == number).any()) for mask in masks) for number in range(3)]
+    assert report.sizes == {(18, 14): 6} and report.void == {"train": 0, "val": 0}
+    assert not (report.unreadable or report.alone or report.mismatched or report.wrong or report.without)
+    assert len(report.examples) == 4 and report.examples[0].pixels.shape == (3, 14, 18)
+
+
+def test_everything_that_can_be_wrong_with_masks(save_pairs: Maker) -> None:
+    root = save_pairs({"train": 9, "val": 3})
+    (root / "images" / "train" / "0.png").write_bytes(b"no image")
+    mask_at(root, "train", 1).write_bytes(b"no mask")
+    mask_at(root, "train", 2).unlink()
+    (root / "images" / "train" / "3.png").unlink()
+    Image.new("L", (3, 2)).save(mask_at(root, "train", 4))
+    mask = np.asarray(Image.open(mask_at(root, "train", 5))).copy()
+    mask[2, 7] = 9
+    Image.fromarray(mask).save(mask_at(root, "train", 5))
+    Image.new("L", (18, 14)).save(mask_at(root, "train", 6))
+    for folder, kind in (("images", "val"), ("images", "train")):
+        target = root / folder / kind / ("0.png" if kind == "val" else "8.png")
+        target.write_bytes((root / folder / "train" / "7.png").read_bytes())
+    Image.new("L", (18, 14), 255).save(mask_at(root, "val", 1))
+    report = check_scenes(str(root), "masks", classes="background,car,tree")
+    for lines, names in (
+        (report.unreadable, ["masks/train/1.png", "images/train/0.png"]),
+        (report.alone, ["2.png has no mask", "3.png has no image"]),
+        (report.mismatched, ["4.png is 3x2 pixels"]),
+        (report.wrong, ["5.png has the value 9 at (y, x) = (2, 7)"]),
+    ):
+        assert len(lines) == len(names) and all(name in line for name, line in zip(names, lines, strict=True))
+        assert all("\n" not in line for line in lines)
+    assert report.without == [("train", "images/train/6.png"), ("val", "images/val/1.png")]
+    assert report.duplicates == [("train", "images/train/7.png", "val", "images/val/0.png")]
+    assert report.repeated == {"train": 1} and report.images == {"train": 3, "val": 3}
+    assert report.void["val"] == 14 * 18
+    assert report.refused == [
+        "2 file(s) that cannot be read",
+        "2 image(s) or mask(s) without a partner",
+        "1 mask(s) of another size than their images",
+        "1 mask(s) with numbers that are no class",
+    ]
+    assert check_scenes(str(root), "masks", classes="background,car,tree", strict=False).refused == []
+
+
+def test_classes_that_a_part_lacks(save_pairs: Maker) -> None:
+    root = save_pairs({"train": 2, "val": 1})
+    Image.new("L", (18, 14)).save(mask_at(root, "val", 0))
+    report = check_scenes(str(root), "masks", classes="a,b,c,d")
+    assert report.empty == [f"{part}: class {name!r} has no pixels" for part, name in
+                            (("train", "d"), ("val", "b"), ("val", "c"), ("val", "d"))]  # fmt: skip
+    assert report.without == []  # class a is an object like any other
+
+
+def test_what_a_run_would_refuse_whatever_it_leaves_out(save_pairs: Maker, tmp_path: Path) -> None:
+    root = save_pairs({"train": 1})
+    assert "one image only" in check_scenes(str(root), "masks", strict=False).refused[0]
+    (root / "images" / "train" / "0.png").write_bytes(b"")
+    assert "no training part" in check_scenes(str(root), "masks", strict=False).refused[0]
+    (root / "masks" / "train" / "0.png").unlink()
+    (only,) = check_scenes(str(root), "masks", strict=False).refused
+    assert "has no images with masks" in only
+    with pytest.raises(SrattnError, match="is not a folder of images with boxes"):
+        check_scenes(str(tmp_path / "nowhere"), "boxes")
+
+
+def test_boxes(save_voc: Maker) -> None:
+    root = save_voc({"train": 6, "val": 2})
+    report = check_scenes(str(root), "boxes")
+    assert report.refused == [] and report.classes == ["cat", "dog"] and report.amounts["train"] == [3, 3]
+    assert report.present == {"train": [3, 3], "val": [1, 1]} and report.void == {}
+    assert report.box_sides[0] == pytest.approx([72**0.5] * 4)
+    plain = report.to_dict()
+    assert plain["counts"]["train"]["cat"] == {"images": 3, "boxes": 3}
+    assert plain["box_sizes"]["dog"] == {
+        "smallest": 8.49, "median": 8.49, "largest": 8.49, "small": 4, "medium": 0, "large": 0
+    }  # fmt: skip
+
+
+def test_everything_that_can_be_wrong_with_boxes(save_voc: Maker) -> None:
+    root = save_voc({"train": 7, "val": 2})
+    box = (
+        "<object><name>cat</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+    )
+    for number, edges in ((0, (50, 2, 60, 9)), (1, (5, 5, 5, 5)), (2, (1, 1, 90, 9)), (3, ("x", 1, 2, 3))):
+        path = root / "Annotations" / f"train{number}.xml"
+        path.write_text(path.read_text().replace("</annotation>", box.format(*edges) + "</annotation>"))
+    image = root / "JPEGImages" / "train4.png"
+    image.write_bytes(image.read_bytes()[:-300])  # its header is whole
+    (root / "JPEGImages" / "train5.png").unlink()
+    text = (root / "Annotations" / "train6.xml").read_text()
+    start, end = text.index("<object>"), text.index("</annotation>")
+    (root / "Annotations" / "train6.xml").write_text(text[:start] + text[end:])
+    report = check_scenes(str(root), "boxes")
+    told = "\n".join(report.wrong)
+    assert len(report.wrong) == 4
+    for words in ("is outside of the image", "has no area", "is cut at its edge", "no box of four numbers"):
+        assert words in told
+    assert len(report.unreadable) == 2
+    assert {Path(line.split(":")[0]).stem for line in report.unreadable} == {"train4", "train5"}
+    assert report.without == [("train", "train6")] and report.images == {"train": 5, "val": 2}
+    assert report.refused == ["2 file(s) that cannot be read", "4 wrong box(es)"]
+    assert check_scenes(str(root), "boxes", strict=False).refused == []
+
+
+def test_a_training_part_without_boxes(save_voc: Maker) -> None:
+    root = save_voc({"train": 2, "val": 1})
+    for number in range(2):
+        (root / "Annotations" / f"train{number}.xml").write_text("<annotation></annotation>")
+    assert check_scenes(str(root), "boxes").refused == [
+        "there is no box to learn from; put some into the training part"
+    ]
+
+
+def test_sizes_in_words() -> None:
+    assert size_words([]) == {"small": 0, "medium": 0, "large": 0}
+    found = size_words([100.0, 31.9, 32.0, 96.0, 10.0])
+    assert found == {"smallest": 10.0, "median": 32.0, "largest": 100.0, "small": 2, "medium": 2, "large": 1}
+
+
+def test_counting_without_255_as_void() -> None:
+    report = SceneReport("a", "masks")
+    report.begin([str(number) for number in range(256)], None, ["train"])
+    report.count("train", "x", (1, 2), Target(mask=torch.tensor([[255], [3]], dtype=torch.uint8)))
+    assert report.void == {"train": 0} and report.amounts["train"][255] == report.amounts["train"][3] == 1
+
+
+def test_kinds(save_pairs: Maker, save_voc: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, boxes = save_pairs({"train": 1}), save_voc({"train": 1})
+    assert scene_kind(str(masks)) == "masks" and scene_kind(str(boxes)) == "boxes"
+    for name, mask in (("images", "cat"), ("masks", "dog")):  # classes that are called so
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "classes" / name / f"{mask}.png")
+    for data in (str(tmp_path / "classes"), str(tmp_path / "nowhere"), "hf:name", "digits"):
+        assert scene_kind(data) is None
+    masks.rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert scene_kind("digits") is None and scene_kind("./digits") == "masks"
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+@pytest.mark.parametrize("classes", [None, ",".join(f"class {number}" for number in range(35))])
+def test_a_report_is_drawn(save_pairs: Maker, tmp_path: Path, classes: str | None) -> None:
+    root = save_pairs({"train": SHOWN + 2, "val": 2, "test": 1})
+    report = check_scenes(str(root), "masks", classes=classes)
+    assert len(report.examples) == SHOWN
+    draw_scene_report(report, tmp_path / "report.png")
+    pixels = drawn(tmp_path / "report.png")
+    assert pixels.shape[1] == 1210
+    orange = (pixels == report.palette.colours[1]).all(-1)  # the second class, on examples' borders
+    assert orange.sum() > 100
+    with pytest.raises(SrattnError, match="exists"):
+        draw_scene_report(report, tmp_path / "report.png")
+
+
+def test_reports_of_boxes_and_of_nothing_are_drawn(save_voc: Maker, tmp_path: Path) -> None:
+    root = save_voc({"train": 3})
+    path = root / "Annotations" / "train0.xml"
+    path.write_text(path.read_text().replace("<xmin>", "<xmin>0").replace("</annotation>", (
+        "<object><name>$a_b$</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>29</xmax><ymax>23</ymax></bndbox>"
+        "</object></annotation>")))  # fmt: skip
+    draw_scene_report(check_scenes(str(root), "boxes"), tmp_path / "boxes.png")
+    draw_scene_report(SceneReport("$nothing$", "masks", refused=["empty"]), tmp_path / "nothing.png")
+    assert drawn(tmp_path / "boxes.png").shape[1] == drawn(tmp_path / "nothing.png").shape[1] == 1210
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_a_preview_shows_targets_where_they_lie(save_pairs: Maker, save_voc: Maker, tmp_path: Path, kind: str) -> None:
+    masks = kind == "masks"
+    root = save_pairs({"train": 5, "val": 2}, classes=2) if masks else save_voc({"train": 5, "val": 2})
+    (root / ("images/train/0.png" if masks else "JPEGImages/train0.png")).write_bytes(b"")
+    augment = parse_joint("scale=0.8-1.5,flip", Preprocess(size=(32, 32), fit="shorter" if masks else "inside"))
+    data = read_some_scenes(str(root), "masks" if masks else "boxes", augment, 3, seed=1)
+    assert data.train.names == data.val.names and len(data.train) >= 3
+    draw_scene_preview(data, augment, tmp_path / "preview.png", images=3, draws=4)
+    pixels = drawn(tmp_path / "preview.png")
+    assert pixels.shape[1] > 900
+    colour = (0, 0, 0) if not masks else (230, 159, 0)
+    assert (pixels == colour).all(-1).sum() > 200
+    with pytest.raises(SrattnError, match="exists"):
+        draw_scene_preview(data, augment, tmp_path / "preview.png")
+
+
+def test_a_report_is_json(save_pairs: Maker) -> None:
+    report = check_scenes(str(save_pairs({"train": 2, "val": 1})), "masks")
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["counts"]["train"]["1"]["pixels"] == report.amounts["train"][1]
+    assert plain["sizes"] == [{"width": 18, "height": 14, "images": 3}] and "examples" not in plain
