@@ -29,7 +29,7 @@ from srattn.models.backbone import Backbone
 MOST_IMAGES = 24
 BUDGET = 12 << 20
 """Bytes of attention that a page may embed, before they are written as text, which takes a third more."""
-_MOST_FOR_ONE = 3 << 20
+MOST_FOR_ONE = 3 << 20
 _PROBES = 8
 
 
@@ -62,7 +62,7 @@ def explain(
             skipped.append(shown(str(error)))
     if not read:
         raise SrattnError("no image could be read" + (f": {skipped[0]}" if skipped else ""))
-    budget = min(_MOST_FOR_ONE, BUDGET // len(read))
+    budget = min(MOST_FOR_ONE, BUDGET // len(read))
     normalise = run.preprocess.normalise
     studies = [
         study(run.model, run.classes, name, pixels, normalise, asked, target, budget) for name, pixels, asked in read
