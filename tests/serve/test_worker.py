@@ -64,6 +64,17 @@ def test_the_first_waits_for_others() -> None:
     assert last.result(0) == 8
 
 
+def test_nothing_is_waited_for_that_is_not_expected() -> None:
+    calls = Calls()
+    calls.go.set()
+    worker = Worker(calls, max_batch=8, max_wait=30, expected=lambda: 2)
+    worker.start()
+    futures = [worker.submit("a", item) for item in (1, 2)]
+    assert [future.result(20) for future in futures] == [2, 4]
+    assert calls.seen == [("a", [1, 2])]
+    worker.stop()
+
+
 def test_cancelled_jobs_cost_nothing() -> None:
     calls = Calls()
     worker = Worker(calls, max_batch=8, max_wait=0)

@@ -43,7 +43,14 @@ class Service:
         self.embeds = False
         self._maps, self._vectors = attention, Vectors(run)
         self._device = next(run.model.parameters()).device
-        self._worker = Worker(self._compute, options.max_batch, options.max_wait_ms / 1000, self.metrics.batch)
+        # Accepted images that are still being decoded are worth waiting for; a lone one does not wait.
+        self._worker = Worker(
+            self._compute,
+            options.max_batch,
+            options.max_wait_ms / 1000,
+            on_batch=self.metrics.batch,
+            expected=lambda: self.gate.images,
+        )
         self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="srattn-decode")
         self._numbers = itertools.count()
         self._warm = False

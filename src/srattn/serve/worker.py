@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -22,13 +23,15 @@ class Job(NamedTuple):
 class Worker:
     """Computes items of equal keys together, first come, first served.
 
-    The first job of a batch waits up to `max_wait` seconds after its arrival for others, until there are `max_batch`.
+    The first job of a batch waits up to `max_wait` seconds after its arrival for others, until there are `max_batch` or
+    all that are `expected`.
     A job that was cancelled while it waited costs nothing. Where a batch fails, its jobs are computed one by one, so
     that an error reaches the one that caused it.
 
     Args:
         compute: from a key and its items to as many results, called in the thread alone.
         on_batch: told of the size of each group that was computed.
+        expected: how many jobs there are or will soon be, those of the batch among them; without it, ever more.
     """
 
     def __init__(
@@ -37,8 +40,9 @@ class Worker:
         max_batch: int,
         max_wait: float,
         on_batch: Callable[[int], None] = lambda size: None,
+        expected: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        self._compute, self._on_batch = compute, on_batch
+        self._compute, self._on_batch, self._expected = compute, on_batch, expected
         self._max_batch, self._max_wait = max_batch, max_wait
         self._waiting: SimpleQueue[Job | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -95,7 +99,8 @@ class Worker:
         while len(jobs) < self._max_batch:
             left = first.since + self._max_wait - time.monotonic()
             try:
-                job = self._waiting.get(timeout=left) if left > 0 else self._waiting.get_nowait()
+                waits = left > 0 and len(jobs) < self._expected()
+                job = self._waiting.get(timeout=left) if waits else self._waiting.get_nowait()
             except Empty:
                 break
             if job is None:
