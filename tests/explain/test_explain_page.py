@@ -26,6 +26,8 @@ from srattn.explain.explain import explain, write_explanation
 from srattn.explain.explain_page import render
 from srattn.explain.packing import Kept, choose_kept, key_boxes, pack, words_of
 from srattn.explain.points import Asked, read_point, seen_part, seen_point
+from srattn.tasks.dense import segmentation_model
+from tests.explain.conftest import SMALL
 
 HOSTILE = ["</script><script>alert(1)</script>", "<!-- <b>&amp;", "a\u2028\ud800b"]
 
@@ -182,6 +184,17 @@ def test_images_of_several_sizes_and_a_model_without_classes(make_run: Callable[
     assert data["images"][0]["cams"] == [] and data["images"][0]["answers"] == []
     assert data["images"][0]["points"] == [[10, 8, "point 0.5,0.5"]]
     assert data["fields"][0]["size"] == [16, 20]
+
+
+def test_the_backbone_of_a_model_of_masks_is_explained(make_run: Callable[..., LoadedRun]) -> None:
+    run = make_run()
+    run.model, run.task = segmentation_model("pvt_v2_b0", 3, in_chans=1, img_size=16, **SMALL).eval(), "segmentation"
+    explanation = explain(run, sources("one"))
+    assert explanation.model == "pvt_v2_b0" and ("task", "segmentation") in explanation.facts
+    assert explanation.studies[0].cams == [] and [point.name for point in explanation.studies[0].points] == ["centre"]
+    run.model = torch.nn.Linear(1, 1)  # type: ignore[assignment]
+    with pytest.raises(SrattnError, match="no backbone"):
+        explain(run, sources("one"))
 
 
 def test_points() -> None:

@@ -92,8 +92,10 @@ def _refuse_exported(model: str | None) -> None:
 def _class_number(name: str | None, loaded: LoadedRun) -> int | None:
     if name is None:
         return None
-    if not loaded.classes:
-        raise SrattnError(f"{loaded.path} has no classifier, so there is no class {name!r}")
+    if not loaded.classes or loaded.task != "classification":
+        raise SrattnError(
+            f"{loaded.path} has no classifier of whole images: Grad-CAM for {name!r} needs one; leave out --class"
+        )
     if name not in loaded.classes:
         some = ", ".join(loaded.classes[:12]) + (" ..." if len(loaded.classes) > 12 else "")
         raise SrattnError(f"no class {name!r}{nearest(name, loaded.classes)}; the model knows {some}")

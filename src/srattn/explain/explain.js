@@ -152,7 +152,7 @@
     },
     rollout() {
       draw(enlarged(image().rollout, false, data.strides[0]));
-      return "What the classifier reads, followed back through the attention of all blocks.";
+      return "What the last tokens are made from, followed back through the attention of all blocks.";
     },
     gradcam() {
       const cam = image().cams[state.target], packed = cam.stages[state.stage];

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,22 +61,34 @@ def explain(
             skipped.append(shown(str(error)))
     if not read:
         raise SrattnError("no image could be read" + (f": {skipped[0]}" if skipped else ""))
+    model = backbone_in(run)
+    classes = run.classes if model is run.model else []  # those of a mask or a box are of no whole image
     budget = min(MOST_FOR_ONE, BUDGET // len(read))
     normalise = run.preprocess.normalise
-    studies = [
-        study(run.model, run.classes, name, pixels, normalise, asked, target, budget) for name, pixels, asked in read
-    ]
+    studies = [study(model, classes, name, pixels, normalise, asked, target, budget) for name, pixels, asked in read]
     sizes = list(dict.fromkeys((each.pixels.shape[1], each.pixels.shape[2]) for each in studies))
     return Explanation(
-        model=str(run.model.config["name"]),
-        facts=_facts(run, studies),
+        model=str(model.config["name"]),
+        facts=_facts(run, model, studies),
         studies=studies,
-        fields=_fields(run, studies, sizes[0]),
-        supports={size: _supports(run.model, size) for size in sizes},
-        strides=run.model.feature_info.reduction(),
-        depths=[len(stage.blocks) for stage in run.model.iter_stages()],
+        fields=_fields(run, model, studies, sizes[0]),
+        supports={size: _supports(model, size) for size in sizes},
+        strides=model.feature_info.reduction(),
+        depths=[len(stage.blocks) for stage in model.iter_stages()],
         skipped=skipped,
     )
+
+
+def backbone_in(run: LoadedRun) -> Backbone:
+    """The model itself, or the backbone of one that answers with masks, boxes, depths or joints.
+
+    Raises:
+        SrattnError: it has none.
+    """
+    inner = getattr(run.model, "backbone", run.model)
+    if not isinstance(inner, Backbone):
+        raise SrattnError(f"{run.path} is a {type(run.model).__name__}, and has no backbone whose attention is known")
+    return inner
 
 
 def write_explanation(out: Path, explanation: Explanation, page: str = "index.html") -> list[Path]:
@@ -107,13 +118,12 @@ def _read(run: LoadedRun, source: Source, name: str, points: Sequence[Asked]) ->
     return run.preprocess.pixels(picture), named
 
 
-def _fields(run: LoadedRun, studies: Sequence[Study], size: tuple[int, int]) -> list[Tensor]:
+def _fields(run: LoadedRun, model: Backbone, studies: Sequence[Study], size: tuple[int, int]) -> list[Tensor]:
     """The receptive field of each stage, averaged over the images of that size."""
     levels = torch.stack([each.pixels for each in studies if tuple(each.pixels.shape[1:]) == size])
     images = run.preprocess.normalise(levels)
     probes = max(1, _PROBES // len(images))
-    count = len(run.model.stages)
-    return [effective_receptive_field(run.model, size, stage, images, probes) for stage in range(count)]
+    return [effective_receptive_field(model, size, stage, images, probes) for stage in range(len(model.stages))]
 
 
 def _supports(model: Backbone, size: tuple[int, int]) -> list[list[KeySupport]]:
@@ -126,15 +136,15 @@ def _supports(model: Backbone, size: tuple[int, int]) -> list[list[KeySupport]]:
     return found
 
 
-def _facts(run: LoadedRun, studies: Sequence[Study]) -> list[tuple[str, str]]:
-    config: dict[str, Any] = run.model.config
+def _facts(run: LoadedRun, model: Backbone, studies: Sequence[Study]) -> list[tuple[str, str]]:
     height, width = studies[0].pixels.shape[1:]
     return [
-        ("model", str(config["name"])),
+        ("model", str(model.config["name"])),
+        ("task", run.task),
         ("weights", shown(str(run.path))),
         ("parameters", count_text(sum(each.numel() for each in run.model.parameters()))),
         ("image", f"{width} × {height} pixels, as the model sees it"),
         ("classes", str(len(run.classes)) if run.classes else "none"),
-        ("blocks", ", ".join(str(len(stage.blocks)) for stage in run.model.iter_stages())),
-        ("receptive field", f"of {min(len(studies), _PROBES) or 1} or more gradients on these images"),
+        ("blocks", ", ".join(str(len(stage.blocks)) for stage in model.iter_stages())),
+        ("receptive field", f"{_PROBES} gradients or more on these images"),
     ]
