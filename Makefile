@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?=
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test lint format docs clean help
 .NOTPARALLEL:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    run ruff, pyright and import-linter"
 	@echo "make format  let ruff rewrite the sources"
+	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, dist and caches (runs/ stays)"
 
 demo: $(VENV)/installed-train
@@ -31,6 +32,10 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 clean:
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,60 @@
+"""The site is built without a warning, and every Python block of the pages runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCKS = [
+    pytest.param(page, block, id=f"{page.stem}-{number}")
+    for page in sorted(DOCS.glob("*.md"))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
+]
+NOT_ALONE = {"export", "serve", "explain"}  # their blocks need a run or a server: tested where those are
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_code_runs(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.stem in NOT_ALONE:
+        pytest.skip("needs a run of its own: see the tests of that verb")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, page.name, "exec"), {})
+
+
+def test_every_verb_has_its_options_and_an_example() -> None:
+    from srattn.cli.main import VERBS
+
+    text = (DOCS / "verbs.md").read_text("utf-8")
+    assert re.findall(r"<!-- options of (\w+) -->", text) == re.findall(r"(?m)^## (\w+)", text)
+    assert set(re.findall(r"(?m)^## (\w+)", text)) == set(VERBS)
+    assert set(re.findall(r"(?m)^srattn (\w+)", text)) == set(VERBS)
+
+
+def test_linked_files_are_there() -> None:
+    for page in DOCS.glob("*.md"):
+        links = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+        missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+        assert missing == [], page.name
+
+
+def test_the_site_is_built_strictly(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # the theme's greeting
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.parent.name for path in (tmp_path / "site").glob("*/index.html")}
+    assert {"maths", "choosing", "verbs", "api", "models", "dense"} <= pages
+    verbs = (tmp_path / "site/verbs/index.html").read_text("utf-8")
+    assert "--on_bad_image" in verbs and "options of" not in verbs
+    maths = (tmp_path / "site/maths/index.html").read_text("utf-8")
+    assert maths.count("<math") > 10 and "arithmatex" not in maths
+    api = (tmp_path / "site/api/index.html").read_text("utf-8")
+    assert "SpatialReductionAttention" in api and "Raises" in api
