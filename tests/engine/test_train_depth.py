@@ -51,7 +51,7 @@ def save_slopes(root: Path, count: int = 8, size: tuple[int, int] = (32, 40), un
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     root = tmp_path_factory.mktemp("depth")
-    options = SMALL | {"augment": "flip", "epochs": 30, "batch_size": 4, "lr": 5e-3, "warmup_epochs": 1}
+    options = SMALL | {"augment": "flip", "epochs": 12, "batch_size": 3, "lr": 5e-3, "warmup_epochs": 1}
     return train(TrainConfig(task="depth", data=str(save_slopes(root / "slopes")), out=str(root / "run"), **options))
 
 
