@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,10 +21,15 @@ import yaml
 
 import srattn
 from srattn import SrattnError
+from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess
+from srattn.engine.card import make_card
+from srattn.engine.card_words import use_of, words_of
 from srattn.engine.hub import push
-from srattn.engine.open_model import open_model
-from srattn.engine.weights import save_weights
+from srattn.engine.open_model import open_model, task_of
+from srattn.engine.weights import LoadedRun, save_weights
+from srattn.tasks.models import build_task_model
+from srattn.tasks.registry import list_tasks
 
 pytest.importorskip("huggingface_hub")
 
@@ -35,7 +41,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with what a card is written from."""
     folder = tmp_path_factory.mktemp("runs") / "ants-1"
-    numbers = {"embed_dims": (8, 16), "num_heads": (1, 2), "mlp_ratios": (2, 2), "depths": (1, 1)}
+    numbers: dict[str, Any] = {"embed_dims": (8, 16), "num_heads": (1, 2), "mlp_ratios": (2, 2), "depths": (1, 1)}
     model = srattn.create_model("pvt_v2_b0", num_classes=3, sr_ratios=(2, 1), **numbers).eval()
     folder.mkdir()
     save_weights(folder / "model.safetensors", model, CLASSES, Preprocess(size=(40, 40)))
@@ -76,6 +82,123 @@ def test_the_card_is_written_from_the_run(run: Path, tmp_path: Path) -> None:
         assert part in text
     assert "`b'ee`" in text, "a name does not end the code that it stands in"
     assert "/home/someone" not in text, "places on the machine stay there"
+
+
+SMALL: dict[str, Any] = {
+    "embed_dims": (8, 8, 16, 16),
+    "depths": (1, 1, 1, 1),
+    "num_heads": (1, 1, 2, 2),
+    "mlp_ratios": (2, 2, 2, 2),
+    "sr_ratios": (2, 1, 1, 1),
+}
+DENSE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "segmentation": (
+        "segformer",
+        {"hidden": 16},
+        {"headline": "miou", "miou": 0.625, "dice": 0.75, "per_class_iou": {"ant": 0.5, "b`ee": 0.75, "cät": None}},
+    ),
+    "detection": (
+        "fcos",
+        {"width": 16, "convs": 1},
+        {"headline": "map50", "map50": 0.625, "map": 0.5, "per_class_map50": {"ant": 0.5, "b`ee": 0.75}},
+    ),
+}
+TAGS = {"segmentation": "image-segmentation", "detection": "object-detection"}
+
+
+@pytest.fixture(scope="module", params=list(DENSE))
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of masks or boxes."""
+    task = request.param
+    folder = tmp_path_factory.mktemp("runs") / task
+    head, options, figures = DENSE[task]
+    model: Any = build_task_model(task, "pvt_v2_b0", 3, head, options, **SMALL).eval()
+    folder.mkdir()
+    palette = Palette(tuple(CLASSES), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    seen = Preprocess(size=(64, 64), fit="shorter" if task == "segmentation" else "inside")
+    save_weights(folder / "model.safetensors", model, CLASSES, seen, task=task, palette=palette)
+    (folder / "config.yaml").write_text(f"task: {task}\ndata: /home/someone/ants\n")
+    result = {"task": task, **figures, "data": "/home/someone/ants", "val_images": 20, "seconds": 1.5}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_a_dense_model_there_and_back(dense: Path, tmp_path: Path) -> None:
+    task, loaded = dense.name, open_model(str(dense))
+    folder = srattn.save_pretrained(dense, tmp_path / "saved")
+    facts = json.loads((folder / "config.json").read_text())
+    assert facts["task"] == task and facts["colours"] == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert facts["model"] == json.loads(json.dumps(loaded.model.config))
+    model = srattn.from_pretrained(folder)
+    assert (model.task, model.run.task, model.labels) == (task, task, CLASSES)
+    assert model.palette == loaded.palette and model.preprocess == loaded.preprocess
+    assert task_of(str(folder)) == task and open_model(str(folder)).task == task
+    images = torch.randn(1, 3, 64, 80)
+    with torch.inference_mode():
+        assert torch.equal(model(images), loaded.model(images))
+    assert (folder / "model.safetensors").read_bytes() == (dense / "model.safetensors").read_bytes()
+
+
+def test_the_card_of_a_dense_model(dense: Path, tmp_path: Path) -> None:
+    task = dense.name
+    text = (srattn.save_pretrained(dense, tmp_path / "saved") / "README.md").read_text()
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["pipeline_tag"] == TAGS[task]
+    measured = header["model-index"][0]["results"][0]
+    kind = {"segmentation": ("mean_iou", "mIoU"), "detection": ("ap50", "AP50")}[task]
+    assert measured["task"]["type"] == TAGS[task]
+    assert measured["metrics"] == [{"type": kind[0], "name": kind[1], "value": 0.625}]
+    assert "lassif" not in text.replace("classification", ""), "nothing of classifiers"
+    for part in (
+        f"with a {DENSE[task][0]} head",
+        "| ant | 0.5000 |",
+        "| cät | - |",
+        "`b'ee`",
+        "Of the backbone:",
+        "MMACs",
+        "| seconds | 1.5 |",
+    ):
+        assert part in text, part
+    first, second = list(DENSE[task][2])[1:3]
+    assert text.index(f"| {first} | 0.625 |") < text.index(f"| {second} |"), "the headline comes first"
+    assert {"segmentation": "shorter side at 64", "detection": "within 64x64"}[task] in text.split("## Limits")[1]
+    assert "/home/someone" not in text
+
+
+def test_the_cards_code_runs(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    srattn.save_pretrained(dense, "saved")
+    Image.effect_noise((90, 61), 60).save("photo.jpg")
+    code = (tmp_path / "saved" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    exec(code.replace("REPO", "saved"), found)
+    if dense.name == "segmentation":
+        assert found["mask"].shape == (61, 90)
+    else:
+        assert found["boxes"].shape[1] == 6
+
+
+def test_every_task_has_its_words() -> None:
+    run = LoadedRun(srattn.create_model("pvt_v2_b0", **SMALL), ["a"], Preprocess(), {}, Path("here"))
+    for task in list_tasks():
+        text = make_card(dataclasses.replace(run, task=task))
+        header = yaml.safe_load(text.split("---")[1])
+        assert header["pipeline_tag"] == words_of(task).pipeline is not None
+        compile(use_of(dataclasses.replace(run, task=task)), task, "exec")
+        assert "{" not in text.split("## Data")[0].split("---")[2], "nothing is left to fill in"
+    text = make_card(dataclasses.replace(run, task="of another package"))
+    assert "pipeline_tag" not in text and "A model for of another package of 1 classes" in text
+
+
+def test_what_a_checkpoint_holds_goes_to_the_hub_as_it_is(tmp_path: Path) -> None:
+    model: Any = build_task_model("detection", "pvt_v2_b0", 2, "fcos", {"width": 16, "convs": 1}, **SMALL)
+    folder = srattn.save_pretrained(srattn.save_checkpoint(model, tmp_path / "x.pth"), tmp_path / "hub")
+    assert srattn.from_pretrained(folder).task == "detection"
+    body = srattn.create_model("pvt_v2_b0", num_classes=0, **SMALL)
+    with pytest.raises(SrattnError, match="a backbone without a head"):
+        srattn.save_pretrained(srattn.save_checkpoint(body, tmp_path / "body.pth"), tmp_path / "no")
 
 
 def test_what_cannot_be_is_one_line(run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=str, help="a run folder of srattn train or its model.safetensors")
+    parser.add_argument(
+        "model", type=str, help="a run folder of srattn train or its model.safetensors, or a checkpoint"
+    )
     parser.add_argument("repo", type=str | None, nargs="?", help="OWNER/NAME on the hub")
     parser.add_argument("--folder", type=str | None, help="write this folder instead, to look at it first")
     parser.add_argument("--public", action="store_true", help="a new repository is private without this")

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from srattn.engine import run_folder
-from srattn.engine.card import LIBRARY, PIPELINE, make_card
+from srattn.engine.card import LIBRARY, make_card
+from srattn.engine.foreign import CLASSIFIES
 from srattn.engine.open_model import open_model
 from srattn.engine.weights import LoadedRun, load_run, save_weights
 from srattn.errors import SrattnError, missing_extra
@@ -34,7 +35,9 @@ def from_pretrained(
 ) -> Any:
     """A model of a hub repository, or of a folder that `save_pretrained` wrote, in eval mode.
 
-    It is a module from normalised images (B, C, H, W) to logits, with `model` (the backbone), `labels`, `preprocess`,
+    It is a module from normalised images (B, C, H, W) to the model's outputs: logits of classes, of pixels (B, classes,
+    h, w), rows of boxes, or as its `task` has them. It has `model` (the backbone, or the whole model of the task),
+    `task`, `labels`, `palette`, `preprocess`, `run` (what `predict_mask` and `predict_boxes` take),
     `save_pretrained(folder)` and `push_to_hub(repo)`.
 
     Args:
@@ -103,8 +106,13 @@ def push(
 def _pretrained(run: LoadedRun | str | os.PathLike[str]) -> Any:
     kind = _class()
     loaded = run if isinstance(run, LoadedRun) else open_model(os.fspath(run))
-    if not loaded.classes:
-        raise SrattnError(f"{loaded.path} has no classifier; the hub's form is for classifiers")
+    answers = int(getattr(loaded.model, "num_classes", len(loaded.classes)))
+    if loaded.task == CLASSIFIES and not loaded.classes:
+        raise SrattnError(f"{loaded.path} is a backbone without a head; the hub's form is for models that answer")
+    if answers != len(loaded.classes):
+        raise SrattnError(
+            f"{loaded.path} gives {answers} output(s) for {len(loaded.classes)} classes; the hub's form has one each"
+        )
     return kind(loaded)
 
 
@@ -124,16 +132,17 @@ def _class() -> Any:
     except ModuleNotFoundError as error:
         raise missing_extra("huggingface_hub", "hub") from error
 
-    class Pretrained(nn.Module, ModelHubMixin, library_name=LIBRARY, pipeline_tag=PIPELINE):
-        """A trained classifier with its labels and preprocessing; see `from_pretrained`."""
+    class Pretrained(nn.Module, ModelHubMixin, library_name=LIBRARY):
+        """A trained model with its task, labels and preprocessing; see `from_pretrained`."""
 
         def __init__(self, run: LoadedRun) -> None:
             super().__init__()
             self.run = run
             self.model, self.labels, self.preprocess = run.model, run.classes, run.preprocess
+            self.task, self.palette = run.task, run.palette
 
         def forward(self, images: Tensor) -> Tensor:
-            """Normalised images (B, C, H, W) to logits (B, classes)."""
+            """Normalised images (B, C, H, W) to logits (B, classes), or to what the model of another task gives."""
             return self.model(images)
 
         def save_pretrained(self, save_directory: Any, **options: Any) -> Any:
@@ -143,14 +152,23 @@ def _class() -> Any:
             return result
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            save_weights(save_directory / run_folder.WEIGHTS, self.model, self.labels, self.preprocess)
+            save_weights(
+                save_directory / run_folder.WEIGHTS,
+                self.model,
+                self.labels,
+                self.preprocess,
+                task=self.task,
+                palette=self.palette,
+            )
             facts = {
                 "library_name": LIBRARY,
+                "task": self.task,
                 "model": self.model.config,
                 "norm_eps": self.model.norm_eps,
                 "edge": self.model.edge,
                 "classes": self.labels,
                 "preprocess": self.preprocess.to_dict(),
+                **({} if self.palette is None else {"colours": [list(colour) for colour in self.palette.colours]}),
             }
             run_folder.write_text(
                 save_directory / "config.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n"

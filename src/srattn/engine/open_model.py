@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from srattn.data.preprocess import Preprocess
 from srattn.engine import run_folder
+from srattn.engine.foreign import CLASSIFIES, foreign_task, open_foreign, plain_preprocess
 from srattn.engine.weights import LoadedRun, load_run
 from srattn.errors import SrattnError, nearest
-from srattn.models.registry import build_model, list_models
-from srattn.models.weights import Preprocessing, find_weights
+from srattn.models.registry import list_models
 
 BOX = "box"
 """What the model in the box is called on a command line."""
@@ -43,19 +42,27 @@ def open_model(name: str | None, device: str | torch.device = "cpu", size: int |
 
 
 def task_of(name: str | None) -> str:
-    """The task of the model that `open_model` would open, from its file's header alone; "classification" in doubt."""
+    """The task of the model that `open_model` would open: of a run from its file's header alone; in doubt
+    "classification", and `open_model` says what is wrong."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(name or "")
+    if name is None or not path.exists():
+        return CLASSIFIES
+    if _is_foreign(path):
+        try:
+            return foreign_task(path)
+        except SrattnError:
+            return CLASSIFIES
     file = path / run_folder.WEIGHTS if path.is_dir() else path
-    if name is None or not file.is_file() or file.suffix != ".safetensors":
-        return "classification"
+    if not file.is_file() or file.suffix != ".safetensors":
+        return CLASSIFIES
     try:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {}).get("srattn", "null"))
     except (SafetensorError, ValueError, OSError):
-        return "classification"  # `open_model` says what is wrong
-    return str(facts.get("task", "classification")) if isinstance(facts, dict) else "classification"
+        return CLASSIFIES
+    return str(facts.get("task", CLASSIFIES)) if isinstance(facts, dict) else CLASSIFIES
 
 
 def boxed_model(device: str | torch.device = "cpu") -> LoadedRun:
@@ -98,14 +105,17 @@ def _open(name: str, device: str | torch.device) -> LoadedRun:
             f"{path} does not exist; give a run folder or its {run_folder.WEIGHTS}, a checkpoint, or a model's name"
             f"{nearest(name, list_models())}"
         )
-    if path.is_dir():
-        weights = path / run_folder.WEIGHTS
-        is_run = (path / run_folder.CONFIG).is_file() or not (path / "config.json").is_file()
-        is_run = is_run or (weights.is_file() and _is_ours(weights))  # a folder of `srattn push`
-        return load_run(path, device) if is_run else _foreign(path, device)
-    if path.suffix in (".pth", ".pt", ".bin") or (path.suffix == ".safetensors" and not _is_ours(path)):
-        return _foreign(path, device)
-    return load_run(path, device)
+    return open_foreign(path, device) if _is_foreign(path) else load_run(path, device)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether what is there is no run of ours, nor a folder of `srattn push`."""
+    if not path.is_dir():
+        return path.suffix in (".pth", ".pt", ".bin") or (path.suffix == ".safetensors" and not _is_ours(path))
+    weights = path / run_folder.WEIGHTS
+    if (path / run_folder.CONFIG).is_file() or not (path / "config.json").is_file():
+        return False
+    return not (weights.is_file() and _is_ours(weights))
 
 
 def _is_ours(path: Path) -> bool:
@@ -114,9 +124,10 @@ def _is_ours(path: Path) -> bool:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return '"classes"' in (file.metadata() or {}).get("srattn", "")
+            said = (file.metadata() or {}).get("srattn", "")
     except (SafetensorError, ValueError, OSError):
         return True
+    return '"classes"' in said and '"preprocess"' in said
 
 
 def _published(name: str, device: str | torch.device) -> LoadedRun:
@@ -124,50 +135,4 @@ def _published(name: str, device: str | torch.device) -> LoadedRun:
 
     model = create_model(name, pretrained=True)
     classes = [str(index) for index in range(model.num_classes)]
-    return LoadedRun(model.eval().to(device), classes, _preprocess(name, 3), {}, Path(name))
-
-
-def _foreign(path: Path, device: str | torch.device) -> LoadedRun:
-    """A checkpoint of another's layout, or of ours without classes."""
-    from srattn.convert import load_checkpoint
-    from srattn.convert.source import read_source
-    from srattn.convert.state import to_ours
-    from srattn.convert.variants import infer
-
-    read = read_source(path)
-    saved = read.metadata.get("model")
-    try:
-        if isinstance(saved, dict) and saved.get("name") in list_models():
-            model = build_model(**saved)
-        else:
-            ours = to_ours(read.state)
-            name, found = infer(ours.state, ours.detected.family)
-            if name is None:
-                raise SrattnError(f"{path} holds weights of {ours.detected.family}, but of no registered model")
-            model = build_model(name, **found.config)
-    except TypeError as error:
-        raise SrattnError(f"{path} does not describe a model ({error})") from None
-    load_checkpoint(model, path)
-    names = read.config.get("id2label")
-    classes = [str(index) for index in range(model.num_classes)]
-    if isinstance(names, dict) and set(names) == set(classes):
-        classes = [str(names[index]) for index in classes]
-    preprocess = _preprocess(str(model.config["name"]), model.in_chans)
-    return LoadedRun(model.eval().to(device), classes, preprocess, {}, path)
-
-
-def _preprocess(name: str, channels: int) -> Preprocess:
-    """As the published weights of a model want it; as PVT's do, where there are none."""
-    found = find_weights(name)
-    told = found.preprocessing if found is not None else Preprocessing(crop_pct=0.875)
-    if channels not in (1, 3):
-        raise SrattnError(f"the model takes images of {channels} channels; prediction reads grey and RGB images")
-    grey = channels == 1
-    return Preprocess(
-        channels=channels,
-        size=(told.size, told.size),
-        mean=(0.449,) if grey else told.mean,
-        std=(0.226,) if grey else told.std,
-        crop_fraction=told.crop_pct,
-        interpolation=told.interpolation,
-    )
+    return LoadedRun(model.eval().to(device), classes, plain_preprocess(name, 3), {}, Path(name))
