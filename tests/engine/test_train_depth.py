@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+import srattn
+from srattn.data.preprocess import Preprocess
 from srattn.engine import TrainConfig, train
 from srattn.engine.defaults import resolve
 from srattn.engine.run import RunResult
-from srattn.engine.weights import load_run
+from srattn.engine.weights import load_run, save_weights
 from srattn.errors import SrattnError
 from srattn.tasks import make_task
 from srattn.tasks.depth import depth_map
@@ -126,3 +130,39 @@ def test_a_model_is_built_again_from_its_config() -> None:
     again: Any = rebuild(model.config, device="meta")
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert again.max_depth == 80 and again.num_classes == 1 and task_options(again) == {"max_depth": 80.0}
+
+
+def test_published_numbers_through_the_task(shared: Path, tmp_path: Path) -> None:
+    """The weights of another implementation in the task's model, measured against what it made of them."""
+    entry = json.loads((shared / "goldens" / "index.json").read_text())["glpn_depth_hf"]
+    tensors = load_file(shared / "goldens" / "glpn_depth_hf.safetensors")
+    config = entry["config"]
+    model: Any = build_task_model(
+        "depth",
+        "mit_b0",
+        1,
+        "glpn",
+        {"hidden": config["decoder_hidden_size"], "max_depth": config["max_depth"]},
+        embed_dims=config["hidden_sizes"],
+        depths=config["depths"],
+        num_heads=config["num_attention_heads"],
+        sr_ratios=config["sr_ratios"],
+        mlp_ratios=config["mlp_ratios"],
+    )
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    report = srattn.load_checkpoint(model.eval(), state)
+    assert report.layout == "transformers" and not report.missing and not report.unexpected
+    save_weights(tmp_path / "model.safetensors", model, ["depth"], Preprocess(fit="shorter"), task="depth")
+    run = load_run(tmp_path / "model.safetensors")
+    task: Any = make_task(run.task, run.classes, **task_options(run.model))
+    metrics, worst = task.metrics(), 0.0
+    for number in range(len(entry["input_sizes"])):
+        images, theirs = tensors[f"run{number}.input"], tensors[f"run{number}.output"]
+        with torch.no_grad():
+            ours = run.model(images)
+        worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
+        metrics.update(ours, theirs)
+    figures = metrics.compute()
+    assert worst <= 1e-5, worst  # the limit of benchmarks/parity.py
+    assert figures["delta1"] == 1 and figures["abs_rel"] < 1e-5 and figures["rmse"] < 1e-4
+    assert metrics.details()["measured_images"] == 2 * entry["batch"]
