@@ -1,4 +1,4 @@
-"""``srattn predict`` with a model of masks or boxes."""
+"""``srattn predict`` with a model of masks, boxes, depths or joints."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from srattn.errors import SrattnError
 if TYPE_CHECKING:
     from srattn.data.decode import BadImage
     from srattn.engine.rows import Rows
+    from srattn.engine.scene_folder import People
     from srattn.engine.scene_predict import Looking
     from srattn.engine.weights import LoadedRun
 
@@ -34,6 +35,11 @@ def add_looking_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", help="masks: average with the answer for the mirror image")
     parser.add_argument("--threshold", type=float, default=0.3, help="boxes: the least score that is given")
+    parser.add_argument(
+        "--people",
+        type=str | None,
+        help="joints: predictions.json of srattn predict with boxes of the people; without it an image is one person",
+    )
     parser.add_argument("--no_overlays", action="store_true", help="masks and boxes: draw no pictures")
 
 
@@ -54,6 +60,8 @@ def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
             f"masks and boxes are written into a folder, and {args.out} looks like a file; give --out NAME"
         )
     loaded = open_on(args)
+    _check_scales(loaded, looking)
+    people = _people(args.people, loaded)
     bad: list[str] = []
 
     def name_it(error: BadImage) -> None:
@@ -63,11 +71,11 @@ def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
         print(f"srattn: skipped {error}", file=sys.stderr)
 
     if args.out is None:
-        done = _to_screen(args, loaded, rows, looking, name_it)
+        done = _to_screen(args, loaded, rows, looking, name_it, people)
     else:
         draw = None if args.no_overlays else draw_scene
         try:
-            done = write_folder(Path(args.out), loaded, rows, looking, draw, name_it, _progress(len(rows)))
+            done = write_folder(Path(args.out), loaded, rows, looking, draw, name_it, _progress(len(rows)), people)
         except KeyboardInterrupt:
             print(f"srattn: stopped; what is done is in {args.out}, the same command goes on", file=sys.stderr)
             return 130
@@ -79,15 +87,39 @@ def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
     return 0
 
 
+def _check_scales(loaded: LoadedRun, looking: Looking) -> None:
+    """A file that resizes pictures itself would see each of them at one size, whatever was asked for."""
+    options = getattr(getattr(loaded.model, "facts", None), "options", None)
+    if options is not None and options.preprocess and looking.scales != (1.0,) and not looking.native:
+        raise SrattnError(f"{loaded.path} resizes pictures itself, to one size: leave out --scales")
+
+
+def _people(path: str | None, loaded: LoadedRun) -> People | None:
+    from srattn.engine.scene_folder import read_people
+
+    if path is None:
+        return None
+    if loaded.task != "pose":
+        raise SrattnError(f"--people is for models of joints, and {loaded.path} is one for {loaded.task}")
+    return read_people(Path(path))
+
+
 def draw_scene(pixels: Tensor, answer: Tensor, run: LoadedRun, path: Path) -> None:
     """The overlay of an answer, as PNG."""
     from srattn.data.palette import standard_palette
     from srattn.explain.box_pictures import draw_boxes
+    from srattn.explain.depth_pictures import colour_depth
+    from srattn.explain.joint_pictures import draw_joints
     from srattn.explain.overlay import overlay
     from srattn.files import atomic_path
+    from srattn.tasks.pose.joints import skeleton_of
 
     palette = run.palette or standard_palette(run.classes)
-    if run.task == "detection":
+    if run.task == "depth":
+        picture = colour_depth(answer)
+    elif run.task == "pose":
+        picture = draw_joints(pixels, answer, skeleton_of(run.classes))
+    elif run.task == "detection":
         picture = draw_boxes(pixels, answer, run.classes, palette)
     else:
         picture = overlay(pixels, answer, palette)
@@ -95,7 +127,9 @@ def draw_scene(pixels: Tensor, answer: Tensor, run: LoadedRun, path: Path) -> No
         picture.save(aside, "PNG")
 
 
-def _to_screen(args: jsonargparse.Namespace, loaded: LoadedRun, rows: Rows, looking: Looking, name_it: Any) -> int:
+def _to_screen(
+    args: jsonargparse.Namespace, loaded: LoadedRun, rows: Rows, looking: Looking, name_it: Any, people: People | None
+) -> int:
     import json
 
     from srattn.engine.scene_folder import answers
@@ -103,7 +137,7 @@ def _to_screen(args: jsonargparse.Namespace, loaded: LoadedRun, rows: Rows, look
     if args.format == "csv":
         raise SrattnError("masks and boxes have no single row for an image: give --format json, or --out FOLDER")
     records = []
-    for scene in answers(loaded, rows.read(0, len(rows)), looking, name_it):
+    for scene in answers(loaded, rows.read(0, len(rows)), looking, name_it, people=people):
         records.append(scene.record)
         if args.format == "table":
             print(f"{scene.name}: {_line(scene.record)}")
@@ -113,6 +147,10 @@ def _to_screen(args: jsonargparse.Namespace, loaded: LoadedRun, rows: Rows, look
 
 
 def _line(record: dict[str, Any]) -> str:
+    if "metres" in record:
+        return ", ".join(f"{name} {value:.2f} m" for name, value in record["metres"].items())
+    if "people" in record:
+        return f"{len(record['people'])} people"
     if "boxes" in record:
         found: dict[str, int] = {}
         for box in record["boxes"]:

@@ -16,10 +16,13 @@ from srattn.data.decode import BadImage, decode
 from srattn.data.dense import JointAugment, SceneData, SceneLoader, Target
 from srattn.data.dense.boxes import open_boxes
 from srattn.data.dense.classes import named_classes
+from srattn.data.dense.depths import open_depths
 from srattn.data.dense.masks import read_masks
 from srattn.data.dense.pairs import index_pairs
+from srattn.data.dense.people import open_people
 from srattn.data.dense.read import Found, Unread, divide_scenes, load_part
 from srattn.data.dense.target import VOID
+from srattn.data.depth_files import MILLIMETRES
 from srattn.data.palette import standard_palette
 from srattn.data.reader import absolute
 from srattn.data.samples import OnBadImage
@@ -29,6 +32,7 @@ from srattn.engine.exam import Split, class_numbers
 from srattn.engine.scene_predict import Looking, predict_mask
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
+from srattn.tasks.models import task_options
 from srattn.tasks.registry import make_task
 
 Notify = Callable[[int, int], None]
@@ -108,7 +112,7 @@ def measure_scenes(
         raise SrattnError(f"{data}: {words} has no image that can be used; the first: {[*bad, *found.problems][0]}")
     skipped = [*found.problems, *bad]
     loaded = SceneData(run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette)
-    task: Any = make_task(run.task, run.classes)
+    task: Any = make_task(run.task, run.classes, **task_options(run.model))
     device = next(run.model.parameters()).device
     augment: Any = JointAugment(run.preprocess)
     loader = SceneLoader(loaded, augment, 1, 0, workers, eval_batch_size=batch_size)
@@ -158,6 +162,15 @@ def _looked_at(
 
 def _in_our_numbers(run: LoadedRun, data: str, classes: str | None, void: tuple[int, ...], workers: int) -> Found:
     """What is in the data, its classes numbered as the model's."""
+    if run.task == "depth":
+        most = float(task_options(run.model)["max_depth"])
+        return open_depths(data, float(run.config.get("depth_scale") or MILLIMETRES), most, workers=workers).found()
+    if run.task == "pose":
+        found, _ = open_people(data)
+        theirs = found.classes
+        if theirs != run.classes:
+            raise SrattnError(f"{data} has other joints ({theirs[0]}, ...) than the model ({run.classes[0]}, ...)")
+        return found
     if run.task == "detection":
         found, _ = open_boxes(data, classes)
         theirs = found.classes

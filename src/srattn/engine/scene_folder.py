@@ -1,16 +1,18 @@
-"""Predictions of masks and boxes as a folder: masks, overlays and one list, each file whole or not there."""
+"""Predictions of masks, boxes, depths and joints as a folder, each file of it whole or not there."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from srattn.data.decode import BadImage, decode
+from srattn.data.depth_files import write_depth
 from srattn.data.mask_files import write_mask
 from srattn.data.palette import standard_palette
 from srattn.data.preprocess import to_image, to_tensor
@@ -19,19 +21,21 @@ from srattn.engine.open_model import model_facts
 from srattn.engine.rows import Rows
 from srattn.engine.rows.answer import shown
 from srattn.engine.rows.base import Source
-from srattn.engine.scene_predict import Looking, predict_boxes, predict_mask, shares
+from srattn.engine.scene_predict import Looking, predict_boxes, predict_depth, predict_joints, predict_mask, shares
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.files import atomic_path
 
-JOB, RECORDS, MASKS, OVERLAYS = "job.json", "records", "masks", "overlays"
+JOB, RECORDS, MASKS, DEPTHS, OVERLAYS = "job.json", "records", "masks", "depths", "overlays"
+People = Mapping[str, Tensor]
+"""Boxes of people (N, 4 or more) by the name of their image; one that is not there has none."""
 Draw = Callable[[Tensor, Tensor, LoadedRun, Path], None]
-"""Draws an image uint8 (C, H, W) with its mask (H, W) or boxes (N, 6) into a file."""
+"""Draws an image uint8 (C, H, W) with its mask (H, W), boxes (N, 6), depths (H, W) or joints (N, K, 3) into a file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """The answer for one image: a mask or boxes, and what a list says of it."""
+    """The answer for one image, see `Draw`, and what a list says of it."""
 
     name: str
     pixels: Tensor
@@ -45,6 +49,7 @@ def answers(
     looking: Looking,
     on_bad_image: Callable[[BadImage], None],
     progress: Callable[[int, int], None] | None = None,
+    people: People | None = None,
 ) -> Iterator[Scene]:
     """The answer of each image as it becomes known; `progress` is told of the windows of each."""
     for source in sources:
@@ -54,7 +59,16 @@ def answers(
             on_bad_image(error)
             continue
         name, size = shown(source.name), {"width": image.width, "height": image.height}
-        if run.task == "detection":
+        if run.task == "pose":
+            boxes = None if people is None else people.get(name, people.get(Path(name).name, torch.zeros(0, 4)))
+            joints = predict_joints(run, image, boxes)
+            yield Scene(name, to_tensor(image), joints, {"name": name, **size, "people": _people(joints, run.classes)})
+        elif run.task == "depth":
+            depth = predict_depth(run, image, looking, progress)
+            metres = {"least": depth.min(), "median": depth.median(), "most": depth.max()}
+            record = {"name": name, **size, "metres": {key: round(float(value), 4) for key, value in metres.items()}}
+            yield Scene(name, to_tensor(image), depth, record)
+        elif run.task == "detection":
             boxes = predict_boxes(run, image, looking)
             record = {"name": name, **size, "boxes": [_box(row, run.classes) for row in boxes.tolist()]}
             yield Scene(name, to_tensor(image), boxes, record)
@@ -72,11 +86,13 @@ def write_folder(
     draw: Draw | None,
     on_bad_image: Callable[[BadImage], None],
     progress: Callable[[int, int], None] | None = None,
+    people: People | None = None,
 ) -> int:
     """Answers all `rows` into a folder, or goes on with one that the same job was stopped in.
 
-    masks/NAME.png holds class numbers (of masks), overlays/NAME.png what `draw` makes, predictions.json all records
-    (of boxes in the form of COCO's results as well: coco.json). An image whose record is there is not answered again.
+    masks/NAME.png holds class numbers, depths/NAME.png millimetres in 16 bits, overlays/NAME.png what `draw` makes,
+    predictions.json all records (of boxes and joints in the form of COCO's results as well: coco.json). An image whose
+    record is there is not answered again.
 
     Returns:
         How many images were answered, before and now.
@@ -85,14 +101,15 @@ def write_folder(
         SrattnError: the folder is of another job, or two images would have one name.
     """
     names = _names(rows)
-    facts = {"rows": list(rows.stamp()), "looking": dataclasses.asdict(looking), **model_facts(run)}
+    told = None if people is None else {name: boxes.tolist() for name, boxes in people.items()}
+    facts = {"rows": list(rows.stamp()), "people": told, "looking": dataclasses.asdict(looking), **model_facts(run)}
     _begin(out, json.loads(json.dumps(facts)))
     for number, name in enumerate(names):
         if progress:
             progress(number, len(names))
         if (out / RECORDS / f"{name}.json").is_file():
             continue
-        for scene in answers(run, rows.read(number, number + 1), looking, on_bad_image):
+        for scene in answers(run, rows.read(number, number + 1), looking, on_bad_image, people=people):
             _write(out, name, scene, run, draw)
     if progress:
         progress(len(names), len(names))
@@ -101,7 +118,12 @@ def write_folder(
 
 def _write(out: Path, name: str, scene: Scene, run: LoadedRun, draw: Draw | None) -> None:
     record = dict(scene.record)
-    if run.task != "detection":
+    if run.task == "depth":
+        file = out / DEPTHS / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_depth(file, scene.answer, overwrite=True)
+        record["depth"] = file.relative_to(out).as_posix()
+    elif run.task == "segmentation":
         mask = out / MASKS / f"{name}.png"
         mask.parent.mkdir(parents=True, exist_ok=True)
         write_mask(mask, scene.answer, run.palette or standard_palette(run.classes), overwrite=True)
@@ -122,8 +144,8 @@ def _finish(out: Path, names: list[str], run: LoadedRun) -> int:
         if file.is_file():
             records.append(json.loads(file.read_text("utf-8")))
     _write_json(out / "predictions.json", {"task": run.task, "classes": run.classes, "images": records})
-    if run.task == "detection":
-        _write_json(out / "coco.json", _coco(records))
+    if run.task in ("detection", "pose"):
+        _write_json(out / "coco.json", _coco(records) if run.task == "detection" else _coco_people(records))
     return len(records)
 
 
@@ -140,6 +162,48 @@ def _coco(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for box in record["boxes"]
         for x1, y1, x2, y2 in [box["box"]]
     ]
+
+
+def _coco_people(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Joints in the form of COCO's results: x, y, 1 for each; the score is the mean of the joints'."""
+    return [
+        {
+            "image_id": record["name"],
+            "category_id": 1,
+            "keypoints": [value for x, y, _ in person.values() for value in (x, y, 1)],
+            "score": round(sum(score for _, _, score in person.values()) / max(1, len(person)), 6),
+        }
+        for record in records
+        for person in record["people"]
+    ]
+
+
+def _people(joints: Tensor, names: list[str]) -> list[dict[str, list[float]]]:
+    """Each person's joints by name: x, y, score."""
+    rows = [[[round(value, 4) for value in joint] for joint in person] for person in joints.tolist()]
+    return [dict(zip(names, person, strict=True)) for person in rows]
+
+
+def read_people(path: Path, classes: tuple[str, ...] = ("person",)) -> dict[str, Tensor]:
+    """Boxes of people by image, from the predictions.json of a run that finds objects.
+
+    Args:
+        classes: those that are people; all, where none of them occurs.
+
+    Raises:
+        SrattnError: no such file.
+    """
+    try:
+        images = json.loads(path.read_text("utf-8"))["images"]
+        all_boxes = {image["name"]: image["boxes"] for image in images}
+        known = {box["class"] for boxes in all_boxes.values() for box in boxes}
+        wanted = known & set(classes) or known
+        return {
+            name: torch.tensor([box["box"] for box in boxes if box["class"] in wanted]).reshape(-1, 4)
+            for name, boxes in all_boxes.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SrattnError(f"{path} is no predictions.json of srattn predict with boxes ({error})") from None
 
 
 def _begin(out: Path, facts: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Masks and boxes for images of any size, in pixels of the image itself."""
+"""Masks, boxes, depths and joints for images of any size, in pixels of the image itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srattn.data.dense.person import person_windows
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
+from srattn.tasks.depth import depth_map
+from srattn.tasks.models import task_options
+from srattn.tasks.pose import in_image as joints_in_image
 from srattn.tasks.registry import make_task
 
 if TYPE_CHECKING:
@@ -122,6 +126,53 @@ def predict_boxes(run: LoadedRun, image: Image.Image, looking: Looking | None = 
     task: Any = make_task("detection", run.classes)
     found = task.postprocess(run.model(preprocess.normalise(pixels.float() / 255)).float())[0].cpu()
     return in_image(found[(found[:, 5] >= 0) & (found[:, 4] >= looking.threshold)], run, (image.height, image.width))
+
+
+@torch.inference_mode()
+def predict_depth(
+    run: LoadedRun,
+    image: Image.Image,
+    looking: Looking | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Depths float32 (H, W) in metres."""
+    looking = looking or Looking()
+    preprocess = run.preprocess
+    image = preprocess.inverted(image)
+    if looking.native:
+        from srattn.data.strips import PictureParts
+        from srattn.engine.sliding import slide
+
+        options: dict[str, Any] = {"overlap": looking.overlap, "flips": looking.flip, "progress": progress}
+        options |= {"window": tuple(preprocess.size), "kind": "values", "normalise": preprocess.normalise}
+        return slide(run.model, PictureParts(image), **options).values
+    device = next(run.model.parameters()).device
+    inputs = preprocess.normalise(preprocess.pixels(image).unsqueeze(0).to(device).float() / 255)
+    depth = run.model(inputs).float()
+    if looking.flip:
+        depth = (depth + run.model(inputs.flip(-1)).float().flip(-1)) / 2
+    if progress:
+        progress(1, 1)
+    return depth_map(depth, (image.height, image.width))[0].cpu()
+
+
+@torch.inference_mode()
+def predict_joints(run: LoadedRun, image: Image.Image, boxes: Tensor | None = None) -> Tensor:
+    """Joints (N, K, 3) of N people: x, y in pixels of the picture, score.
+
+    Args:
+        boxes: of the people, (N, 4 or more), x1, y1, x2, y2 in pixels; without them the whole picture is one person.
+    """
+    if boxes is None:
+        boxes = torch.tensor([[0.0, 0.0, image.width, image.height]])
+    windows, matrices = person_windows(image, boxes, run.preprocess)
+    if not len(windows):
+        return torch.zeros(0, len(run.classes), 3)
+    device = next(run.model.parameters()).device
+    task: Any = make_task(run.task, run.classes, **task_options(run.model))
+    found = task.postprocess(run.model(windows.to(device)).float()).cpu()
+    height, width = run.preprocess.size
+    return joints_in_image(found, matrices, (height, width)).float()
 
 
 def in_image(boxes: Tensor, run: LoadedRun, size: tuple[int, int]) -> Tensor:

@@ -11,10 +11,16 @@ from torch import Tensor
 
 from srattn.data.dense import SceneData, Scenes
 from srattn.data.palette import standard_palette
+from srattn.data.preprocess import to_image
 from srattn.engine.scene_predict import likeliest
 from srattn.engine.weights import LoadedRun
 from srattn.explain.box_pictures import draw_boxes
+from srattn.explain.depth_pictures import colour_depth
+from srattn.explain.joint_pictures import draw_joints
 from srattn.explain.overlay import panels, side_by_side
+from srattn.tasks.depth import depth_map
+from srattn.tasks.models import task_options
+from srattn.tasks.pose.joints import skeleton_of
 from srattn.tasks.registry import make_task
 
 CASES = 4
@@ -58,7 +64,22 @@ def case(run: LoadedRun, samples: Scenes, index: int, scores: list[float] | None
             pixels.unsqueeze(0).float(), (height, width), mode="bilinear", align_corners=False
         )
         return side_by_side(large[0].round().to(torch.uint8), target.mask, found, palette, title=title)
-    task: Any = make_task("detection", run.classes)
+    task: Any = make_task(run.task, run.classes, **task_options(run.model))
+    if target.depth is not None:
+        height, width = target.depth.shape
+        known = target.depth[(target.depth > 0) & target.depth.isfinite()]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
+        drawn = [
+            ("image", to_image(pixels).convert("RGB").resize((width, height))),
+            ("truth", colour_depth(target.depth, low, high)),
+            ("prediction", colour_depth(depth_map(outputs, (height, width))[0].cpu(), low, high)),
+        ]
+        return panels([(name, small(picture)) for name, picture in drawn], title)
+    if target.joints is not None:
+        found = task.postprocess(outputs)[0].cpu()
+        size = torch.tensor([pixels.shape[2], pixels.shape[1], 1.0])
+        drawn_joints = draw_joints(pixels, (found * size).unsqueeze(0), skeleton_of(run.classes))
+        return panels([("image", to_image(pixels).convert("RGB")), ("prediction", drawn_joints)], title)
     detections = task.postprocess(outputs)[0].cpu()
     boxes = torch.zeros(0, 5) if target.boxes is None else target.boxes
     truth = torch.cat([boxes[:, :4], torch.ones(len(boxes), 1), boxes[:, 4:]], 1)
@@ -67,6 +88,13 @@ def case(run: LoadedRun, samples: Scenes, index: int, scores: list[float] | None
         ("prediction", draw_boxes(pixels, sure(detections), run.classes, palette)),
     ]
     return panels(drawn, title)
+
+
+def small(picture: Image.Image, side: int = 320) -> Image.Image:
+    """The picture with its longer side at most `side` pixels."""
+    picture = picture.copy()
+    picture.thumbnail((side, side))
+    return picture
 
 
 def sure(boxes: Tensor, threshold: float = 0.3) -> Tensor:

@@ -1,0 +1,105 @@
+"""The verbs with depths and joints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srattn.cli.main import main
+from srattn.data.depth_files import read_depth
+from srattn.data.preprocess import Preprocess
+from srattn.engine import TrainConfig, train
+from srattn.engine.scene_folder import read_people
+from srattn.engine.weights import save_weights
+from srattn.errors import SrattnError
+from srattn.explain.joint_pictures import draw_joints
+from srattn.tasks.models import build_task_model
+
+BODY = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+JOINTS = ["nose", "left_eye", "right_eye", "left_hip"]
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("rooms") / "data"
+    random = np.random.default_rng(0)
+    for number in range(5):
+        depth = random.uniform(1, 8, (1, 1)) + np.linspace(0, 1, 40)[None].repeat(32, 0)
+        image = np.repeat((depth / 10 * 255)[..., None], 3, 2).astype(np.uint8)
+        for folder, pixels in (("images", image), ("depths", (1000 * depth).astype(np.uint16))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / folder / f"{number}.png")
+    return root
+
+
+def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    options = {"model": "mit_b0", "model_options": BODY, "head_options": {"hidden": 8}, "size": 32, "epochs": 1}
+    train(TrainConfig(task="depth", data=str(rooms), out=str(run), threads=1, batch_size=4, num_workers=0, **options))
+    assert main(["predict", str(rooms / "images"), "--model", str(run), "--out", str(out)]) == 0
+    files = sorted((out / "depths").rglob("*.png"))
+    assert len(files) == len(list((out / "overlays").rglob("*.png"))) == 5
+    metres = read_depth(files[0])
+    record = json.loads((out / "predictions.json").read_text())["images"][0]["metres"]
+    assert metres.shape == (32, 40) and float(metres.max()) == pytest.approx(record["most"], abs=1e-3)
+    capsys.readouterr()
+    for looking in ([], ["--flip"], ["--native"]):
+        assert main(["predict", str(rooms / "images/0.png"), "--model", str(run), *looking]) == 0
+        assert " m" in capsys.readouterr().out
+    picture = tmp_path / "cases.png"
+    given = ["eval", "--model", str(run), "--data", str(rooms), "--num_workers", "0", "--format", "json"]
+    assert main([*given, "--picture", str(picture)]) == 0 and picture.stat().st_size > 1000
+    values = json.loads(capsys.readouterr().out.partition("\npicture")[0])
+    expected = json.loads((run / "result.json").read_text())
+    assert values["delta1"] == pytest.approx(expected["delta1"]) and values["images"] == 1
+
+
+@pytest.fixture
+def pose(tmp_path: Path) -> Path:
+    model = build_task_model("pose", "pvt_v2_b0", len(JOINTS), "heatmap", {"width": 16}, img_size=32, **BODY)
+    file = tmp_path / "pose.safetensors"
+    save_weights(file, model.eval(), JOINTS, Preprocess(size=(32, 32), fit="inside"), task="pose")  # type: ignore[arg-type]
+    return file
+
+
+def test_joints_of_people(pose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "two.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)).save(picture)
+    boxes = [{"class": "person", "box": [0, 0, 30, 60]}, {"class": "dog", "box": [0, 0, 9, 9]}]
+    found = tmp_path / "predictions.json"
+    record = {"name": str(picture), "boxes": [*boxes, {"class": "person", "box": [40, 5, 80, 55]}]}
+    found.write_text(json.dumps({"images": [record]}))
+    given = ["predict", str(picture), "--model", str(pose)]
+    for people, count in (([], 1), (["--people", str(found)], 2)):
+        assert main([*given, *people, "--format", "json"]) == 0
+        (answer,) = json.loads(capsys.readouterr().out)
+        assert len(answer["people"]) == count and list(answer["people"][0]) == JOINTS
+        for person in answer["people"]:
+            assert all(-40 <= x <= 120 and -40 <= y <= 120 and 0 <= score <= 1 for x, y, score in person.values())
+    out = tmp_path / "out"
+    assert main([*given, "--people", str(found), "--out", str(out)]) == 0
+    coco = json.loads((out / "coco.json").read_text())
+    assert len(coco) == 2 and len(coco[0]["keypoints"]) == 3 * len(JOINTS)
+    assert len(list((out / "overlays").rglob("*.png"))) == 1
+    assert main([*given, "--out", str(out)]) == 2 and "another job" in capsys.readouterr().err
+
+
+def test_people_from_a_file(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("[1]")
+    with pytest.raises(SrattnError, match=r"no predictions\.json"):
+        read_people(wrong)
+
+
+def test_a_bone_is_drawn_between_its_joints() -> None:
+    image = torch.zeros(3, 60, 60, dtype=torch.uint8)
+    people = torch.tensor([[[10.0, 30.0, 0.9], [50.0, 30.0, 0.9], [30.0, 5.0, 0.1]]])
+    drawn = np.asarray(draw_joints(image, people, [(0, 1), (0, 2)]))
+    assert drawn[30, 30].any() and not drawn[15, 20].any() and not drawn[5, 30].any()
+    with pytest.raises(SrattnError, match="people must be"):
+        draw_joints(image, people[0])
