@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +167,40 @@ def test_the_list_of_layouts(capsys, monkeypatch):
     for layout in ("srattn", "official", "timm", "transformers", "mmdet"):
         assert layout in printed
     assert "pvt_v2" in printed and "1e-06, 1e-05, 1e-05" in printed
+    heads = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.partition("heads of")[2].splitlines()]
+    assert ["srattn", "unet", "any family"] in heads and ["mmdet", "retinanet", "pvt, pvt_v2"] in heads
+    assert ["transformers", "glpn", "mit"] in heads and not any(cells[:2] == ["timm", "segformer"] for cells in heads)
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "options", "told"),
+    [
+        (
+            "segmentation",
+            "semantic_fpn",
+            {"width": 16, "hidden": 32},
+            "  head: semantic_fpn (num_classes 4, width 16, ",
+        ),
+        ("detection", "retinanet", {"width": 16, "convs": 1, "levels": 4}, "  head: retinanet (num_classes 4, "),
+    ],
+)
+def test_the_head_of_a_file_is_told(task, head, options, told, tmp_path, capsys):
+    from srattn.convert.files import convert_file
+    from srattn.tasks.models import build_task_model
+
+    numbers: dict[str, Any] = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    model: Any = build_task_model(task, "pvt_v2_b0", 4, head, options, **numbers)
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"
+    srattn.save_checkpoint(model, ours)
+    assert main(["convert", str(ours), str(theirs), "--to", "mmdet"]) == 0
+    printed = capsys.readouterr().out
+    assert told in printed and "kind" not in printed
+    assert ("  neck: (first 1, width 16, extra_levels 1" in printed) == (head == "retinanet")
+    done = convert_file(theirs, tmp_path / "again.safetensors", "srattn")
+    assert done.parts["head"]["kind"] == head and set(done.parts) == set(model.config) - {"backbone"}
+    assert done.parts["head"].items() <= model.config["head"].items()
+
+
+def test_a_backbone_has_no_head_to_tell(weights, tmp_path, capsys):
+    assert main(["convert", str(weights[0]), str(tmp_path / "out.pth"), "--to", "timm"]) == 0
+    assert "head:" not in capsys.readouterr().out

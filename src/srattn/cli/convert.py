@@ -23,7 +23,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--layout", metavar="LAYOUT", help="layout of IN (default: recognised)", type=str | None)
     parser.add_argument("--model", metavar="NAME", help="registered model (default: by the shapes)", type=str | None)
     parser.add_argument("--overwrite", action="store_true", help="replace what is at the target")
-    parser.add_argument("--list", action="store_true", help="show the layouts of each family and exit")
+    parser.add_argument("--list", action="store_true", help="show the layouts of each family and their heads, and exit")
 
 
 def run(args: jsonargparse.Namespace) -> int:
@@ -41,10 +41,17 @@ def run(args: jsonargparse.Namespace) -> int:
         args.source, args.target, args.to, layout=args.layout, model=args.model, overwrite=args.overwrite
     )
     print(f"{args.source}: {done.source_layout} layout of {done.family}" + (f", {done.model}" if done.model else ""))
+    for part, config in done.parts.items():
+        numbers = ", ".join(f"{key} {_shown(value)}" for key, value in config.items() if key != "kind")
+        print(f"  {part}: {' '.join(filter(None, (config.get('kind'), f'({numbers})')))}")
     for note in done.notes:
         print(f"  note: {note}")
     print(f"{done.path}: {done.tensors} tensors in the {args.to} layout")
     return 0
+
+
+def _shown(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _print_layouts() -> None:
@@ -52,6 +59,7 @@ def _print_layouts() -> None:
     from rich.table import Table
 
     from srattn.convert.layouts import LAYOUTS, families
+    from srattn.convert.layouts.heads import TELLING
 
     table: Any = Table("layout", *families(), "written by", "norm epsilons: block, reduction, patch", "edge")
     for layout in LAYOUTS.values():
@@ -59,4 +67,13 @@ def _print_layouts() -> None:
         own = layout.name == "srattn"
         eps = "in the file" if own else ", ".join(f"{value:g}" for value in layout.norm_eps.values())
         table.add_row(layout.name, *marks, layout.title, eps, "in the file" if own else layout.edge)
-    Console().print(table)
+    heads: Any = Table("layout", "head", "beside a backbone of")
+    for layout in LAYOUTS.values():
+        for kind in TELLING:
+            beside = [family for family, kinds in layout.heads.items() if kind in kinds]
+            if beside or layout.parts:
+                heads.add_row(layout.name, kind, "any family" if layout.parts else ", ".join(beside))
+    console = Console()
+    console.print(table)
+    console.print("heads of whole models:")
+    console.print(heads)

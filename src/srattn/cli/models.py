@@ -1,4 +1,4 @@
-"""``srattn models``: the models by name, their families and sizes, and which have published weights."""
+"""``srattn models``: the models by name, their sizes and published weights; and the heads that each task knows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="shell-style, e.g. 'pvt_v2_*'")
+    parser.add_argument("--heads", action="store_true", help="the heads of each task and their options, by pattern")
     parser.add_argument("--format", type=Literal["table", "json"], default="table", help="for people or for programs")
 
 
 def run(args: jsonargparse.Namespace) -> int:
+    if args.heads:
+        return _show_heads(args.pattern, args.format)
+
     from srattn.errors import SrattnError, nearest
     from srattn.models.registry import list_models
 
@@ -97,3 +101,53 @@ def _print(records: list[dict[str, Any]]) -> None:
     console.print(table)
     console.print("top-1: ImageNet-1k accuracy as published; create_model(name, pretrained=True) fetches the weights.")
     console.print("srattn plan MODEL shows what a model computes at an image size.")
+    heads: dict[str, list[str]] = {}
+    for record in _heads():
+        heads.setdefault(record["task"], []).append(record["head"])
+    for task, kinds in heads.items():
+        console.print(f"heads of {task}, on any of them: {', '.join(kinds)}", soft_wrap=True)
+    console.print("srattn models --heads has their options.")
+
+
+def _heads() -> list[dict[str, Any]]:
+    """A record of each head of each task, the default of a task first."""
+    from srattn.tasks.models import heads_of
+    from srattn.tasks.registry import list_tasks
+
+    return [
+        {"task": task, "head": head, "options": _options(task, head)}
+        for task in list_tasks()
+        for head in heads_of(task)
+    ]
+
+
+def _options(task: str, head: str) -> dict[str, Any]:
+    """The options of a head and their defaults; of a detector those of its pyramid too."""
+    import inspect
+
+    from srattn import heads
+    from srattn.tasks.detection import model as detectors
+
+    classes = {getattr(each, "kind", None): each for each in vars(heads).values() if inspect.isclass(each)}
+    made: Any = getattr(detectors, head) if task == "detection" else classes[head]
+    parameters = [p for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("device", "dtype")}
+
+
+def _show_heads(pattern: str, form: str) -> int:
+    from fnmatch import fnmatchcase
+
+    from srattn.errors import SrattnError, nearest
+
+    known = _heads()
+    found = [record for record in known if fnmatchcase(record["head"], pattern)]
+    if not found:
+        raise SrattnError(f"no head matches {pattern!r}{nearest(pattern, [record['head'] for record in known])}")
+    if form == "json":
+        print(json.dumps(found, indent=2))
+        return 0
+    for record in found:
+        options = ", ".join(f"{name}={value}" for name, value in record["options"].items())
+        print(f"{record['task']}  {record['head']}  {options}")
+    print("srattn train --task TASK --head HEAD --head_options.NAME VALUE takes one, on any backbone.")
+    return 0

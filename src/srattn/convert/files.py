@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from srattn.version import __version__
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert_file` did; `notes` in words, `model` the registered name if the weights fit one."""
+    """What `convert_file` did; `notes` in words, `model` the registered name if the weights fit one.
+
+    parts: of a whole model the configuration of what stands beside its backbone, "head" and of a detector "neck".
+    """
 
     path: Path
     source_layout: str
@@ -33,6 +36,7 @@ class Converted:
     model: str | None
     tensors: int
     notes: tuple[str, ...]
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def convert_file(
@@ -96,7 +100,7 @@ def convert_file(
     outside = [key.removeprefix(detected.outer) for key in (*ours.unknown, *ours.beside)]
     notes += [f"auxiliary_head {AUXILIARY}"] if any(key.startswith("auxiliary_head.") for key in outside) else []
     notes += [f"not converted: {key!r}" for key in [k for k in outside if not k.startswith("auxiliary_head.")][:5]]
-    return Converted(path, detected.layout.name, family, name, len(state), tuple(notes))
+    return Converted(path, detected.layout.name, family, name, len(state), tuple(notes), parts)
 
 
 def _read(read: Source, layout: str | None, model: str | None) -> Ours:
