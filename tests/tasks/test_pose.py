@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -218,18 +219,43 @@ def test_pck_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("outputs", "columns"), [(heatmaps(), None), (logits(), 28)], ids=["heatmap", "simcc"])
-def test_a_pass_is_the_sum_of_its_parts(outputs: Tensor, columns: int | None) -> None:
+def test_processes_have_the_figures_of_one(
+    outputs: Tensor, columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, target = Pose(NAMES, columns), people()
-    whole, split = task.metrics(), [task.metrics(), task.metrics()]
+    whole, split = task.metrics(), [task.metrics() for _ in range(3)]  # the last process has no image
     whole.update(outputs, target)
     split[0].update(outputs[:1], target[:1])
     split[1].update(outputs[1:], target[1:])
-    for metrics in split:
-        metrics.reduce(lambda value: value)
-    split[0]._rows += split[1]._rows
-    split[0]._loss += split[1]._loss
+    own, barrier, lock, sums = (
+        threading.local(),
+        threading.Barrier(3, timeout=20),
+        threading.Lock(),
+        dict[int, Tensor](),
+    )
+
+    def add(values: Tensor) -> Tensor:
+        turn = own.turn = getattr(own, "turn", 0) + 1
+        with lock:
+            sums[turn] = sums[turn] + values if turn in sums else values.clone()
+        barrier.wait()
+        return sums[turn].clone()
+
+    def reduce(rank: int) -> None:
+        own.rank = rank
+        split[rank].reduce(add)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: own.rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    threads = [threading.Thread(target=reduce, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     figures = whole.compute()
-    assert split[0].compute() == pytest.approx(figures)
+    for metrics in split:
+        assert metrics.compute() == pytest.approx(figures) and metrics.details() == whole.details()
     assert figures["loss"] == pytest.approx(float(task.loss(outputs, target)))
     assert set(figures) == {"loss", "oks_ap", "oks_ap50", "oks_ap75", "pck"}
     details = whole.details()

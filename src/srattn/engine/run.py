@@ -28,7 +28,7 @@ from srattn.engine.watch import watch_others
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
-from srattn.tasks.models import task_options
+from srattn.tasks.models import targets_of, task_options
 from srattn.tasks.registry import make_task
 
 
@@ -191,10 +191,12 @@ def _place(trainer: Trainer, checkpoint: Path | None, factories: dict[str, Facto
 def _headline(trainer: Trainer, folder: Path) -> str:
     config, data, world = trainer.config, trainer.loader.data, trainer.world
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    targets, count = targets_of(config.task), len(data.classes)
+    answers = "depths" if targets == "depths" else f"{count} {'joints' if targets == 'joints' else 'classes'}"
     several = f"; {world.size} processes ({world.kind})" if world.size > 1 else ""
     return (
         f"{config.model} with {parameters / 1e6:.2f} million parameters on {config.data}: {len(data.train)} images "
-        f"for training, {len(data.val)} held out, {len(data.classes)} classes, {config.size}x{config.size} pixels"
+        f"for training, {len(data.val)} held out, {answers}, {config.size}x{config.size} pixels"
         f"{several}; run folder {folder}"
     )
 
