@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,9 @@ from PIL import Image
 
 import srattn
 from srattn.cli.main import main
-from srattn.data.preprocess import Preprocess
-from srattn.engine.weights import save_weights
+from srattn.data.palette import Palette
+from srattn.data.preprocess import Preprocess, to_tensor
+from srattn.engine.weights import load_run, save_weights
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -93,3 +97,113 @@ def test_nothing_is_overwritten(weights: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["export", str(weights), "--out", str(out)]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
     assert out.read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of masks and of boxes that find something, in the form of a run's weights."""
+    from srattn.tasks.dense import segmentation_model
+    from srattn.tasks.detection.model import fcos
+
+    numbers = {
+        "embed_dims": (4, 4, 8, 8),
+        "num_heads": (1, 1, 2, 2),
+        "mlp_ratios": (1, 1, 1, 1),
+        "depths": (1, 1, 1, 1),
+    }
+    found = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        short = {key: value[1:3] for key, value in numbers.items()}
+        masks = segmentation_model("pvt_v2_b0", 3, "segformer", {"hidden": 8}, sr_ratios=(2, 1), **short).eval()
+        boxes = fcos("pvt_v2_b0", 3, width=8, convs=1, levels=3, norm="none", **numbers).eval()
+        with torch.no_grad():
+            boxes.head.classifier.weight.mul_(60)  # type: ignore[union-attr,operator]
+            boxes.head.classifier.bias.fill_(-1.0)  # type: ignore[union-attr,operator]
+    for task, model, fit in (("segmentation", masks, "shorter"), ("detection", boxes, "inside")):
+        path = tmp_path_factory.mktemp(task) / "model.safetensors"
+        preprocess = Preprocess(size=(64, 64), fit=fit)
+        palette = Palette(("ant", "bee", "cat"), ((0, 0, 0), (200, 0, 0), (0, 0, 200)))
+        save_weights(path, model, ["ant", "bee", "cat"], preprocess, task=task, palette=palette)  # type: ignore[arg-type]
+        found[task] = path
+    return found
+
+
+def answered(model: Path, photos: Path, out: Path) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """The list of answers, and the masks, of a folder that predict writes."""
+    assert main(["predict", str(photos), "--model", str(model), "--out", str(out), "--threshold", "0.1"]) == 0
+    assert len(list((out / "overlays").rglob("*.png"))) == 3
+    masks = [to_tensor(Image.open(path))[0] for path in sorted((out / "masks").rglob("*.png"))]
+    return json.loads((out / "predictions.json").read_text()), masks
+
+
+@pytest.mark.parametrize("options", [[], ["--preprocess", "--outputs", "classes"]], ids=["images", "pictures"])
+def test_segments_from_the_file_as_from_the_run(
+    options: list[str], scenes: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = scenes["segmentation"]
+    out = tmp_path / "model.pt2"
+    assert main(["export", str(weights), "--out", str(out), "--images", str(photos), *options]) == 0
+    assert f"outputs {options[-1] if options else 'logits'}" in capsys.readouterr().out
+    if options:  # one size: what keeps its shape in the run is stretched here
+        loaded = load_run(weights)
+        weights = tmp_path / "stretched.safetensors"
+        preprocess = dataclasses.replace(loaded.preprocess, fit="squash")
+        save_weights(weights, loaded.model, loaded.classes, preprocess, task=loaded.task, palette=loaded.palette)
+    from_file, masks = answered(out, photos, tmp_path / "file")
+    from_run, others = answered(weights, photos, tmp_path / "run")
+    assert [each["mask"] for each in from_file["images"]] == [each["mask"] for each in from_run["images"]]
+    assert (from_file["task"], from_file["classes"]) == ("segmentation", ["ant", "bee", "cat"])
+    assert len(masks) == 3
+    for mask, other in zip(masks, others, strict=True):
+        assert mask.shape == other.shape and len(other.unique()) > 1
+        # Probabilities are enlarged by the run, logits by the file; and levels may be rounded differently.
+        assert float((mask == other).float().mean()) > (0.97 if options else 0.9999)
+    if options:
+        assert main(["predict", str(photos), "--model", str(out), "--scales", "[1.0,1.5]"]) == 2
+        assert "resizes pictures itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".pt2", ["--preprocess"]), (".onnx", ["--nms", "in"])],
+    ids=["pictures", "suppressed"],
+)
+def test_finds_boxes_from_the_file_as_from_the_run(
+    suffix: str, options: list[str], scenes: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / f"model{suffix}"
+    assert main(["export", str(scenes["detection"]), "--out", str(out), "--images", str(photos), *options]) == 0
+    from_file, _ = answered(out, photos, tmp_path / "file")
+    from_run, _ = answered(scenes["detection"], photos, tmp_path / "run")
+    assert from_file["task"] == "detection" and sum(len(each["boxes"]) for each in from_run["images"]) > 10
+    for file, run in zip(from_file["images"], from_run["images"], strict=True):
+        # A level that is rounded differently moves scores a little, and with them the order of boxes.
+        near = 2e-2 if "--preprocess" in options else 1e-5
+        assert len(file["boxes"]) == len(run["boxes"])
+        again = [
+            any(a["class"] == b["class"] and a["box"] == pytest.approx(b["box"], abs=0.1) for b in file["boxes"])
+            for a in run["boxes"]
+        ]
+        assert sum(again) >= 0.95 * len(again)
+        for a, b in zip(file["boxes"], run["boxes"], strict=True):
+            assert a["score"] == pytest.approx(b["score"], abs=near)
+            if "--preprocess" not in options:
+                assert a["class"] == b["class"] and a["box"] == pytest.approx(b["box"], abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "words"),
+    [
+        ("segmentation", ["--outputs", "boxes"], "logits or classes, got 'boxes'"),
+        ("segmentation", ["--nms", "in"], "--nms is for boxes, got --task segment"),
+        ("detection", ["--nms", "in", "--outputs", "rows"], "--outputs rows"),
+        ("detection", ["--nms", "in", "--format", "torch"], "--nms in is for onnx and openvino"),
+        ("detection", ["--task", "classify"], "--task detect or features, got classify"),
+    ],
+)
+def test_what_a_model_does_not_answer_is_refused(
+    task: str, arguments: list[str], words: str, scenes: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(scenes[task]), "--out", "model.pt2", *arguments]) == 2
+    assert words in capsys.readouterr().err

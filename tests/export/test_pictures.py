@@ -20,7 +20,7 @@ def picture(height: int, width: int, channels: int, dark: bool) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(90, 133), (24, 40), (17, 11), (32, 24)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("fit", ["crop", "squash", "inside"])
 def test_resizes_as_pillow_does(size: tuple[int, int], interpolation: str, fit: str) -> None:
     preprocess = Preprocess(size=(32, 24), fit=fit, crop_fraction=0.9, interpolation=interpolation)
     image = picture(*size, 3, dark=True)

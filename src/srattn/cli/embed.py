@@ -20,6 +20,8 @@ DATA_HELP = (
     "image files; folders of images, of Parquet files or of WebDataset shards; .csv and .jsonl lists; "
     ".parquet and .tar files; digits"
 )
+EXPORTS = (".onnx", ".pt2", ".xml")
+"""Suffixes of the files of `srattn export`."""
 MODEL_HELP = "a run folder of srattn train or its model.safetensors, a checkpoint, or a name that srattn models lists"
 
 
@@ -124,7 +126,7 @@ def open_on(args: jsonargparse.Namespace, local: int | None = None) -> LoadedRun
     from srattn.engine.device import pick_device
     from srattn.engine.open_model import open_model
 
-    if Path(args.model or "").suffix in (".onnx", ".pt2", ".xml"):
+    if Path(args.model or "").suffix in EXPORTS:
         from srattn.export.opened import batch_size_for, open_export
 
         loaded = open_export(args.model, args.size)
@@ -134,6 +136,17 @@ def open_on(args: jsonargparse.Namespace, local: int | None = None) -> LoadedRun
     if device == "auto" and local is not None and torch.cuda.is_available():
         device = f"cuda:{local % torch.cuda.device_count()}"
     return open_model(args.model, pick_device(device), args.size)
+
+
+def task_on(model: str | None) -> str:
+    """The task of a model as `srattn.engine.open_model.task_of` tells it, of an exported file too."""
+    if Path(model or "").suffix in EXPORTS:
+        from srattn.export.opened import read_facts
+
+        return read_facts(str(model)).task
+    from srattn.engine.open_model import task_of
+
+    return task_of(model)
 
 
 def _stages(text: str) -> list[int]:

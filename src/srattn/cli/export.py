@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from srattn.engine.weights import LoadedRun
-    from srattn.export import Exported
+    from srattn.export import Exported, Options
 
-_MOST_IMAGES = 64
+_MOST_IMAGES, _MOST_SCENES = 64, 8
+_TASKS: dict[str, Any] = {"classification": "classify", "segmentation": "segment", "detection": "detect"}
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -27,9 +28,26 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=str | None, help="side in pixels, or HEIGHTxWIDTH; the model's own by default")
     parser.add_argument("--batch", type=str, default="dynamic", help="images at a time: a number, or dynamic")
-    parser.add_argument("--dynamic", type=str, default="none", help="sizes that may vary: height,width; or none")
     parser.add_argument(
-        "--task", type=Literal["classify", "features"], default="classify", help="logits, or the maps of all stages"
+        "--dynamic",
+        type=str | None,
+        help="sizes that may vary: height,width; or none. By default both for masks, whose images keep their shape",
+    )
+    parser.add_argument(
+        "--task",
+        type=Literal["classify", "features", "segment", "detect"] | None,
+        help="the model's own, which is the default, or features: the maps of all stages",
+    )
+    parser.add_argument(
+        "--outputs",
+        type=Literal["logits", "classes", "boxes", "rows"] | None,
+        help="masks: logits on the model's grid, or the class of every pixel of the image (uint8); boxes: boxes and "
+        "scores, or the rows of the head. The first by default",
+    )
+    parser.add_argument(
+        "--nms",
+        type=Literal["in", "out"] | None,
+        help="boxes: in leaves only the best of those that overlap (onnx, openvino); out, the default, gives all",
     )
     parser.add_argument(
         "--preprocess", action="store_true", help="take uint8 pictures of any size; resize and normalise in the graph"
@@ -49,26 +67,22 @@ def run(args: jsonargparse.Namespace) -> int:
 
     name = args.format or _format_of(args.out)
     height, width = (224, 224) if args.size is None else _size(args.size)
-    dynamic = tuple(word for word in args.dynamic.split(",") if word not in ("", "none"))
-    given = Options(name, (height, width), _batch(args.batch), dynamic, args.task, args.preprocess, args.opset)
+    batch, dynamic = _batch(args.batch), _words(args.dynamic)
+    given = Options(name, (height, width), batch, dynamic, args.task or "classify", args.preprocess, args.opset)
     check_target(Path(args.out), given, args.overwrite)
     given.check(1)
     get_format(name)
     if args.model.endswith((".onnx", ".xml", ".pt2")):
         raise SrattnError(f"{args.model} is an export itself; give the model that it was made of")
     loaded = open_model(args.model)
-    if args.task == "classify" and not loaded.classes:
-        raise SrattnError(f"{loaded.path} has no classifier; --task features exports its maps")
-    if args.size is None:
-        import dataclasses
-
-        given = dataclasses.replace(given, size=loaded.preprocess.size)
+    given = _settled(args, given, loaded)
     real = [] if args.images is None else _real_images(loaded, args.images, given)
     exported = export_model(
         loaded.model,
         args.out,
         given,
         labels=loaded.classes,
+        palette=loaded.palette,
         preprocess=loaded.preprocess,
         real=real,
         card=_card(loaded),
@@ -76,6 +90,27 @@ def run(args: jsonargparse.Namespace) -> int:
     )
     _say(exported)
     return 0
+
+
+def _settled(args: jsonargparse.Namespace, given: Options, loaded: LoadedRun) -> Options:
+    """The options, what was left open settled by the model."""
+    import dataclasses
+
+    task = args.task or _TASKS.get(loaded.task)
+    if task is None:
+        raise SrattnError(f"{loaded.path} is a model for {loaded.task}; export knows {', '.join(_TASKS)}")
+    if task == "classify" and not loaded.classes:
+        raise SrattnError(f"{loaded.path} has no classifier; --task features exports its maps")
+    outputs = args.outputs or ""
+    if args.nms is not None:
+        if task != "detect" or outputs not in ("", "boxes"):
+            raise SrattnError(f"--nms is for boxes, got --task {task} and --outputs {outputs or 'as usual'}")
+        outputs = "detections" if args.nms == "in" else "boxes"
+    if args.size is None:
+        given = dataclasses.replace(given, size=loaded.preprocess.size)
+    if args.dynamic is None and task == "segment" and given.format != "torch-compiled" and not given.preprocess:
+        given = dataclasses.replace(given, dynamic=("height", "width"))
+    return dataclasses.replace(given, task=task, outputs=outputs)
 
 
 def _say(exported: Exported) -> None:
@@ -108,7 +143,7 @@ def _card(loaded: LoadedRun) -> dict[str, Any]:
     return card
 
 
-def _real_images(loaded: LoadedRun, name: str, options: Any) -> list[Tensor]:
+def _real_images(loaded: LoadedRun, name: str, options: Options) -> list[Tensor]:
     """Readable images of a file or folder, as the graph takes them, `options.batch` at a time."""
     import dataclasses
 
@@ -123,20 +158,24 @@ def _real_images(loaded: LoadedRun, name: str, options: Any) -> list[Tensor]:
 
         kept: Any = InGraph(**loaded.preprocess.to_dict())
     else:
-        kept = dataclasses.replace(loaded.preprocess, size=options.size)
+        kept = options.fitted(loaded.preprocess)
     run = dataclasses.replace(loaded, preprocess=kept)
     rows = open_rows([name], None)
-    found = [pixels_of(run, source) for source in rows.read(0, min(len(rows), _MOST_IMAGES))]
+    most = _MOST_IMAGES if options.task in ("classify", "features") else _MOST_SCENES
+    found = [pixels_of(run, source) for source in rows.read(0, min(len(rows), most))]
     pixels = [each for each in found if isinstance(each, torch.Tensor)]
     if not pixels:
         raise SrattnError(f"--images {name} has no readable image")
     if raw:
         return [each.permute(1, 2, 0).expand(options.batch or 1, -1, -1, -1).contiguous() for each in pixels]
-    images = kept.normalise(torch.stack(pixels).float() / 255)
+    images = [kept.normalise(each.unsqueeze(0).float() / 255) for each in pixels]
+    if len({each.shape for each in images}) > 1:
+        return [each.expand(options.batch or 1, -1, -1, -1).contiguous() for each in images]
+    together = torch.cat(images)
     if options.batch is None:
-        return [images]
-    return [each for each in images.split(options.batch) if len(each) == options.batch] or [
-        images[:1].expand(options.batch, -1, -1, -1)
+        return [together]
+    return [each for each in together.split(options.batch) if len(each) == options.batch] or [
+        together[:1].expand(options.batch, -1, -1, -1)
     ]
 
 
@@ -145,6 +184,10 @@ def _format_of(out: str) -> Any:
         if out.endswith(suffix):
             return name
     raise SrattnError(f"--out ends in .pt2, .onnx or .xml, got {out}")
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word for word in (text or "").split(",") if word not in ("", "none"))
 
 
 def _batch(text: str) -> int | None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import jsonargparse
 
-from srattn.cli.embed import DATA_HELP, MODEL_HELP, add_pass_arguments, check_pass_arguments, open_on, write_out
+from srattn.cli.embed import (
+    DATA_HELP,
+    MODEL_HELP,
+    add_pass_arguments,
+    check_pass_arguments,
+    open_on,
+    task_on,
+    write_out,
+)
 from srattn.cli.predict_scenes import add_looking_arguments
 from srattn.errors import SrattnError
 
@@ -44,9 +52,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def run(args: jsonargparse.Namespace) -> int:
-    from srattn.engine.open_model import task_of
-
-    if task_of(args.model) != "classification":
+    if task_on(args.model) != "classification":
         from srattn.cli.predict_scenes import predict_scenes
 
         return predict_scenes(args, find_rows(args.images, args.split))

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from srattn.data.palette import Palette, standard_palette
 from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
 from srattn.export import verify
+from srattn.export.answers import NAMES
 from srattn.export.child import in_child, tell
 from srattn.export.facts import Facts
-from srattn.export.formats import NAMES, get_format
+from srattn.export.formats import NAMES as FORMATS
+from srattn.export.formats import get_format
 from srattn.export.formats.torch_compiled import TRUST
-from srattn.export.graph import INPUT, make_graph, make_program
+from srattn.export.graph import INPUT, Graph, backbone_of, check_model, least_dynamic, make_graph, make_program
 from srattn.export.options import SUFFIXES, Options
 from srattn.files import atomic_path
-from srattn.models.backbone import Backbone
+from srattn.tasks.detection.decode import Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +39,12 @@ class Exported:
 
 
 def export_model(
-    model: Backbone,
+    model: nn.Module,
     out: str | os.PathLike[str],
     options: Options,
     *,
     labels: Sequence[str] | None = None,
+    palette: Palette | None = None,
     preprocess: Preprocess | None = None,
     real: Sequence[Tensor] = (),
     card: Mapping[str, Any] | None = None,
@@ -52,9 +56,11 @@ def export_model(
     left at `out`.
 
     Args:
+        model: a classifier, or a model of masks or boxes; `options.task` says which.
         labels: class names; numbers by default.
+        palette: colours of the classes of pixels and boxes; standard ones by default.
         preprocess: what the model's images go through; it is written into the file, and into the graph where
-            `options.preprocess` says so.
+            `options.preprocess` says so. A graph of one size stretches what "shorter" would give sizes of its own.
         real: images of `options.size` as the model takes them (or pictures as the graph does), (B, ...) each, that are
             compared beside the random ones.
         card: what else the file shall say of the model, JSON-able.
@@ -66,12 +72,12 @@ def export_model(
     target = Path(out)
     check_target(target, options, overwrite)
     get_format(options.format)
-    if model.dimensions != 2:
-        raise SrattnError(f"export is for models of images, {model.config['name']} takes volumes")
-    options.check(model.min_size)
-    names = labels if labels is not None else [str(i) for i in range(model.num_classes)]
-    kept = preprocess or Preprocess(channels=model.in_chans, size=options.size, **_plain(model.in_chans))
-    kept = dataclasses.replace(kept, size=options.size)
+    check_model(model, options)
+    body = backbone_of(model)
+    if body.dimensions != 2:
+        raise SrattnError(f"export is for models of images, {body.config['name']} takes volumes")
+    kept = options.fitted(preprocess or Preprocess(channels=body.in_chans, **_plain(body.in_chans)))
+    options.check(body.min_size, least_dynamic(model, options))
     training = model.training
     model.eval()
     try:
@@ -81,17 +87,9 @@ def export_model(
             program, absorbed = make_program(graph, options)
             torch.export.save(program, folder / "program.pt2")
             made = folder / f"model{SUFFIXES[options.format]}"
-            facts = Facts(
-                options=options,
-                labels=list(names) if options.task == "classify" else [],
-                preprocess=kept,
-                outputs=graph.outputs(),
-                model={**model.config, "norm_eps": model.norm_eps, "edge": model.edge},
-                card=dict(card or {}),
-                absorbed=absorbed,
-            )
+            facts = _facts(model, graph, labels, palette, kept, card or {}, absorbed)
             text = in_child(
-                f"the export to {NAMES[options.format]}",
+                f"the export to {FORMATS[options.format]}",
                 __name__,
                 "make",
                 program=str(folder / "program.pt2"),
@@ -105,26 +103,71 @@ def export_model(
         model.train(training)
 
 
+def _facts(
+    model: Any,
+    graph: Graph,
+    labels: Sequence[str] | None,
+    palette: Palette | None,
+    preprocess: Preprocess,
+    card: Mapping[str, Any],
+    absorbed: list[bool],
+) -> Facts:
+    options = graph.options
+    names = list(labels) if labels is not None else [str(i) for i in range(model.num_classes)]
+    coloured = options.task in ("segment", "detect")
+    colours = (palette or standard_palette(names)).colours if coloured else ()
+    return Facts(
+        options=options,
+        labels=[] if options.task == "features" else names,
+        preprocess=preprocess,
+        outputs=graph.outputs(),
+        model={**model.config, "norm_eps": model.norm_eps, "edge": model.edge},
+        card=dict(card),
+        absorbed=absorbed,
+        colours=[list(colour) for colour in colours],
+        choice=dataclasses.asdict(Choice()) if options.answer == "detections" else {},
+        least=least_dynamic(graph.model, options),
+    )
+
+
 def make(program: str, target: str, cases: list[str], text: str) -> str:
     """In the child: converts a saved program, runs the file on every case, and stamps it; returns the stamp."""
     facts = Facts.from_text(text, Path(target))
-    name = facts.options.format
+    options = facts.options
+    name, answer = options.format, options.answer
     file = get_format(name)
-    tell(f"the conversion to {NAMES[name]}")
-    file.write(program, target, [INPUT], facts.outputs, facts.options.opset)
-    tell(f"the file in {NAMES[name]}")
+    suppresses = answer == "detections"
+    tell(f"the conversion to {FORMATS[name]}")
+    file.write(program, target, [INPUT], NAMES["boxes"] if suppresses else facts.outputs, options.opset)
+    tell(f"the file in {FORMATS[name]}")
     os.environ[TRUST] = "1"  # it was compiled a moment ago, by this command
     run = file.open_file(Path(target))
     worst, shapes = (0.0, verify.FLOOR), []
     for each in cases:
         case = verify.read_case(each)
         shapes.append(list(case["images"].shape))
-        worst = max(worst, verify.judge(run(case["images"]), case))
+        worst = max(worst, verify.judge(run(case["images"]), case, answer))
     del run
-    tell(f"the stamp in {NAMES[name]}")
+    if suppresses:
+        _suppress(file, target, cases, facts)
+    tell(f"the stamp in {FORMATS[name]}")
     text = dataclasses.replace(facts, verified=verify.Verdict(*worst, shapes)._asdict()).to_text()
     file.stamp(target, text)
     return text
+
+
+def _suppress(file: Any, target: str, cases: list[str], facts: Facts) -> None:
+    """Adds suppression to a file whose boxes and scores are right, and holds what is left against the rule."""
+    choice = Choice(**facts.choice)
+    run = file.open_file(Path(target))
+    boxes = [run(verify.read_case(each)["images"]) for each in cases]
+    del run
+    tell(f"suppression in {FORMATS[facts.options.format]}")
+    file.suppress(target, choice, facts.options.opset)
+    run = file.open_file(Path(target))
+    for each, (places, scores) in zip(cases, boxes, strict=True):
+        (detections,) = run(verify.read_case(each)["images"])
+        verify.judge_detections(detections, places, scores, choice)
 
 
 def check_target(target: Path, options: Options, overwrite: bool) -> None:
@@ -135,7 +178,7 @@ def check_target(target: Path, options: Options, overwrite: bool) -> None:
     """
     wanted = SUFFIXES[options.format]
     if target.suffix != wanted:
-        raise SrattnError(f"a file of {NAMES[options.format]} is called NAME{wanted}, got --out {target}")
+        raise SrattnError(f"a file of {FORMATS[options.format]} is called NAME{wanted}, got --out {target}")
     for path in files_of(target):
         if os.path.lexists(path) and not overwrite:
             raise SrattnError(f"{path} exists and is not overwritten; choose another --out, or say --overwrite")

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
-from srattn.export.options import SUFFIXES, Options
+from srattn.export.options import LEAST_DYNAMIC, OUTPUTS, SUFFIXES, Options
 from srattn.version import __version__
 
 _LARGEST = 16 << 20
@@ -27,6 +28,9 @@ class Facts:
         model: what `srattn.create_model` built.
         card: what is known of the model beside that, plain values.
         absorbed: for each attention that was rewritten, whether W^Q and W^O were absorbed.
+        colours: of the classes of pixels and boxes, red, green, blue.
+        choice: which boxes are left, where the file suppresses them itself: see `srattn.tasks.detection.Choice`.
+        least: the least side of images in pixels, where sizes are dynamic.
         verified: worst error, tolerance and input shapes of the comparison with eager.
         version: of srattn.
     """
@@ -38,8 +42,29 @@ class Facts:
     model: dict[str, Any]
     card: dict[str, Any]
     absorbed: list[bool]
+    colours: list[list[int]] = dataclasses.field(default_factory=list)
+    choice: dict[str, Any] = dataclasses.field(default_factory=dict)
+    least: int = LEAST_DYNAMIC
     verified: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: str = __version__
+
+    @property
+    def task(self) -> str:
+        """What `srattn.engine.weights.LoadedRun` calls it."""
+        return {"segment": "segmentation", "detect": "detection"}.get(self.options.task, "classification")
+
+    def palette(self) -> Palette | None:
+        """Names and colours of the classes of pixels and boxes.
+
+        Raises:
+            SrattnError: they are none.
+        """
+        if self.task == "classification":
+            return None
+        try:
+            return Palette(tuple(self.labels), tuple((r, g, b) for r, g, b in self.colours))
+        except (ValueError, TypeError) as error:
+            raise SrattnError(f"the colours in the file are none: {error}") from None
 
     def to_text(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -61,6 +86,7 @@ class Facts:
             whole = all(isinstance(each, list) for each in (facts.labels, facts.outputs))
             if not whole or not all(isinstance(each, str) for each in [*facts.labels, *facts.outputs]):
                 raise ValueError("labels and outputs are lists of names")
+            facts.palette()
             return facts
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SrattnError(
@@ -71,8 +97,8 @@ class Facts:
 def _options(values: dict[str, Any]) -> Options:
     height, width = (int(side) for side in values["size"])
     options = Options(**{**values, "size": (height, width), "dynamic": tuple(values["dynamic"])})
-    if options.format not in SUFFIXES or options.task not in ("classify", "features"):
-        raise ValueError(f"format {options.format!r}, task {options.task!r}")
+    if options.format not in SUFFIXES or options.answer not in OUTPUTS.get(options.task, ()):
+        raise ValueError(f"format {options.format!r}, task {options.task!r}, outputs {options.outputs!r}")
     if not (options.batch is None or (isinstance(options.batch, int) and options.batch > 0)):
         raise ValueError(f"batch {options.batch!r}")
     return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from srattn.data.preprocess import Preprocess
+from srattn.errors import SrattnError
+from srattn.export import answers
 from srattn.export.fast import Form, absorbed_in, fast_form
 from srattn.export.options import LEAST_DYNAMIC, Options
 from srattn.export.pictures import Pictures
 from srattn.models.backbone import Backbone
+from srattn.tasks.dense import DenseModel, SegmentationModel
+from srattn.tasks.detection.model import DetectionModel
 
 INPUT = "images"
 LARGEST = 8192
@@ -31,45 +36,100 @@ OpenVINO's compiler crashes with a segmentation fault on absorbed attention with
 
 
 class Graph(nn.Module):
-    """images (B, C, H, W) float32, or pictures (B, H, W, C) uint8, to logits, or to the maps of all stages."""
+    """images (B, C, H, W) float32, or pictures (B, H, W, C) uint8, to what `options` say; suppression is left out."""
 
-    def __init__(self, model: Backbone, task: str, pictures: Pictures | None = None) -> None:
+    def __init__(self, model: nn.Module, options: Options, pictures: Pictures | None = None) -> None:
         super().__init__()
-        self.model, self.task, self.pictures = model, task, pictures
+        self.model, self.options, self.pictures = model, options, pictures
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if self.pictures is not None:
+        model: Any = self.model
+        if self.pictures is None:
+            height, width = images.shape[2], images.shape[3]
+        else:
+            height, width = images.shape[1], images.shape[2]
             images = self.pictures(images)
-        if self.task == "features":
-            return tuple(self.model.forward_intermediates(images, intermediates_only=True))
-        return self.model(images)
+        answer = self.options.answer
+        if answer == "maps":
+            return tuple(backbone_of(model).forward_intermediates(images, intermediates_only=True))
+        found = model(images)
+        if answer == "classes":
+            return answers.classes_of(found, height, width)
+        if answer not in ("boxes", "detections"):
+            return found
+        boxes, scores = answers.boxes_of(found, model.num_classes)
+        if self.pictures is not None:
+            boxes = answers.in_picture(boxes, self.pictures.preprocess, height, width)
+        return boxes, scores
 
     def outputs(self) -> list[str]:
         """Names of the outputs."""
-        if self.task == "features":
-            return [f"map_{index + 1}" for index in range(len(self.model.stages))]
-        return ["logits"]
+        if self.options.answer == "maps":
+            return [f"map_{index + 1}" for index in range(len(backbone_of(self.model).stages))]
+        return answers.NAMES[self.options.answer]
 
 
-def make_graph(model: Backbone, options: Options, preprocess: Preprocess | None) -> Graph:
+def backbone_of(model: nn.Module) -> Backbone:
+    """The model itself, or what is below its head."""
+    found: Any = model.backbone if isinstance(model, DenseModel) else model
+    return found
+
+
+def least_dynamic(model: nn.Module, options: Options) -> int:
+    """The least side in pixels while sizes are symbols: every map is then larger than 1 x 1."""
+    if isinstance(model, DetectionModel) and options.answer != "maps":
+        return max(model.head.strides) + 1  # type: ignore[arg-type]
+    return max(LEAST_DYNAMIC, backbone_of(model).min_size + 1)
+
+
+def check_model(model: nn.Module, options: Options) -> None:
+    """Refuses a task that is none of the model's.
+
+    Raises:
+        SrattnError: which it has.
+    """
+    if isinstance(model, SegmentationModel):
+        able = "segment"
+    elif isinstance(model, DetectionModel):
+        able = "detect"
+    elif isinstance(model, Backbone):
+        able = "classify"
+    else:
+        raise SrattnError(f"export knows classifiers and models of masks and boxes, got {type(model).__name__}")
+    if options.task not in (able, "features"):
+        raise SrattnError(f"this model can be exported with --task {able} or features, got {options.task}")
+
+
+def make_graph(model: nn.Module, options: Options, preprocess: Preprocess | None) -> Graph:
     """The graph with the model as it is, which is the reference."""
     pictures = Pictures(preprocess) if options.preprocess and preprocess is not None else None
-    return Graph(model, options.task, pictures).eval()
+    return Graph(model, options, pictures).eval()
+
+
+def fast_model(model: nn.Module, size: tuple[int, int], fixed: bool, form: Form) -> nn.Module:
+    """A copy of the model whose backbone is in its fast form."""
+    fast = fast_form(backbone_of(model), size, fixed, form)
+    if not isinstance(model, DenseModel):
+        return fast
+    whole = copy.deepcopy(model).eval().requires_grad_(False)
+    whole.backbone = fast
+    return whole
 
 
 def make_program(graph: Graph, options: Options) -> tuple[ExportedProgram, list[bool]]:
     """The fast form of the graph's model, traced by torch.export for the declared sizes, and what was absorbed."""
     fixed = not options.dynamic
-    fast = Graph(fast_form(graph.model, options.size, fixed, FORMS[options.format]), graph.task, graph.pictures)
+    fast = Graph(fast_model(graph.model, options.size, fixed, FORMS[options.format]), options, graph.pictures)
     example = example_for(graph, options)
     dynamic: dict[int, Any] = {}
     if options.batch is None:
         dynamic[0] = Dim("batch", min=1, max=65535)
     if graph.pictures is not None:
         dynamic |= {1: Dim("height", min=2, max=LARGEST), 2: Dim("width", min=2, max=LARGEST)}
+    least = least_dynamic(graph.model, options)
     for axis, name in ((2, "height"), (3, "width")):
         if name in options.dynamic:
-            dynamic[axis] = Dim(name, min=LEAST_DYNAMIC, max=LARGEST)
+            dynamic[axis] = Dim(name, min=least, max=LARGEST)
     with torch.no_grad():
         program = torch.export.export(fast.eval(), (example,), dynamic_shapes=(dynamic,), strict=False)
     return program, absorbed_in(fast)
@@ -81,7 +141,7 @@ def example_for(
     """Random images, or pictures, of a size. A batch of one would be taken for fixed, so a dynamic one is of two."""
     batch = batch or options.batch or 2
     height, width = size or options.size
-    channels = graph.model.in_chans
+    channels = backbone_of(graph.model).in_chans
     if graph.pictures is not None:
         return torch.randint(0, 256, (batch, height, width, channels), dtype=torch.uint8)
     return torch.randn(batch, channels, height, width)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
+from srattn.export import answers
 from srattn.export.export import files_of
 from srattn.export.facts import Facts
 from srattn.export.formats import format_of, get_format
@@ -56,7 +57,7 @@ def open_export(path: str | Path, size: int | None = None, threads: int | None =
     if facts.options.preprocess:
         preprocess = InGraph(**preprocess.to_dict())
     model = ExportedModel(path, facts, threads)
-    return LoadedRun(cast(Any, model), facts.labels, preprocess, {}, path)
+    return LoadedRun(cast(Any, model), facts.labels, preprocess, {}, path, facts.task, facts.palette())
 
 
 def batch_size_for(run: LoadedRun, wanted: int) -> int:
@@ -65,16 +66,17 @@ def batch_size_for(run: LoadedRun, wanted: int) -> int:
 
 
 class ExportedModel(nn.Module):
-    """Images as the exported model took them, to its logits: split and filled up where the file's batch is fixed."""
+    """Images as the exported model took them, to what it answered: split and filled up where the batch is fixed."""
 
     dimensions = 2
 
     def __init__(self, path: Path, facts: Facts, threads: int | None = None) -> None:
         super().__init__()
         self._run = get_format(facts.options.format).open_file(path, threads)
-        self.facts = facts
+        self.path, self.facts = path, facts
         self.config = {key: value for key, value in facts.model.items() if key not in ("norm_eps", "edge")}
         self.norm_eps, self.edge = facts.model.get("norm_eps"), facts.model.get("edge")
+        self.num_classes = len(facts.labels)
         # What answers are remembered by: these bytes stand for the weights.
         digest = hashlib.sha256()
         for file in files_of(path):
@@ -88,11 +90,22 @@ class ExportedModel(nn.Module):
     forward_features = forward_head = refuse
     stages = property(refuse)
 
+    @property
+    def min_size(self) -> int:
+        """Sides of images are at least that; a file that resizes pictures itself takes any."""
+        return self.facts.least if self.facts.options.dynamic else 1
+
     def outputs(self, images: Tensor) -> list[Tensor]:
-        """(B, ...) to the outputs in their order."""
+        """(B, ...) to the outputs in their order.
+
+        Raises:
+            SrattnError: images of a size that the file does not take.
+        """
         options = self.facts.options
         if options.preprocess:
             images = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        else:
+            self._check(images)
         images = images.cpu()
         if options.batch is None:
             return self._run(images)
@@ -103,9 +116,46 @@ class ExportedModel(nn.Module):
             parts.append([output[: part.shape[0]] for output in self._run(whole)])
         return [torch.cat(each) for each in zip(*parts, strict=True)]
 
+    def _check(self, images: Tensor) -> None:
+        options, size = self.facts.options, tuple(images.shape[2:])
+        for name, side, own in zip(("height", "width"), size, options.size, strict=True):
+            if side != own and name not in options.dynamic:
+                height, width = options.size
+                raise SrattnError(
+                    f"{self.path} takes images of {height}x{width}, got {size[0]}x{size[1]}: export it with "
+                    "--dynamic height,width, or ask for that size alone"
+                )
+            if name in options.dynamic and side < self.min_size:
+                raise SrattnError(
+                    f"{self.path} takes images from {self.min_size} pixels a side, got {size[0]}x{size[1]}"
+                )
+
     def forward(self, images: Tensor) -> Tensor:
-        """The first output: logits (B, classes) of a classifier."""
-        return self.outputs(images)[0]
+        """What the model itself answers.
+
+        Logits (B, classes) of a classifier; logits (B, K, h, w) of pixels, of a file that says classes alone those of
+        one that is sure; rows of boxes, of a file with boxes those that have each box for a reference.
+        """
+        found, answer = self.outputs(images), self.facts.options.answer
+        if answer == "classes":
+            return answers.logits_of_classes(found[0], self.num_classes)
+        if answer == "boxes":
+            return answers.rows_of_boxes(self._seen(found[0], images), found[1], self._size(images))
+        if answer == "detections":
+            boxes = torch.cat([self._seen(found[0][..., :4], images), found[0][..., 4:]], 2)
+            return answers.rows_of_detections(boxes, self.num_classes, self._size(images))
+        return found[0]
+
+    def _size(self, images: Tensor) -> tuple[int, int]:
+        """Of the model's input."""
+        facts = self.facts
+        return facts.preprocess.size if facts.options.preprocess else (images.shape[2], images.shape[3])
+
+    def _seen(self, boxes: Tensor, images: Tensor) -> Tensor:
+        """Boxes (B, N, 4) in pixels of the model's input."""
+        if not self.facts.options.preprocess:
+            return boxes
+        return answers.of_picture(boxes, self.facts.preprocess, images.shape[2], images.shape[3])
 
 
 class InGraph(Preprocess):
@@ -113,6 +163,9 @@ class InGraph(Preprocess):
 
     def pixels(self, image: Image.Image) -> Tensor:
         return to_tensor(image)
+
+    def inverted(self, image: Image.Image) -> Image.Image:
+        return image
 
     def normalise(self, images: Tensor) -> Tensor:
         return images

@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
 
 FormatName = Literal["torch", "torch-compiled", "onnx", "openvino"]
-Task = Literal["classify", "features"]
+Task = Literal["classify", "features", "segment", "detect"]
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "classify": ("logits",),
+    "features": ("maps",),
+    "segment": ("logits", "classes"),
+    "detect": ("boxes", "detections", "rows"),
+}
+"""What a file of each task can answer, the default first; see `srattn.export.answers`."""
 SUFFIXES: dict[str, str] = {"torch": ".pt2", "torch-compiled": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+WITH_NMS = ("onnx", "openvino")
+"""Formats that can suppress boxes themselves."""
 LEAST_OPSET, OPSET = 18, 20
 LEAST_DYNAMIC = 33
 """Torch's convolutions take a map larger than 1 x 1 for granted while sizes are symbols."""
@@ -25,7 +35,9 @@ class Options:
         size: height and width in pixels; the choice of absorbed attention is made for it.
         batch: images at a time, or None for any number.
         dynamic: which of "height" and "width" may differ from `size`.
-        task: "classify" gives logits, "features" the maps of all stages.
+        task: "classify" gives logits, "features" the maps of all stages; "segment" and "detect" are for models of masks
+            and boxes.
+        outputs: one of `OUTPUTS` of the task, the default if empty.
         preprocess: take uint8 pictures (batch, height, width, channels) of any size, and crop, resize and normalise
             in the graph.
         opset: of ONNX.
@@ -38,16 +50,34 @@ class Options:
     task: Task = "classify"
     preprocess: bool = False
     opset: int = OPSET
+    outputs: str = ""
 
-    def check(self, min_size: int) -> None:
+    @property
+    def answer(self) -> str:
+        """What the file answers: `outputs`, or the task's default."""
+        return self.outputs or OUTPUTS[self.task][0]
+
+    def check(self, min_size: int, least_dynamic: int = LEAST_DYNAMIC) -> None:
         """Refuses what cannot be.
+
+        Args:
+            min_size: the least side of the model's images.
+            least_dynamic: the least side while sizes are symbols.
 
         Raises:
             SrattnError: see the messages.
         """
+        kinds = OUTPUTS[self.task]
+        if self.answer not in kinds:
+            raise SrattnError(f"--outputs of --task {self.task} is {' or '.join(kinds)}, got {self.outputs!r}")
+        if self.answer == "detections" and self.format not in WITH_NMS:
+            raise SrattnError(
+                f"--nms in is for {' and '.join(WITH_NMS)}: a program of torch.export cannot suppress boxes whose "
+                "number depends on the picture; --nms out gives all boxes and scores"
+            )
         if self.batch is not None and self.batch < 1:
             raise SrattnError(f"--batch is dynamic or at least 1, got {self.batch}")
-        least = max(min_size, LEAST_DYNAMIC) if self.dynamic else min_size
+        least = max(min_size, least_dynamic) if self.dynamic else min_size
         if min(self.size) < least:
             why = " with dynamic sizes" if self.dynamic else ""
             raise SrattnError(f"--size is at least {least} for this model{why}, got {self.size[0]}x{self.size[1]}")
@@ -64,6 +94,15 @@ class Options:
             )
         if self.opset < LEAST_OPSET:
             raise SrattnError(f"--opset is at least {LEAST_OPSET}, got {self.opset}")
+
+    def fitted(self, preprocess: Preprocess) -> Preprocess:
+        """A model's preprocessing for the images of the file.
+
+        A graph of one size cannot take what "shorter" makes, images of sizes of their own: they are stretched.
+        """
+        fixed = set(self.dynamic) != {"height", "width"}
+        fit = "squash" if fixed and preprocess.fit == "shorter" else preprocess.fit
+        return dataclasses.replace(preprocess, size=self.size, fit=fit)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

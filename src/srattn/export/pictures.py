@@ -4,14 +4,30 @@ A picture is resized by two products with matrices of the antialiased filter tha
 rounded to whole levels after each, as there; the matrices are made in the graph from the picture's size. So every
 runtime computes the same, with no resize operator of its own. Where a sum ends in a half, a level can differ from
 Pillow's, which computes in whole numbers.
+
+All pictures come out in one size: "inside" fills up what is left of it, and "shorter", which has no one size, is none
+of these.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from srattn.data.preprocess import Preprocess
+
+
+class Axis(NamedTuple):
+    """Where `box` values in the middle of a side of a picture come to lie: in `cells` cells from `start` on.
+
+    Sizes of a picture are symbols while it is exported, so these are numbers of the graph.
+    """
+
+    box: Tensor
+    start: Tensor
+    cells: Tensor
 
 
 class Pictures(nn.Module):
@@ -33,15 +49,16 @@ class Pictures(nn.Module):
         levels = self._inverted(pictures.to(self.mean.dtype))  # (B, H, W, C)
         height, width = levels.shape[1], levels.shape[2]
         rows, columns = p.size
-        box_height, box_width = _real(height, levels), _real(width, levels)
-        if p.fit == "crop":
-            scale = p.crop_fraction * torch.minimum(box_width / columns, box_height / rows)
-            box_height, box_width = scale * rows, scale * columns
-        across = resampling(width, columns, box_width, p.interpolation, levels)  # (columns, W)
-        down = resampling(height, rows, box_height, p.interpolation, levels)  # (rows, H)
+        y, x = axes(p, height, width, levels)
+        across = resampling(width, columns, x, p.interpolation, levels)  # (columns, W)
+        down = resampling(height, rows, y, p.interpolation, levels)  # (rows, H)
         levels = levels.permute(0, 3, 1, 2)  # (B, C, H, W)
         levels = self._whole(levels @ across.transpose(0, 1))
         levels = self._whole(down @ levels)
+        if p.fit == "inside":
+            # Outside the picture the matrices are zero, and with them the levels.
+            there = (down.sum(1, keepdim=True) > 0.5) & (across.sum(1) > 0.5)  # (rows, columns)
+            levels = torch.where(there, levels, self.mean.round())
         return (levels - self.mean) / self.std
 
     def _whole(self, levels: Tensor) -> Tensor:
@@ -61,16 +78,34 @@ class Pictures(nn.Module):
         return levels + light * (255 - 2 * levels)
 
 
-def resampling(length: int, cells: int, box: Tensor, filter_: str, like: Tensor) -> Tensor:
-    """(cells, length): the weights with which Pillow makes `cells` values of the centred `box` of `length` values."""
-    scale = box / cells
-    start = (length - box) / 2
+def axes(preprocess: Preprocess, height: int, width: int, like: Tensor) -> tuple[Axis, Axis]:
+    """Vertically and horizontally, for a picture of that size."""
+    rows, columns = preprocess.size
+    high, wide, zero = _real(height, like), _real(width, like), torch.zeros((), dtype=like.dtype, device=like.device)
+    if preprocess.fit == "inside":
+        factor = torch.minimum(rows / high, columns / wide)
+        counts = [(side * factor).round().clamp(min=1.0) for side in (high, wide)]
+        starts = [((size - count) / 2).floor() for size, count in zip((rows, columns), counts, strict=True)]
+        return Axis(high, starts[0], counts[0]), Axis(wide, starts[1], counts[1])
+    if preprocess.fit == "crop":
+        scale = preprocess.crop_fraction * torch.minimum(wide / columns, high / rows)
+        high, wide = scale * rows, scale * columns
+    return Axis(high, zero, zero + rows), Axis(wide, zero, zero + columns)
+
+
+def resampling(length: int, cells: int, axis: Axis, filter_: str, like: Tensor) -> Tensor:
+    """(cells, length): the weights with which Pillow makes `axis.cells` of the cells; those of the others are zero."""
+    scale = axis.box / axis.cells
+    start = (length - axis.box) / 2
     stretch = scale.clamp(min=1.0)
-    centre = start + (torch.arange(cells, device=like.device).to(like.dtype) + 0.5) * scale
+    place = torch.arange(cells, device=like.device).to(like.dtype) - axis.start
+    centre = start + (place + 0.5) * scale
     source = torch.arange(length, device=like.device).to(like.dtype) + 0.5
     distance = ((source - centre[:, None]) / stretch).abs()
     weights = _cubic(distance) if filter_ == "bicubic" else (1 - distance).clamp(min=0.0)
-    return weights / weights.sum(1, keepdim=True)
+    there = ((place >= 0) & (place < axis.cells)).to(like.dtype)[:, None]
+    weights = weights * there
+    return weights / (weights.sum(1, keepdim=True) + (1 - there))
 
 
 def _cubic(d: Tensor, a: float = -0.5) -> Tensor:

@@ -2,28 +2,38 @@
 
 The truth is the model in float64. A file may be four times as far from it as eager is in float32, and 1e-5 in any case.
 Where the graph resizes pictures, rounding pixels at a slightly other threshold counts as eager does.
+
+A choice is not far or near: classes of pixels may be any whose logit is as good as the best within what logits may
+differ by, and boxes that are left after suppression are held against the rule itself (`judge_detections`).
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srattn.errors import SrattnError
-from srattn.export.graph import Graph, example_for
-from srattn.export.options import LEAST_DYNAMIC, Options
+from srattn.export.answers import parts_of
+from srattn.export.graph import Graph, example_for, least_dynamic
+from srattn.export.options import Options
 from srattn.export.pictures import Pictures
+from srattn.ops.boxes import box_iou
+from srattn.tasks.detection.decode import Choice
 
 FLOOR = 1e-5
 LEEWAY = 4.0
 NUDGE = 2e-4
 """Of a level: more than float32 sums of levels differ by between runtimes, which then round some pixel differently."""
+NEAR = 1e-4
+"""Scores, overlaps and (in pixels, times the largest coordinate) boxes that are one and the same to a suppression."""
 
 
 class Verdict(NamedTuple):
@@ -44,12 +54,13 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
     with generator, torch.inference_mode():
         torch.manual_seed(0)
         inputs = [example_for(graph, options, size, batch) for size, batch in sizes(graph, options)]
+        graph = Graph(graph.model, _before_choice(options), graph.pictures).eval()
         exact = copy.deepcopy(graph).double()
         others = [(graph, False)] + [(_nudged(exact, nudge), True) for nudge in (NUDGE, -NUDGE) if graph.pictures]
         files = []
         for place, images in enumerate([*inputs, *real]):
             doubled = images if images.dtype == torch.uint8 else images.double()
-            truth = _answers(exact, doubled)
+            truth = _answers(exact, doubled)  # rows are float32 in any model
             allowed = [FLOOR] * len(truth)
             for other, is_exact in others:
                 found = _answers(other, doubled if is_exact else images)
@@ -65,7 +76,11 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
 def _nudged(graph: Graph, nudge: float) -> Graph:
     """The graph with pixels rounded a little earlier or later."""
     assert graph.pictures is not None
-    return Graph(graph.model, graph.task, Pictures(graph.pictures.preprocess, nudge).double())
+    return Graph(graph.model, graph.options, Pictures(graph.pictures.preprocess, nudge).double()).eval()
+
+
+def _before_choice(options: Options) -> Options:
+    return dataclasses.replace(options, outputs="logits") if options.answer == "classes" else options
 
 
 def sizes(graph: Graph, options: Options) -> list[tuple[tuple[int, int], int]]:
@@ -75,7 +90,7 @@ def sizes(graph: Graph, options: Options) -> list[tuple[tuple[int, int], int]]:
     if graph.pictures is not None:
         others = [(height + 37, 2 * width + 11), (max(2, height // 2), width)]
     else:
-        least = max(graph.model.min_size, LEAST_DYNAMIC)
+        least = least_dynamic(graph.model, options)
         down, right = "height" in options.dynamic, "width" in options.dynamic
         others = [
             (height + 45 if down else height, width + 19 if right else width),
@@ -84,27 +99,91 @@ def sizes(graph: Graph, options: Options) -> list[tuple[tuple[int, int], int]]:
     return list(zip([options.size, *others], batches, strict=True))
 
 
-def judge(answers: Sequence[Tensor], case: dict[str, Tensor]) -> tuple[float, float]:
+def judge(answers: Sequence[Tensor], case: dict[str, Tensor], answer: str = "logits") -> tuple[float, float]:
     """The worst relative error of the answers to a case, and what was allowed there.
 
     Raises:
         SrattnError: other shapes, or one of the answers is too far away.
     """
     truth = [case[f"truth_{i}"] for i in range(len(case) - 2)]
-    if [a.shape for a in answers] != [t.shape for t in truth]:
-        found, wanted = ([tuple(t.shape) for t in each] for each in (answers, truth))
-        raise SrattnError(f"the file answers with shapes {found}, eager with {wanted}; nothing was written")
+    allowed = case["allowed"].tolist()
+    shape = "x".join(map(str, case["images"].shape))
+    if answer == "classes":
+        errors = [_regret(answers[0], truth[0], case["images"])]
+    else:
+        parts = parts_of(list(answers), answer)
+        _check_shapes(parts, truth)
+        errors = [apart(part, t) for part, t in zip(parts, truth, strict=True)]
     worst = (0.0, FLOOR)
-    for answer, t, allowed in zip(answers, truth, case["allowed"].tolist(), strict=True):
-        error = apart(answer, t)
-        if not error <= allowed:
-            shape = "x".join(map(str, case["images"].shape))
+    for error, most in zip(errors, allowed, strict=True):
+        if not error <= most:
             raise SrattnError(
-                f"the file differs from eager by {error:.1e} at {shape}, {allowed:.1e} is allowed; nothing was written"
+                f"the file differs from eager by {error:.1e} at {shape}, {most:.1e} is allowed; nothing was written"
             )
         if error > worst[0]:
-            worst = (error, allowed)
+            worst = (error, most)
     return worst
+
+
+def _check_shapes(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    if [a.shape for a in found] != [t.shape for t in wanted]:
+        shapes, others = ([tuple(t.shape) for t in each] for each in (found, wanted))
+        raise SrattnError(f"the file answers with shapes {shapes}, eager with {others}; nothing was written")
+
+
+def _regret(classes: Tensor, logits: Tensor, images: Tensor) -> float:
+    """Half of what the worst pixel's class lacks to the best logit, relative to the largest: an error of the logits.
+
+    Two logits that each differ by an error may change places where they lie twice as far apart. Enlarging does not
+    make errors larger.
+    """
+    size = images.shape[1:3] if images.dtype == torch.uint8 else images.shape[2:]
+    _check_shapes([classes], [torch.empty(len(images), *size, device="meta")])
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    if int(classes.max()) >= logits.shape[1]:
+        return float("inf")
+    whole = F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
+    lacks = whole.amax(1) - whole.gather(1, classes.long().unsqueeze(1)).squeeze(1)
+    return float(lacks.max() / 2 / logits.abs().max().clamp(min=1e-30))
+
+
+def judge_detections(detections: Tensor, boxes: Tensor, scores: Tensor, choice: Choice) -> None:
+    """Holds detections (B, M, 6) against the rule, given all boxes (B, N, 4) and scores (B, N, K).
+
+    The greedy rule keeps exactly those boxes that no better kept one of their class overlaps. So each detection is one
+    of the boxes, no two of a class overlap, and each box that is missing is overlapped by a better one, or is too bad;
+    all of it but for `NEAR`.
+
+    Raises:
+        SrattnError: one of these is not so.
+    """
+    if detections.shape != (len(boxes), choice.most, 6):
+        _check_shapes([detections], [torch.empty(len(boxes), choice.most, 6, device="meta")])
+    for found, places, values in zip(detections, boxes, scores, strict=True):
+        kept = found[found[:, 5] >= 0]
+        least = choice.score if len(kept) < choice.most else float(kept[:, 4].min())
+        counted = values.flatten().topk(min(choice.candidates, values.numel())).values.min()
+        whole = (places[:, 2:] > places[:, :2]).all(1)
+        for label in range(values.shape[1]):
+            mine = kept[kept[:, 5] == label]
+            _judge_class(mine, places[whole], values[whole, label], max(least, float(counted)), choice)
+
+
+def _judge_class(kept: Tensor, boxes: Tensor, scores: Tensor, least: float, choice: Choice) -> None:
+    over = box_iou(kept[:, :4], kept[:, :4]).triu(1)
+    if bool((over > choice.overlap + NEAR).any()) or bool((kept[:, 4] < choice.score - NEAR).any()):
+        raise SrattnError("the file keeps boxes that its suppression should drop; nothing was written")
+    reach = NEAR * float(boxes.abs().max()) if len(boxes) else 0.0
+    near = (kept[:, None, :4] - boxes).abs().amax(2) <= reach  # (kept, boxes)
+    near &= (kept[:, None, 4] - scores).abs() <= NEAR
+    if not bool(near.any(1).all()):
+        raise SrattnError("the file keeps boxes that are none of the model's; nothing was written")
+    drops = box_iou(kept[:, :4], boxes) > choice.overlap - NEAR
+    drops &= kept[:, None, 4] >= scores - NEAR
+    needed = scores > least + NEAR
+    if bool((needed & ~(near | drops).any(0)).any()):
+        raise SrattnError("the file drops boxes that its suppression should keep; nothing was written")
 
 
 def read_case(path: str) -> dict[str, Tensor]:
@@ -120,4 +199,4 @@ def apart(answer: Tensor, truth: Tensor) -> float:
 
 def _answers(graph: Graph, images: Tensor) -> list[Tensor]:
     found = graph(images)
-    return list(found) if isinstance(found, tuple) else [found]
+    return parts_of(list(found) if isinstance(found, tuple) else [found], graph.options.answer)

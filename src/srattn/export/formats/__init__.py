@@ -1,5 +1,7 @@
 """A file format each, all with the same four functions: `write`, `stamp`, `read_stamp` and `open_file`.
 
+Those that can suppress boxes have a fifth, `suppress`: it adds that to a file with the outputs `boxes` and `scores`.
+
 What a file says of itself is one text, the stamp: JSON that `srattn.export.facts` makes and checks.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.export.formats import STAMP, Runner
+from srattn.tasks.detection.decode import Choice
 
 NEEDS = ("onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -28,10 +30,48 @@ def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[st
             opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
+            custom_translation_table={torch.ops.aten.repeat_interleave.self_int: _repeat_interleave},
             verbose=False,
         )
         assert found is not None
         found.save(target, external_data=False)
+
+
+def _repeat_interleave(self: Any, repeats: Any, dim: int | None = None, output_size: Any = None) -> Any:
+    """`Tensor.repeat_interleave` by one number for all; onnxscript 0.7 errs in the axis if that is a symbol."""
+    op: Any = importlib.import_module("onnxscript").opset18
+    if dim is None:
+        self, dim = op.Reshape(self, op.Constant(value_ints=[-1])), 0
+        rank = 1
+    else:
+        rank = len(self.shape)
+    dim %= rank
+    times = op.Constant(value_ints=[repeats]) if isinstance(repeats, int) else op.Reshape(repeats, _ints(op, -1))
+    around = [_ints(op, *[1] * count) for count in (dim + 1, rank - dim - 1) if count]
+    tiles = op.Concat(around[0], times, *around[1:], axis=0)
+    tiled = op.Expand(op.Unsqueeze(self, _ints(op, dim + 1)), tiles)
+    parts = [op.Shape(self, start=0, end=dim)] if dim else []
+    parts += [_ints(op, -1), *([op.Shape(self, start=dim + 1)] if dim + 1 < rank else [])]
+    return op.Reshape(tiled, op.Concat(*parts, axis=0))
+
+
+def _ints(op: Any, *values: int) -> Any:
+    return op.Constant(value_ints=list(values))
+
+
+def suppress(target: str, choice: Choice, opset: int) -> None:
+    import onnx
+
+    from srattn.export.formats.suppression import nodes_of, output_of
+
+    model = onnx.load(target)
+    nodes, constants = nodes_of(choice)
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants)
+    del model.graph.output[:]
+    model.graph.output.append(output_of(choice))
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
 
 
 def stamp(target: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.export.formats import STAMP, Runner
+from srattn.tasks.detection.decode import Choice
 
 NEEDS = ("openvino", "numpy")
 
@@ -28,14 +30,39 @@ def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[st
     ov.save_model(model, target, compress_to_fp16=False)
 
 
+def suppress(target: str, choice: Choice, opset: int) -> None:
+    import openvino
+
+    from srattn.export.formats.suppression import suppression_model
+
+    ov: Any = openvino
+    model: Any = ov.Core().read_model(target)
+    with tempfile.TemporaryDirectory(prefix="srattn-export-") as folder:
+        path = Path(folder) / "suppression.onnx"
+        path.write_bytes(suppression_model(choice, opset).SerializeToString())
+        tail: Any = ov.convert_model(path)
+    for parameter in tail.get_parameters():
+        port = next(each for each in model.outputs if parameter.output(0).get_names() & each.get_names())
+        for reader in parameter.output(0).get_target_inputs():
+            reader.replace_source_output(port.get_node().input_value(0))
+    _rewrite(target, ov.Model(tail.get_results(), model.get_parameters()))
+
+
 def stamp(target: str, text: str) -> None:
     import openvino as ov
 
-    aside = Path(target).with_name("stamped.xml")
     model: Any = ov.Core().read_model(target)
     model.set_rt_info(text, [STAMP])
+    _rewrite(target, model)
+
+
+def _rewrite(target: str, model: Any) -> None:
+    """Replaces the file by what a model that was read from it has become."""
+    import openvino as ov
+
+    # Its weights are mapped from the file that is to be replaced.
+    aside = Path(target).with_name("rewritten.xml")
     ov.save_model(model, aside, compress_to_fp16=False)
-    del model  # its weights are mapped from the file that is replaced now
     for suffix in (".xml", ".bin"):
         aside.with_suffix(suffix).replace(Path(target).with_suffix(suffix))
 
