@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 
 from srattn.data.dense.person import person_windows
 from srattn.engine import TrainConfig, train
+from srattn.engine.config import to_yaml
 from srattn.engine.defaults import resolve
 from srattn.engine.run import RunResult
 from srattn.engine.weights import load_run
@@ -130,9 +132,12 @@ def test_refusals_name_the_way_out(figures: Path) -> None:
         ({"head": "simcc", "size": 32, "eval_size": 64}, "simcc is for images of one size"),
         ({"classes": "a,b"}, "--classes has no meaning for pose, which learns from joints"),
         ({"depth_scale": 0.001}, "--depth_scale has no meaning for pose"),
+        ({"label_smoothing": 0.1}, "--label_smoothing has no meaning for pose"),
     ):
         with pytest.raises(SrattnError, match=words):
             resolve(TrainConfig(task="pose", data=data, **options))
+    kept = resolve(TrainConfig(task="pose", data=data))
+    assert resolve(TrainConfig(**yaml.safe_load(to_yaml(kept)))) == kept
     for options, words in (
         ({"head": "heatmaps"}, "did you mean 'heatmap'"),
         ({"head_options": {"widht": 3}}, "did you mean 'width'"),

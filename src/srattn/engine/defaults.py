@@ -152,13 +152,14 @@ def _check_options(config: TrainConfig, task: str) -> None:
         ("loss", config.loss, ("masks",)),
         ("void", config.void, ("masks",)),
         ("classes", config.classes, ("masks", "boxes")),
+        ("label_smoothing", config.label_smoothing, ("labels", "masks")),
         ("depth_scale", config.depth_scale, ("depths",)),
         ("head", config.head, tuple(_OF_TARGETS)),
         ("head_options", config.head_options, tuple(_OF_TARGETS)),
         ("distill", config.distill, ("labels",)),
         ("on_empty_class", config.on_empty_class, ("labels",)),
     ):
-        if given not in (None, [], {}, "") and targets not in belongs:
+        if given not in (None, [], {}, "", 0.0) and targets not in belongs:
             raise SrattnError(f"--{name} has no meaning for {task}, which learns from {targets}; leave it out")
     if config.depth_scale is not None:
         check_scale(config.depth_scale)

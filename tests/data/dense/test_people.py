@@ -89,7 +89,8 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     assert one.box.tolist() == [34, 22, 92, 66] and one.area == 58 * 44 / 2 and other.area == 58 * 44
     # COCO counts pixels from 0, we from the edge
     assert one.joints.tolist() == [[60.5, 30.5, 2], [40.5, 52.5, 2], [85.5, 58.5, 1]]
-    assert one.size == (90, 120) and one.source == root / "images" / "train" / "7.png" and one.image == 0
+    assert (one.image, other.image, index.images) == (0, 1, 2)
+    assert one.size == (90, 120) and one.source == root / "images" / "train" / "7.png"
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_is_left(tmp_path: Path) -> None:
@@ -109,6 +110,9 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_left(tmp_path: Path) -> No
         annotation(9, 7, off, BOX),
         annotation(10, 7, [math.nan, *JOINTS[1:]], BOX),
         annotation(11, 7, JOINTS, BOX, category_id=2),
+        annotation(12, 7, [1e300, *JOINTS[1:]], BOX),
+        annotation(13, 7, JOINTS, [3, 4, 1e300, 5]),
+        annotation(14, 7, JOINTS, BOX, area=1e300),
     ]
     root = save_people(tmp_path, rows, {7: image, 8: image})
     (root / "images" / "train" / "8.png").unlink()
@@ -117,7 +121,8 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_left(tmp_path: Path) -> No
     del content["images"][1]["height"]
     file.write_text(json.dumps(content))
     index = read_coco_people_folder(root)
-    assert [one.name for one in index.parts["train"]] == ["7.png (1)", "7.png (9)"]
+    assert [one.name for one in index.parts["train"]] == ["7.png (1)", "7.png (9)", "7.png (14)"]
+    assert index.parts["train"][2].area == 58 * 44
     assert index.parts["train"][1].joints[2].tolist() == [0, 0, 0]  # what is not labelled has no place
     assert index.unlabelled == 2
     text = "\n".join(index.problems)
@@ -125,7 +130,9 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_left(tmp_path: Path) -> No
         assert words in text
     for words in ("annotation 6 has a box without area", "annotation 7 has a box outside", "annotation 10 has no 3"):
         assert words in text
-    assert len(index.problems) == 6
+    for words in ("annotation 12 has a joint at 1e+300", "annotation 13 has a box outside"):
+        assert words in text
+    assert len(index.problems) == 8
     with pytest.raises(SrattnError, match=r"8\.png: no such file; put it right"):
         read_coco_people_folder(root, on_bad_box="error")
     assert "2 without a labelled joint" in open_people(str(root))[0].notes[0]
@@ -180,6 +187,7 @@ def test_the_window_is_the_box_in_the_middle_with_its_margin(size: tuple[int, in
     width, height = (seen[:, 1] - seen[:, 0]).tolist()
     assert width / height == pytest.approx(58 / 44)
     assert max(width / size[1], height / size[0]) == pytest.approx(1 / 1.25)
+    assert torch.isfinite(person_matrix(torch.tensor([5.0, 5, 5, 5]), size)).all()
 
 
 def middles(window: torch.Tensor) -> torch.Tensor:

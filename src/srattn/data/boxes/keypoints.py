@@ -16,6 +16,7 @@ from srattn.data.boxes.index import OnBadBox, Problems, usable_size
 from srattn.errors import SrattnError
 
 PARTS = ("train", "val", "test")
+_FARTHEST = 1e6  # pixels: no image has such a place
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Person:
         box: float32 (4,): x1, y1, x2, y2 as edges in pixels.
         joints: float32 (K, 3): x, y, and 0 not labelled, 1 hidden, 2 visible.
         area: of the person in pixels, as the file says it; that of the box, if it does not.
-        image: the number of the image among those of its part.
+        image: the number of the image among all of the index.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PeopleIndex:
         skeleton: pairs of joints with a bone between them, as the file has it; counted from 0.
         parts: people of "train", "val" and "test", as far as there are any, image by image.
         problems: a line for everything that was left out.
+        images: how many the files name.
         unlabelled: people without a labelled joint, and crowds; they are left out as COCO's measures do.
     """
 
@@ -57,6 +59,7 @@ class PeopleIndex:
     skeleton: list[tuple[int, int]]
     parts: dict[str, list[Person]]
     problems: list[str] = dataclasses.field(default_factory=list)
+    images: int = 0
     unlabelled: int = 0
 
 
@@ -90,6 +93,7 @@ def read_coco_people(
     category, names, skeleton = _category(content, file)
     index = PeopleIndex(names, skeleton, {part: []})
     pictures = _pictures(content, file, images, problems)
+    index.images = len(pictures)
     for entry in _entries(content, "annotations", file):
         if entry.get("category_id") not in category:
             continue
@@ -129,7 +133,9 @@ def read_coco_people_folder(root: str | Path, *, on_bad_box: OnBadBox = "skip") 
             continue
         if found.names != index.names:
             raise SrattnError(f"{files[0]}: its joints are others than those of the part before; one model has one set")
-        index.parts |= found.parts
+        for name, people in found.parts.items():
+            index.parts[name] = [dataclasses.replace(one, image=one.image + index.images) for one in people]
+        index.images += found.images
         index.problems += found.problems
         index.unlabelled += found.unlabelled
     if index is None:
@@ -207,24 +213,27 @@ def _person(
     if not isinstance(joints, list) or len(joints) != 3 * len(names) or not all(map(_finite, joints)):
         problems.tell(f"{words} has no {len(names)} joints of three numbers and is left out")
         return None
+    if any(abs(value) > _FARTHEST for value in joints):
+        problems.tell(f"{words} has a joint at {max(joints, key=abs):g}, which is no place, and is left out")
+        return None
     if entry.get("iscrowd") in (1, True) or not any(_seen(entry)):
         return None
     picture = pictures[image]
     if picture is None:  # which a problem says already
         return None
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)) or box[2] <= 0 or box[3] <= 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)) or min(box[2:]) <= 0:
         problems.tell(f"{words} has a box without area, {_short(box)}, and is left out")
         return None
     number, name, source, size = picture
     x, y, width, height = (float(value) for value in box)
-    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+    if max(map(abs, box)) > _FARTHEST or x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
         problems.tell(f"{words} has a box outside of its image of {size[1]}x{size[0]} and is left out")
         return None
     place = torch.tensor(joints, dtype=torch.float32).view(-1, 3)
     place[:, :2] += 0.5
     place[place[:, 2] <= 0] = 0
     said: Any = entry.get("area")
-    area = float(said) if _finite(said) and said > 0 else width * height
+    area = float(said) if _finite(said) and 0 < said <= _FARTHEST**2 else width * height
     edges = torch.tensor([x, y, x + width, y + height])
     return Person(f"{name} ({entry.get('id')})", source, size, edges, place, area, number)
 

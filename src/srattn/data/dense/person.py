@@ -79,11 +79,12 @@ def measured_person(preprocess: Preprocess, image: Image.Image, target: Target) 
 def person_matrix(box: Tensor, size: tuple[int, int], margin: float = MARGIN) -> Tensor:
     """(2, 3) float64, from (x, y) of an image to the window of `size` (height, width) around a box x1, y1, x2, y2.
 
-    The box lies in the middle; it is enlarged to the shape of the window and then by `margin`.
+    The box lies in the middle; it is enlarged to the shape of the window and then by `margin`. Its sides count as at
+    least a pixel.
     """
     x1, y1, x2, y2 = box.tolist()
     rows, columns = size
-    scale = min(columns / (x2 - x1), rows / (y2 - y1)) / margin
+    scale = min(columns / max(x2 - x1, 1.0), rows / max(y2 - y1, 1.0)) / margin
     step = torch.eye(2, dtype=torch.float64) * scale
     return _about(step, ((x1 + x2) / 2, (y1 + y2) / 2), (columns / 2, rows / 2))
 
