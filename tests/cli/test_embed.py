@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 from srattn.cli.main import main
 from srattn.data.digits import digits_preprocess
-from srattn.engine.weights import save_weights
+from srattn.data.preprocess import Preprocess
+from srattn.engine.weights import load_run, save_weights
 from srattn.models import build_model
 
 
@@ -57,6 +60,66 @@ def test_vectors_and_maps(run: Path, pictures: Path, tmp_path: Path, capsys: pyt
     row = pq.read_table(tmp_path / "m.parquet").to_pylist()[0]
     assert row["map_1_shape"] == [8, 16, 16] and len(row["map_1"]) == 2 * 8 * 16 * 16
     assert row["map_4_shape"] == [8, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of whole models, by task."""
+    from srattn.tasks.models import build_task_model
+
+    numbers: dict[str, Any] = {
+        "embed_dims": (8, 8, 8, 8),
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 1, 1),
+        "mlp_ratios": (1, 1, 1, 1),
+    }
+    found = {}
+    for task, backbone, size, fit in (
+        ("segmentation", "pvt_v2_b0", (32, 48), "shorter"),
+        ("detection", "pvt_tiny", (64, 64), "inside"),
+    ):
+        options: dict[str, Any] = {"hidden": 8} if task == "segmentation" else {"width": 8, "convs": 1}
+        model: Any = build_task_model(task, backbone, 2, head_options=options, img_size=size, **numbers)
+        found[task] = tmp_path_factory.mktemp(task) / "model.safetensors"
+        save_weights(found[task], model, ["a", "b"], Preprocess(size=size, fit=fit), task=task)
+    return found
+
+
+@pytest.mark.parametrize(("task", "part"), [("segmentation", "the centre"), ("detection", "all")])
+def test_a_model_of_masks_or_boxes_gives_its_backbones_features(
+    whole: dict[str, Path], task: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    sizes = [(70, 40), (40, 70), (33, 90)]
+    for number, size in enumerate(sizes):
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / "pictures" / f"{number}.png")
+    loaded = load_run(whole[task])
+    body, preprocess = loaded.model.backbone, loaded.preprocess  # type: ignore[attr-defined]
+    if task == "segmentation":
+        preprocess = dataclasses.replace(preprocess, fit="crop", crop_fraction=1.0)
+    pixels = [preprocess.pixels(Image.open(tmp_path / "pictures" / f"{number}.png")) for number in range(3)]
+    with torch.inference_mode():
+        inputs = preprocess.normalise(torch.stack(pixels).float() / 255)
+        final, maps = body.forward_intermediates(inputs)  # type: ignore[operator]
+        vectors = body.forward_head(final, pre_logits=True)  # type: ignore[operator]
+
+    out, height, width = tmp_path / "v.parquet", *preprocess.size
+    code, said, err = call(capsys, "embed", tmp_path / "pictures", "--model", whole[task], "--out", out)
+    assert (code, said) == (0, f"{out}: 3 rows\n")
+    assert err == (
+        f"srattn: features of the backbone of a model for {task}, from {part} of each image at {height}x{width}\n"
+    )
+    assert torch.equal(torch.tensor(pq.read_table(out).column("features").to_pylist()), vectors)
+    out = tmp_path / "m.parquet"
+    arguments = ["embed", tmp_path / "pictures", "--model", whole[task], "--out", out, "--maps", "1,4"]
+    assert call(capsys, *arguments, "--dtype", "float32")[0] == 0
+    for row, first, last in zip(pq.read_table(out).to_pylist(), maps[0], maps[3], strict=True):
+        for name, expected in (("map_1", first), ("map_4", last)):
+            assert row[f"{name}_shape"] == list(expected.shape)
+            found = torch.frombuffer(bytearray(row[name]), dtype=torch.float32).view(expected.shape)
+            assert torch.equal(found, expected)
 
 
 def test_predictions(run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from srattn.errors import SrattnError
 
@@ -71,7 +72,24 @@ def run(args: jsonargparse.Namespace) -> int:
             return Vectors(loaded, args.dtype or "float32")
         return Maps(loaded, stages, args.dtype or "float16")
 
-    return write_out(args, rows, make)
+    return write_out(args, rows, make, _body_of)
+
+
+def _body_of(loaded: LoadedRun) -> LoadedRun:
+    """The backbone of a whole model, and a line that says so."""
+    from srattn.engine.embed import body_of
+    from srattn.engine.rows.ranks import Ranks
+
+    found = body_of(loaded)
+    if found is not loaded and Ranks.of_torchrun().rank == 0:
+        height, width = found.preprocess.size
+        part = "the centre" if found.preprocess.fit != loaded.preprocess.fit else "all"
+        print(
+            f"srattn: features of the backbone of a model for {loaded.task}, from {part} of each image at "
+            f"{height}x{width}",
+            file=sys.stderr,
+        )
+    return found
 
 
 def check_pass_arguments(args: jsonargparse.Namespace) -> None:
@@ -80,8 +98,17 @@ def check_pass_arguments(args: jsonargparse.Namespace) -> None:
             raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
 
 
-def write_out(args: jsonargparse.Namespace, rows: Rows, make: Any) -> int:
-    """Answers all `rows` with the output that `make` builds for the model; says what was written, or how to go on."""
+def write_out(
+    args: jsonargparse.Namespace,
+    rows: Rows,
+    make: Callable[[LoadedRun], Output],
+    ready: Callable[[LoadedRun], LoadedRun] | None = None,
+) -> int:
+    """Answers all `rows` with the output that `make` builds for the model; says what was written, or how to go on.
+
+    Args:
+        ready: what becomes of the model before it is asked.
+    """
     from srattn.data.decode import BadImage
     from srattn.engine.rows.job import answer_all
     from srattn.engine.rows.parts import check_free
@@ -95,7 +122,8 @@ def write_out(args: jsonargparse.Namespace, rows: Rows, make: Any) -> int:
     if ranks.world == 1:  # else the first rank may be done before the last one looks
         check_free(Path(args.out))
     loaded = open_on(args, ranks.local if ranks.world > 1 else None)
-    output: Output = make(loaded)
+    loaded = loaded if ready is None else ready(loaded)
+    output = make(loaded)
     try:
         written = answer_all(
             args.out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +12,28 @@ from torch import Tensor
 
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
+from srattn.models.backbone import Backbone
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Precision = Literal["float32", "float16"]
 _LARGEST = {"float16": torch.finfo(torch.float16).max, "float32": torch.finfo(torch.float32).max}
+
+
+def body_of(run: LoadedRun) -> LoadedRun:
+    """A run whose model is the backbone of its whole model, on images of one size; a classifier is its own.
+
+    Where images keep their shape ("shorter") the largest centred part of the shape of `size` is taken of each: rows of
+    a batch have one size, and a border would be a part of vectors.
+    """
+    body = getattr(run.model, "backbone", None)
+    if not isinstance(body, Backbone):
+        return run
+    preprocess = run.preprocess
+    if preprocess.fit == "shorter":
+        preprocess = dataclasses.replace(preprocess, fit="crop", crop_fraction=1.0)
+    return dataclasses.replace(run, model=body, preprocess=preprocess)
 
 
 class Vectors:
