@@ -1,8 +1,9 @@
 """Whole models with an answer for every pixel: any backbone and a head. SegFormer and GLPN by name.
 
-Their state is that of the backbone under `backbone.` and of the head under `head.`; `srattn.load_checkpoint` and
-`srattn.save_checkpoint` take those with a SegFormer or GLPN head as they take a backbone. Weights of a whole model give
-their backbone's part to a model with any head (`head="keep"`).
+Their state is that of the backbone under `backbone.` and of the head under `head.`. `srattn.save_checkpoint` and
+`srattn.load_checkpoint` take them as they take a backbone: with any head in our own layout, in another's with the heads
+that it has beside that family (`srattn convert --list` shows them). Weights of a whole model give their backbone's part
+to a model with any head (`head="keep"`).
 """
 
 from __future__ import annotations
