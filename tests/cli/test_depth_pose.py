@@ -85,6 +85,8 @@ def test_joints_of_people(pose: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*given, "--people", str(found), "--out", str(out)]) == 0
     coco = json.loads((out / "coco.json").read_text())
     assert len(coco) == 2 and len(coco[0]["keypoints"]) == 3 * len(JOINTS)
+    nose = json.loads((out / "predictions.json").read_text())["images"][0]["people"][0]["nose"]
+    assert coco[0]["keypoints"][0] == pytest.approx(nose[0] - 0.5, abs=1e-3)  # COCO counts from the pixel's centre
     assert len(list((out / "overlays").rglob("*.png"))) == 1
     assert main([*given, "--out", str(out)]) == 2 and "another job" in capsys.readouterr().err
 

@@ -165,12 +165,15 @@ def _coco(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _coco_people(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Joints in the form of COCO's results: x, y, 1 for each; the score is the mean of the joints'."""
+    """Joints in the form of COCO's results: x, y, 1 for each; the score is the mean of the joints'.
+
+    COCO counts from the centre of the first pixel, this package from its edge.
+    """
     return [
         {
             "image_id": record["name"],
             "category_id": 1,
-            "keypoints": [value for x, y, _ in person.values() for value in (x, y, 1)],
+            "keypoints": [value for x, y, _ in person.values() for value in (round(x - 0.5, 4), round(y - 0.5, 4), 1)],
             "score": round(sum(score for _, _, score in person.values()) / max(1, len(person)), 6),
         }
         for record in records
