@@ -40,6 +40,7 @@ VERBS: dict[str, str] = {
 # Which extra installs a package that a verb may find missing: import name -> (package, extra).
 EXTRAS: dict[str, tuple[str, str]] = {
     "PIL": ("pillow", "train"),
+    "faster_coco_eval": ("faster-coco-eval", "train"),
     "jinja2": ("jinja2", "train"),
     "kornia": ("kornia", "train"),
     "matplotlib": ("matplotlib", "train"),
