@@ -33,6 +33,9 @@ HEADS = [
     ("segmentation", "unet", {"widths": [8, 8, 8]}),
     ("detection", "fcos", {"width": 16, "convs": 1, "levels": 4}),
     ("detection", "retinanet", {"width": 16, "convs": 1, "base": 2.0, "extra_relu": False}),
+    ("depth", "glpn", {"hidden": 16, "max_depth": 80.0}),
+    ("pose", "heatmap", {"width": 16, "fuse": False}),
+    ("pose", "simcc", {"split": 1.5}),
 ]
 
 
@@ -53,15 +56,17 @@ def make(task: str, head: str, options: dict[str, Any], **more: Any) -> Any:
 def test_a_saved_checkpoint_is_the_whole_model(
     task: str, head: str, options: dict[str, Any], suffix: str, tmp_path: Path
 ) -> None:
-    model = make(task, head, options)
+    model = make(task, head, options, img_size=(64, 96))
     path = srattn.save_checkpoint(model, tmp_path / f"whole{suffix}")
     assert task_of(str(path)) == task
     run = open_model(str(path))
-    assert (run.task, run.classes, run.name) == (task, ["0", "1", "2"], "pvt_v2_b0")
+    classes = ["depth"] if task == "depth" else ["0", "1", "2"]
+    assert (run.task, run.classes, run.name) == (task, classes, "pvt_v2_b0")
     assert run.model.config == model.config and run.model.norm_eps == model.norm_eps and run.model.edge == "floor"
-    assert run.preprocess.fit == ("shorter" if task == "segmentation" else "inside")
-    assert run.palette is not None and run.palette.names == ("0", "1", "2") and not run.model.training
-    images = torch.randn(2, 3, 70, 45)
+    assert run.preprocess.fit == ("shorter" if task in ("segmentation", "depth") else "inside")
+    assert (run.preprocess.size == (64, 96)) == (task == "pose"), "windows are those that it was built for"
+    assert run.palette is not None and run.palette.names == tuple(classes) and not run.model.training
+    images = torch.randn(2, 3, *((64, 96) if task == "pose" else (70, 45)))
     with torch.inference_mode():
         assert torch.equal(run.model(images), model(images))
 

@@ -102,21 +102,43 @@ DENSE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"width": 16, "convs": 1},
         {"headline": "map50", "map50": 0.625, "map": 0.5, "per_class_map50": {"ant": 0.5, "b`ee": 0.75}},
     ),
+    "depth": ("glpn", {"hidden": 16, "max_depth": 80.0}, {"headline": "delta1", "abs_rel": 0.5, "delta1": 0.625}),
+    "pose": (
+        "simcc",
+        {},
+        {"headline": "oks_ap", "oks_ap": 0.625, "pck": 0.75, "per_joint_pck": {"ant": 0.5, "b`ee": 0.75}},
+    ),
 }
-TAGS = {"segmentation": "image-segmentation", "detection": "object-detection"}
+TAGS = {
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "depth": "depth-estimation",
+    "pose": "keypoint-detection",
+}
+METRICS = {
+    "segmentation": ("mean_iou", "mIoU"),
+    "detection": ("ap50", "AP50"),
+    "depth": ("delta1", "pixels within 25 %"),
+    "pose": ("oks_ap", "OKS AP"),
+}
+
+
+def classes_of(task: str) -> list[str]:
+    return ["depth"] if task == "depth" else CLASSES
 
 
 @pytest.fixture(scope="module", params=list(DENSE))
 def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of masks or boxes."""
+    """A run folder of a task other than classification."""
     task = request.param
     folder = tmp_path_factory.mktemp("runs") / task
     head, options, figures = DENSE[task]
-    model: Any = build_task_model(task, "pvt_v2_b0", 3, head, options, **SMALL).eval()
+    model: Any = build_task_model(task, "pvt_v2_b0", 3, head, options, img_size=64, **SMALL).eval()
     folder.mkdir()
-    palette = Palette(tuple(CLASSES), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
-    seen = Preprocess(size=(64, 64), fit="shorter" if task == "segmentation" else "inside")
-    save_weights(folder / "model.safetensors", model, CLASSES, seen, task=task, palette=palette)
+    classes = classes_of(task)
+    palette = Palette(tuple(classes), ((1, 2, 3), (4, 5, 6), (7, 8, 9))[: len(classes)])
+    seen = Preprocess(size=(64, 64), fit="shorter" if task in ("segmentation", "depth") else "inside")
+    save_weights(folder / "model.safetensors", model, classes, seen, task=task, palette=palette)
     (folder / "config.yaml").write_text(f"task: {task}\ndata: /home/someone/ants\n")
     result = {"task": task, **figures, "data": "/home/someone/ants", "val_images": 20, "seconds": 1.5}
     (folder / "result.json").write_text(json.dumps(result))
@@ -127,13 +149,13 @@ def test_a_dense_model_there_and_back(dense: Path, tmp_path: Path) -> None:
     task, loaded = dense.name, open_model(str(dense))
     folder = srattn.save_pretrained(dense, tmp_path / "saved")
     facts = json.loads((folder / "config.json").read_text())
-    assert facts["task"] == task and facts["colours"] == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert facts["task"] == task and facts["colours"][0] == [1, 2, 3]
     assert facts["model"] == json.loads(json.dumps(loaded.model.config))
     model = srattn.from_pretrained(folder)
-    assert (model.task, model.run.task, model.labels) == (task, task, CLASSES)
+    assert (model.task, model.run.task, model.labels) == (task, task, classes_of(task))
     assert model.palette == loaded.palette and model.preprocess == loaded.preprocess
     assert task_of(str(folder)) == task and open_model(str(folder)).task == task
-    images = torch.randn(1, 3, 64, 80)
+    images = torch.randn(1, 3, 64, 64 if task == "pose" else 80)
     with torch.inference_mode():
         assert torch.equal(model(images), loaded.model(images))
     assert (folder / "model.safetensors").read_bytes() == (dense / "model.safetensors").read_bytes()
@@ -145,23 +167,23 @@ def test_the_card_of_a_dense_model(dense: Path, tmp_path: Path) -> None:
     header = yaml.safe_load(text.split("---")[1])
     assert header["pipeline_tag"] == TAGS[task]
     measured = header["model-index"][0]["results"][0]
-    kind = {"segmentation": ("mean_iou", "mIoU"), "detection": ("ap50", "AP50")}[task]
+    kind = METRICS[task]
     assert measured["task"]["type"] == TAGS[task]
     assert measured["metrics"] == [{"type": kind[0], "name": kind[1], "value": 0.625}]
     assert "lassif" not in text.replace("classification", ""), "nothing of classifiers"
     for part in (
         f"with a {DENSE[task][0]} head",
-        "| ant | 0.5000 |",
-        "| cät | - |",
-        "`b'ee`",
+        *(() if task == "depth" else ("| ant | 0.5000 |", "| cät | - |", "`b'ee`")),
         "Of the backbone:",
         "MMACs",
         "| seconds | 1.5 |",
     ):
         assert part in text, part
-    first, second = list(DENSE[task][2])[1:3]
-    assert text.index(f"| {first} | 0.625 |") < text.index(f"| {second} |"), "the headline comes first"
-    assert {"segmentation": "shorter side at 64", "detection": "within 64x64"}[task] in text.split("## Limits")[1]
+    first = DENSE[task][2]["headline"]
+    others = [key for key, value in DENSE[task][2].items() if isinstance(value, float) and key != first]
+    assert text.index(f"| {first} | 0.625 |") < min(text.index(f"| {key} |") for key in others), "the headline first"
+    seen = "shorter side at 64" if task in ("segmentation", "depth") else "within 64x64"
+    assert seen in text.split("## Limits")[1]
     assert "/home/someone" not in text
 
 
@@ -174,10 +196,9 @@ def test_the_cards_code_runs(dense: Path, tmp_path: Path, monkeypatch: pytest.Mo
     code = (tmp_path / "saved" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     found: dict[str, Any] = {}
     exec(code.replace("REPO", "saved"), found)
-    if dense.name == "segmentation":
-        assert found["mask"].shape == (61, 90)
-    else:
-        assert found["boxes"].shape[1] == 6
+    names = {"segmentation": "mask", "detection": "boxes", "depth": "depth", "pose": "joints"}
+    shape = tuple(found[names[dense.name]].shape)
+    assert shape[1:] == (6,) if dense.name == "detection" else shape == {"pose": (1, 3, 3)}.get(dense.name, (61, 90))
 
 
 def test_every_task_has_its_words() -> None:

@@ -20,7 +20,11 @@ _PATHS = ("data", "val", "out", "resume", "init", "teacher")
 """Options that may name a place on somebody's machine: the card has the last part alone."""
 _MOST_CLASSES = 50
 _NO_FIGURES = ("seconds", "loader_share")
-_BY_CLASS = {"segmentation": ("per_class_iou", "IoU"), "detection": ("per_class_map50", "AP50")}
+_BY_CLASS = {
+    "segmentation": ("per_class_iou", "class", "IoU"),
+    "detection": ("per_class_map50", "class", "AP50"),
+    "pose": ("per_joint_pck", "joint", "PCK"),
+}
 
 
 def result_of(run: LoadedRun) -> dict[str, Any]:
@@ -123,8 +127,8 @@ def _figures(run: LoadedRun, result: dict[str, Any]) -> str:
 
 
 def _by_class(run: LoadedRun, result: dict[str, Any]) -> list[str]:
-    """A table of the headline by class; nothing where there is none."""
-    key, called = _BY_CLASS.get(run.task, ("", ""))
+    """A table of what is known by class; nothing where there is none."""
+    key, kind, called = _BY_CLASS.get(run.task, ("", "", ""))
     values = result.get(key)
     if not isinstance(values, dict) or not values:
         return []
@@ -133,7 +137,7 @@ def _by_class(run: LoadedRun, result: dict[str, Any]) -> list[str]:
         f"| {_plain(name)} | {value:.4f} |" if isinstance(value, float) else f"| {_plain(name)} | - |"
         for name, value in shown
     ]
-    return ["", f"| class | {called} |", "|---|---|", *rows]
+    return ["", f"| {kind} | {called} |", "|---|---|", *rows]
 
 
 def _limits(run: LoadedRun, result: dict[str, Any]) -> str:

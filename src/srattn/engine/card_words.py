@@ -93,7 +93,9 @@ _KNOWN = {
     "depth": Words(
         "depth-estimation",
         "A model for the depth of every pixel",
-        _simple("depths (B, H, W)"),
+        _on_a_photo(
+            "predict_depth", "depths (B, H, W)", "depth = predict_depth(model.run, image)  # float32 (H, W), in metres"
+        ),
         (
             "Depths are those of the cameras and scenes that it was trained on; one picture does not tell the scale of "
             "others.",
@@ -104,7 +106,11 @@ _KNOWN = {
     "pose": Words(
         "keypoint-detection",
         "A model for the {count} joints of the person in a window",
-        _simple("heatmaps or logits of the joints"),
+        _on_a_photo(
+            "predict_joints",
+            "heatmaps or logits of the joints",
+            "joints = predict_joints(model.run, image)  # (1, joints, 3): x, y in pixels, score; boxes= for several",
+        ),
         ("It takes a window around one person, which it does not find itself, and gives every joint a place in it.",),
         classes="joints",
         data="image-joints-folder",

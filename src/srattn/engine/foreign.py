@@ -88,7 +88,7 @@ def task_of_head(kind: str) -> str:
         SrattnError: no task here has such a head.
     """
     for task in _LOOKS:
-        if kind in heads_of(task) or (task, kind) == ("depth", "glpn"):
+        if kind in heads_of(task):
             return task
     raise SrattnError(f"a {kind} head is of no task that is known here; open the backbone alone with load_checkpoint")
 
