@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,19 @@ def test_every_verb_has_its_options_and_an_example() -> None:
     assert re.findall(r"<!-- options of (\w+) -->", text) == re.findall(r"(?m)^## (\w+)", text)
     assert set(re.findall(r"(?m)^## (\w+)", text)) == set(VERBS)
     assert set(re.findall(r"(?m)^srattn (\w+)", text)) == set(VERBS)
+
+
+def test_every_example_of_a_verb_is_understood() -> None:
+    from srattn.cli.main import VERBS
+    from srattn.cli.parser import make_parser
+
+    lines = re.findall(r"(?m)^srattn (.*)$", (DOCS / "verbs.md").read_text("utf-8"))
+    assert lines
+    for line in lines:
+        verb, *rest = shlex.split(line, comments=True)
+        parser = make_parser(verb, VERBS[verb])
+        importlib.import_module(f"srattn.cli.{verb}").add_arguments(parser)
+        parser.parse_args(rest)  # a wrong option raises
 
 
 def test_linked_files_are_there() -> None:
