@@ -23,7 +23,8 @@ def test_code_runs_and_has_the_shapes_that_it_says() -> None:
     for line in code.splitlines():
         if found := re.match(r"(maps\..*?)\s+# \((.*?)\)", line):
             made = eval(found[1], names)
-            expected = [int(side) if side.isdecimal() else 3 for side in found[2].split(", ")]  # heads of stage 1
+            heads = names["model"].config["num_heads"][0]  # type: ignore[attr-defined]  # of stage 1
+            expected = [int(side) if side.isdecimal() else heads for side in found[2].split(", ")]
             assert list(made.shape) == expected, line
             calls += 1
         else:
