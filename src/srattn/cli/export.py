@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from srattn.export import Exported, Options
 
 _MOST_IMAGES, _MOST_SCENES = 64, 8
+_CALIBRATE, _CALIBRATE_SCENES = 320, 48
+_BLOCK = 20
+_NAMED = 5
 _TASKS: dict[str, Any] = {"classification": "classify", "segmentation": "segment", "detection": "detect"}
 
 
@@ -52,6 +55,22 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocess", action="store_true", help="take uint8 pictures of any size; resize and normalise in the graph"
     )
+    parser.add_argument(
+        "--precision",
+        type=Literal["float32", "bfloat16", "float16", "int8", "int8-weights"],
+        default="float32",
+        help="int8: weights and activations in whole numbers, onnx and openvino; int8-weights: weights alone; float16: "
+        "weights stored in half; bfloat16: computed in half, torch and openvino",
+    )
+    parser.add_argument("--calibrate", type=str | None, help="int8: images like those to come: a folder, a data set")
+    parser.add_argument(
+        "--keep_float",
+        nargs="+",
+        type=str,
+        default=[],
+        help="int8: parts that stay float, as in head '*.mlp' stages.0; or auto: those that lose most",
+    )
+    parser.add_argument("--sensitivity", action="store_true", help="int8: say what each part loses by itself")
     parser.add_argument("--opset", type=int, default=20, help="of ONNX, 18 or later")
     parser.add_argument("--images", type=str | None, help="real images to compare on beside random ones: file, folder")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -63,20 +82,38 @@ def run(args: jsonargparse.Namespace) -> int:
     from srattn.engine.open_model import open_model
     from srattn.export.export import check_target, export_model
     from srattn.export.formats import get_format
-    from srattn.export.options import Options
+    from srattn.export.options import WHOLE, Options
 
     name = args.format or _format_of(args.out)
     height, width = (224, 224) if args.size is None else _size(args.size)
     batch, dynamic = _batch(args.batch), _words(args.dynamic)
-    given = Options(name, (height, width), batch, dynamic, args.task or "classify", args.preprocess, args.opset)
+    given = Options(
+        name,
+        (height, width),
+        batch,
+        dynamic,
+        args.task or "classify",
+        args.preprocess,
+        args.opset,
+        precision=args.precision,
+        keep_float=tuple(args.keep_float),
+        sensitivity=args.sensitivity,
+    )
     check_target(Path(args.out), given, args.overwrite)
     given.check(1)
     get_format(name)
+    if (args.calibrate is not None) != (args.precision in WHOLE):
+        raise SrattnError(f"--calibrate FOLDER goes with --precision int8, got --precision {args.precision}")
     if args.model.endswith((".onnx", ".xml", ".pt2")):
         raise SrattnError(f"{args.model} is an export itself; give the model that it was made of")
     loaded = open_model(args.model)
     given = _settled(args, given, loaded)
-    real = [] if args.images is None else _real_images(loaded, args.images, given)
+    scenes = given.task not in ("classify", "features")
+    most, calibrating = (_MOST_SCENES, _CALIBRATE_SCENES) if scenes else (_MOST_IMAGES, _CALIBRATE)
+    real = [] if args.images is None else _real_images(loaded, args.images, given, most, "--images")
+    calibrate = []
+    if args.calibrate is not None:
+        calibrate = _real_images(loaded, args.calibrate, given, calibrating, "--calibrate", together=False)
     exported = export_model(
         loaded.model,
         args.out,
@@ -85,6 +122,7 @@ def run(args: jsonargparse.Namespace) -> int:
         palette=loaded.palette,
         preprocess=loaded.preprocess,
         real=real,
+        calibrate=calibrate,
         card=_card(loaded),
         overwrite=args.overwrite,
     )
@@ -122,9 +160,23 @@ def _say(exported: Exported) -> None:
         f"verified against eager on {shapes}{f' and {more} more inputs' if more > 0 else ''}: "
         f"worst error {verified['error']:.1e}, tolerance {verified['tolerance']:.1e}, relative to the largest value"
     )
+    if facts.quantised:
+        _say_quantised(facts.quantised)
     if absorbed:
         print(f"absorbed attention in {sum(absorbed)} of {len(absorbed)} blocks")
     print(f"{exported.path}: {exported.bytes / 1e6:.1f} MB, outputs {', '.join(facts.outputs)}")
+
+
+def _say_quantised(found: dict[str, Any]) -> None:
+    print(
+        f"calibrated on {found['images']} images; on {found['held']} others noise is {found['decibels']:.1f} dB below "
+        f"the signal, and {100 * found['same']:.1f}% of the choices are the same"
+    )
+    if found["parts"]:
+        order = sorted(found["parts"].items(), key=lambda entry: entry[1])[:_NAMED]
+        print("most is lost by " + ", ".join(f"{part} ({value:.1f} dB)" for part, value in order))
+    if found["kept"]:
+        print(f"kept in float: {', '.join(found['kept'])}")
 
 
 def _card(loaded: LoadedRun) -> dict[str, Any]:
@@ -143,8 +195,15 @@ def _card(loaded: LoadedRun) -> dict[str, Any]:
     return card
 
 
-def _real_images(loaded: LoadedRun, name: str, options: Options) -> list[Tensor]:
-    """Readable images of a file or folder, as the graph takes them, `options.batch` at a time."""
+def _real_images(
+    loaded: LoadedRun, name: str, options: Options, most: int, flag: str, together: bool = True
+) -> list[Tensor]:
+    """Readable images of a file or folder, as the graph takes them, `options.batch` at a time.
+
+    Args:
+        most: images; of more, blocks from all over, since folders may be sorted by class.
+        together: images of one size are one batch, where the batch is free; else each is by itself.
+    """
     import dataclasses
 
     import torch
@@ -161,21 +220,23 @@ def _real_images(loaded: LoadedRun, name: str, options: Options) -> list[Tensor]
         kept = options.fitted(loaded.preprocess)
     run = dataclasses.replace(loaded, preprocess=kept)
     rows = open_rows([name], None)
-    most = _MOST_IMAGES if options.task in ("classify", "features") else _MOST_SCENES
-    found = [pixels_of(run, source) for source in rows.read(0, min(len(rows), most))]
+    blocks = max(1, most // _BLOCK) if len(rows) > most else 1
+    starts = [block * len(rows) // blocks for block in range(blocks)]
+    count = min(len(rows), most) // blocks
+    found = [pixels_of(run, source) for start in starts for source in rows.read(start, start + count)]
     pixels = [each for each in found if isinstance(each, torch.Tensor)]
     if not pixels:
-        raise SrattnError(f"--images {name} has no readable image")
+        raise SrattnError(f"{flag} {name} has no readable image")
     if raw:
         return [each.permute(1, 2, 0).expand(options.batch or 1, -1, -1, -1).contiguous() for each in pixels]
     images = [kept.normalise(each.unsqueeze(0).float() / 255) for each in pixels]
-    if len({each.shape for each in images}) > 1:
+    if len({each.shape for each in images}) > 1 or (options.batch is None and not together):
         return [each.expand(options.batch or 1, -1, -1, -1).contiguous() for each in images]
-    together = torch.cat(images)
+    joined = torch.cat(images)
     if options.batch is None:
-        return [together]
-    return [each for each in together.split(options.batch) if len(each) == options.batch] or [
-        together[:1].expand(options.batch, -1, -1, -1)
+        return [joined]
+    return [each for each in joined.split(options.batch) if len(each) == options.batch] or [
+        joined[:1].expand(options.batch, -1, -1, -1)
     ]
 
 

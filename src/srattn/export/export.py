@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from srattn.data.palette import Palette, standard_palette
@@ -24,7 +25,9 @@ from srattn.export.formats import NAMES as FORMATS
 from srattn.export.formats import get_format
 from srattn.export.formats.torch_compiled import TRUST
 from srattn.export.graph import INPUT, Graph, backbone_of, check_model, least_dynamic, make_graph, make_program
-from srattn.export.options import SUFFIXES, Options
+from srattn.export.options import SUFFIXES, WHOLE, Options
+from srattn.export.quantise.openvino_int8 import load_nncf
+from srattn.export.quantise.steps import quantise
 from srattn.files import atomic_path
 from srattn.tasks.detection.decode import Choice
 
@@ -47,6 +50,7 @@ def export_model(
     palette: Palette | None = None,
     preprocess: Preprocess | None = None,
     real: Sequence[Tensor] = (),
+    calibrate: Sequence[Tensor] = (),
     card: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -63,6 +67,8 @@ def export_model(
             `options.preprocess` says so. A graph of one size stretches what "shorter" would give sizes of its own.
         real: images of `options.size` as the model takes them (or pictures as the graph does), (B, ...) each, that are
             compared beside the random ones.
+        calibrate: of "int8", batches of images in the same form: the ranges of activations are those that they have.
+            "int8-weights" measures what it costs on them. Every fourth is held out for that.
         card: what else the file shall say of the model, JSON-able.
 
     Raises:
@@ -78,6 +84,11 @@ def export_model(
         raise SrattnError(f"export is for models of images, {body.config['name']} takes volumes")
     kept = options.fitted(preprocess or Preprocess(channels=body.in_chans, **_plain(body.in_chans)))
     options.check(body.min_size, least_dynamic(model, options))
+    whole = options.precision in WHOLE
+    if whole and not calibrate:
+        raise SrattnError(f"--precision {options.precision} needs images: --calibrate FOLDER")
+    if whole and options.format == "openvino":
+        load_nncf()
     training = model.training
     model.eval()
     try:
@@ -96,11 +107,18 @@ def export_model(
                 target=str(made),
                 cases=verify.write_cases(graph, options, real, folder),
                 text=facts.to_text(),
+                calibrate=_write_images(calibrate, folder) if whole else None,
             )
             facts = Facts.from_text(text, target)
             return Exported(target, facts, _place(made, target, overwrite))
     finally:
         model.train(training)
+
+
+def _write_images(batches: Sequence[Tensor], folder: Path) -> str:
+    path = folder / "calibrate.safetensors"
+    save_file({f"{n:06}": batch.contiguous().clone() for n, batch in enumerate(batches)}, path)
+    return str(path)
 
 
 def _facts(
@@ -130,8 +148,12 @@ def _facts(
     )
 
 
-def make(program: str, target: str, cases: list[str], text: str) -> str:
-    """In the child: converts a saved program, runs the file on every case, and stamps it; returns the stamp."""
+def make(program: str, target: str, cases: list[str], text: str, calibrate: str | None = None) -> str:
+    """In the child: converts a saved program, runs the file on every case, and stamps it; returns the stamp.
+
+    Args:
+        calibrate: a file with batches of images, for a file in whole numbers.
+    """
     facts = Facts.from_text(text, Path(target))
     options = facts.options
     name, answer = options.format, options.answer
@@ -139,6 +161,7 @@ def make(program: str, target: str, cases: list[str], text: str) -> str:
     suppresses = answer == "detections"
     tell(f"the conversion to {FORMATS[name]}")
     file.write(program, target, [INPUT], NAMES["boxes"] if suppresses else facts.outputs, options.opset)
+    _reduce(file, target, options)
     tell(f"the file in {FORMATS[name]}")
     os.environ[TRUST] = "1"  # it was compiled a moment ago, by this command
     run = file.open_file(Path(target))
@@ -146,14 +169,26 @@ def make(program: str, target: str, cases: list[str], text: str) -> str:
     for each in cases:
         case = verify.read_case(each)
         shapes.append(list(case["images"].shape))
-        worst = max(worst, verify.judge(run(case["images"]), case, answer))
+        for _ in range(2):  # a runtime may take another way once it knows a shape
+            worst = max(worst, verify.judge(run(case["images"]), case, answer))
     del run
+    facts = dataclasses.replace(facts, verified=verify.Verdict(*worst, shapes)._asdict())
+    if calibrate is not None:
+        images = [batch for _, batch in sorted(load_file(calibrate).items())]
+        facts = dataclasses.replace(facts, quantised=quantise(Path(target), program, images, options))
     if suppresses:
         _suppress(file, target, cases, facts)
     tell(f"the stamp in {FORMATS[name]}")
-    text = dataclasses.replace(facts, verified=verify.Verdict(*worst, shapes)._asdict()).to_text()
+    text = facts.to_text()
     file.stamp(target, text)
     return text
+
+
+def _reduce(file: Any, target: str, options: Options) -> None:
+    if options.precision == "float16":
+        file.halve(target)
+    elif options.precision == "bfloat16" and options.format == "openvino":
+        file.compute_in_bfloat16(target)
 
 
 def _suppress(file: Any, target: str, cases: list[str], facts: Facts) -> None:

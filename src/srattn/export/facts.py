@@ -31,7 +31,9 @@ class Facts:
         colours: of the classes of pixels and boxes, red, green, blue.
         choice: which boxes are left, where the file suppresses them itself: see `srattn.tasks.detection.Choice`.
         least: the least side of images in pixels, where sizes are dynamic.
-        verified: worst error, tolerance and input shapes of the comparison with eager.
+        quantised: what whole numbers cost, see `srattn.export.quantise.steps.quantise`; empty for a file in float.
+        verified: worst error, tolerance and input shapes of the comparison with eager; of a file in whole
+            numbers, of the one in float that it was made from.
         version: of srattn.
     """
 
@@ -45,6 +47,7 @@ class Facts:
     colours: list[list[int]] = dataclasses.field(default_factory=list)
     choice: dict[str, Any] = dataclasses.field(default_factory=dict)
     least: int = LEAST_DYNAMIC
+    quantised: dict[str, Any] = dataclasses.field(default_factory=dict)
     verified: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: str = __version__
 
@@ -97,6 +100,7 @@ class Facts:
 def _options(values: dict[str, Any]) -> Options:
     height, width = (int(side) for side in values["size"])
     options = Options(**{**values, "size": (height, width), "dynamic": tuple(values["dynamic"])})
+    options = dataclasses.replace(options, keep_float=tuple(options.keep_float))
     if options.format not in SUFFIXES or options.answer not in OUTPUTS.get(options.task, ()):
         raise ValueError(f"format {options.format!r}, task {options.task!r}, outputs {options.outputs!r}")
     if not (options.batch is None or (isinstance(options.batch, int) and options.batch > 0)):

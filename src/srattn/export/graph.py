@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,8 +52,11 @@ class Graph(nn.Module):
             images = self.pictures(images)
         answer = self.options.answer
         if answer == "maps":
-            return tuple(backbone_of(model).forward_intermediates(images, intermediates_only=True))
-        found = model(images)
+            maps = self._computed(
+                lambda x: backbone_of(model).forward_intermediates(x, intermediates_only=True), images
+            )
+            return tuple(maps)
+        (found,) = self._computed(lambda x: [model(x)], images)
         if answer == "classes":
             return answers.classes_of(found, height, width)
         if answer not in ("boxes", "detections"):
@@ -61,6 +65,12 @@ class Graph(nn.Module):
         if self.pictures is not None:
             boxes = answers.in_picture(boxes, self.pictures.preprocess, height, width)
         return boxes, scores
+
+    def _computed(self, run: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
+        """What a model whose weights are bfloat16 makes of float32, as float32."""
+        if next(self.model.parameters()).dtype != torch.bfloat16:
+            return run(images)
+        return [each.float() for each in run(images.bfloat16())]
 
     def outputs(self) -> list[str]:
         """Names of the outputs."""
@@ -119,7 +129,12 @@ def fast_model(model: nn.Module, size: tuple[int, int], fixed: bool, form: Form)
 def make_program(graph: Graph, options: Options) -> tuple[ExportedProgram, list[bool]]:
     """The fast form of the graph's model, traced by torch.export for the declared sizes, and what was absorbed."""
     fixed = not options.dynamic
-    fast = Graph(fast_model(graph.model, options.size, fixed, FORMS[options.format]), options, graph.pictures)
+    # Without their activations only products are quantised, and no convolutions.
+    form = Form() if options.precision == "int8-weights" else FORMS[options.format]
+    model = fast_model(graph.model, options.size, fixed, form)
+    if options.precision == "bfloat16" and options.format in ("torch", "torch-compiled"):
+        model = model.bfloat16()
+    fast = Graph(model, options, graph.pictures)
     example = example_for(graph, options)
     dynamic: dict[int, Any] = {}
     if options.batch is None:

@@ -18,6 +18,14 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 """What a file of each task can answer, the default first; see `srattn.export.answers`."""
 SUFFIXES: dict[str, str] = {"torch": ".pt2", "torch-compiled": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "torch": ("float32", "bfloat16"),
+    "torch-compiled": ("float32", "bfloat16"),
+    "onnx": ("float32", "float16", "int8", "int8-weights"),
+    "openvino": ("float32", "float16", "bfloat16", "int8", "int8-weights"),
+}
+"""What each format can be written in; float16 is how weights are stored, the others are what is computed in."""
+WHOLE = ("int8", "int8-weights")
 WITH_NMS = ("onnx", "openvino")
 """Formats that can suppress boxes themselves."""
 LEAST_OPSET, OPSET = 18, 20
@@ -38,6 +46,11 @@ class Options:
         task: "classify" gives logits, "features" the maps of all stages; "segment" and "detect" are for models of masks
             and boxes.
         outputs: one of `OUTPUTS` of the task, the default if empty.
+        precision: one of `PRECISIONS` of the format. "int8" has whole numbers of 8 bits for weights and activations
+            and needs images to calibrate on, "int8-weights" for weights alone.
+        keep_float: of "int8", parts of the model that stay float: patterns as `srattn.export.quantise.parts.matching`
+            reads them, or "auto" for those that lose most.
+        sensitivity: of "int8", measure what every part loses by itself.
         preprocess: take uint8 pictures (batch, height, width, channels) of any size, and crop, resize and normalise
             in the graph.
         opset: of ONNX.
@@ -51,6 +64,9 @@ class Options:
     preprocess: bool = False
     opset: int = OPSET
     outputs: str = ""
+    precision: str = "float32"
+    keep_float: tuple[str, ...] = ()
+    sensitivity: bool = False
 
     @property
     def answer(self) -> str:
@@ -75,6 +91,11 @@ class Options:
                 f"--nms in is for {' and '.join(WITH_NMS)}: a program of torch.export cannot suppress boxes whose "
                 "number depends on the picture; --nms out gives all boxes and scores"
             )
+        able = PRECISIONS[self.format]
+        if self.precision not in able:
+            raise SrattnError(f"--precision of {self.format} is {', '.join(able)}, got {self.precision!r}")
+        if self.precision != "int8" and (self.keep_float or self.sensitivity):
+            raise SrattnError(f"--keep_float and --sensitivity are for --precision int8, got {self.precision}")
         if self.batch is not None and self.batch < 1:
             raise SrattnError(f"--batch is dynamic or at least 1, got {self.batch}")
         least = max(min_size, least_dynamic) if self.dynamic else min_size

@@ -1,6 +1,7 @@
 """Inputs at several sizes with what eager makes of them, and how far a file's answers may be from that.
 
-The truth is the model in float64. A file may be four times as far from it as eager is in float32, and 1e-5 in any case.
+The truth is the model in float64. A file may be four times as far from it as eager is in the file's precision, and 1e-5
+in any case. A file in whole numbers is made from one in float that was held against this.
 Where the graph resizes pictures, rounding pixels at a slightly other threshold counts as eager does.
 
 A choice is not far or near: classes of pixels may be any whose logit is as good as the best within what logits may
@@ -32,6 +33,7 @@ FLOOR = 1e-5
 LEEWAY = 4.0
 NUDGE = 2e-4
 """Of a level: more than float32 sums of levels differ by between runtimes, which then round some pixel differently."""
+_FACTOR = 4 / 3
 NEAR = 1e-4
 """Scores, overlaps and (in pixels, times the largest coordinate) boxes that are one and the same to a suppression."""
 
@@ -56,7 +58,9 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
         inputs = [example_for(graph, options, size, batch) for size, batch in sizes(graph, options)]
         graph = Graph(graph.model, _before_choice(options), graph.pictures).eval()
         exact = copy.deepcopy(graph).double()
-        others = [(graph, False)] + [(_nudged(exact, nudge), True) for nudge in (NUDGE, -NUDGE) if graph.pictures]
+        others = [(graph, False), *_less_exact(graph, options)] + [
+            (_nudged(exact, nudge), True) for nudge in (NUDGE, -NUDGE) if graph.pictures
+        ]
         files = []
         for place, images in enumerate([*inputs, *real]):
             doubled = images if images.dtype == torch.uint8 else images.double()
@@ -71,6 +75,21 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
             save_file({"images": images.contiguous(), **tensors}, path)
             files.append(str(path))
     return files
+
+
+def _less_exact(graph: Graph, options: Options) -> list[tuple[Graph, bool]]:
+    """Eager in the precision of the file, where that is not float32."""
+    if options.precision not in ("bfloat16", "float16"):
+        return []
+    model = copy.deepcopy(graph.model)
+    if options.precision == "bfloat16":
+        model = model.bfloat16()
+    else:
+        # Stored in half and float32 when they are used. A runtime rounds weights that it has multiplied with the
+        # scales of norms, so they are rounded here as multiples of themselves, which no factor of two makes equal.
+        for weight in model.parameters():
+            weight.copy_((weight * _FACTOR).half().float() / _FACTOR)
+    return [(Graph(model, graph.options, graph.pictures).eval(), False)]
 
 
 def _nudged(graph: Graph, nudge: float) -> Graph:

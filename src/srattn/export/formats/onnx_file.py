@@ -18,12 +18,14 @@ from srattn.errors import SrattnError
 from srattn.export.formats import STAMP, Runner
 from srattn.tasks.detection.decode import Choice
 
+_SMALL = 16
+"""Tensors with fewer values stay what they are: constants of the graph among them."""
 NEEDS = ("onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> None:
     loaded = torch.export.load(program)
-    with _silent(), torch.no_grad():
+    with silent(), torch.no_grad():
         found = torch.onnx.export(
             loaded,
             dynamo=True,
@@ -74,6 +76,32 @@ def suppress(target: str, choice: Choice, opset: int) -> None:
     onnx.save(model, target)
 
 
+def halve(target: str) -> None:
+    """Stores weights in float16, each with a step that makes float32 of it; what is computed is float32."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(target)
+    graph, casts = model.graph, []
+    for weight in graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.size < _SMALL:
+            continue
+        half = values.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise SrattnError(f"{weight.name} holds values beyond the largest of float16: leave out --precision")
+        name = f"{weight.name}_float16"
+        casts.append(
+            onnx.helper.make_node("Cast", [name], [weight.name], name=f"cast_{name}", to=onnx.TensorProto.FLOAT)
+        )
+        weight.CopyFrom(numpy_helper.from_array(half, name))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, target)
+
+
 def stamp(target: str, text: str) -> None:
     import onnx
 
@@ -114,8 +142,8 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Exporting talks on standard output and through warnings and logs."""
+def silent() -> Iterator[None]:
+    """The exporter and the quantisers talk on standard output and through warnings and logs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

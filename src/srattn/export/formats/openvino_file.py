@@ -16,6 +16,8 @@ from srattn.export.formats import STAMP, Runner
 from srattn.tasks.detection.decode import Choice
 
 NEEDS = ("openvino", "numpy")
+_MOST_SHAPES = 4
+_PRECISION, _BFLOAT16 = "srattn_precision", "bf16"
 
 
 def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> None:
@@ -48,6 +50,22 @@ def suppress(target: str, choice: Choice, opset: int) -> None:
     _rewrite(target, ov.Model(tail.get_results(), model.get_parameters()))
 
 
+def halve(target: str) -> None:
+    """Stores weights in float16; what is computed is float32."""
+    import openvino as ov
+
+    _rewrite(target, ov.Core().read_model(target), halves=True)
+
+
+def compute_in_bfloat16(target: str) -> None:
+    """Lets the runtime compute in bfloat16, which is a matter of running the file: a note in it says so."""
+    import openvino as ov
+
+    model: Any = ov.Core().read_model(target)
+    model.set_rt_info(_BFLOAT16, [_PRECISION])
+    _rewrite(target, model)
+
+
 def stamp(target: str, text: str) -> None:
     import openvino as ov
 
@@ -56,13 +74,13 @@ def stamp(target: str, text: str) -> None:
     _rewrite(target, model)
 
 
-def _rewrite(target: str, model: Any) -> None:
+def _rewrite(target: str, model: Any, halves: bool = False) -> None:
     """Replaces the file by what a model that was read from it has become."""
     import openvino as ov
 
     # Its weights are mapped from the file that is to be replaced.
     aside = Path(target).with_name("rewritten.xml")
-    ov.save_model(model, aside, compress_to_fp16=False)
+    ov.save_model(model, aside, compress_to_fp16=halves)
     for suffix in (".xml", ".bin"):
         aside.with_suffix(suffix).replace(Path(target).with_suffix(suffix))
 
@@ -75,15 +93,31 @@ def read_stamp(path: Path) -> str | None:
 def open_file(path: Path, threads: int | None = None) -> Runner:
     import openvino as ov
 
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = _read(path)
+    half = model.has_rt_info([_PRECISION]) and model.get_rt_info([_PRECISION]).value == _BFLOAT16
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _BFLOAT16 if half else "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         config |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    compiled: Any = ov.Core().compile_model(_read(path), "CPU", config)
-    request = compiled.create_infer_request()
+    core = ov.Core()
+    free = core.compile_model(model, "CPU", config).create_infer_request()
+    seen: set[tuple[int, ...]] = set()
+    fixed: dict[tuple[int, ...], Any] = {}
+
+    def request_for(shape: tuple[int, ...]) -> Any:
+        """A shape that comes again gets a request of its own: OpenVINO is several times as fast where it knows it."""
+        if shape in fixed:
+            return fixed[shape]
+        if not model.is_dynamic() or shape not in seen or len(fixed) == _MOST_SHAPES:
+            seen.add(shape)
+            return free
+        known = model.clone()
+        known.reshape(list(shape))
+        fixed[shape] = core.compile_model(known, "CPU", config).create_infer_request()
+        return fixed[shape]
 
     def run(images: Tensor) -> list[Tensor]:
-        found = request.infer({0: images.contiguous().numpy()})
-        return [torch.from_numpy(found[port].copy()) for port in compiled.outputs]
+        found = request_for(tuple(images.shape)).infer({0: images.contiguous().numpy()})
+        return [torch.from_numpy(each.copy()) for each in found.to_tuple()]
 
     return run
 
