@@ -40,13 +40,14 @@ def batch_norm(
 
 def reason_against(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Why the kernel does not normalise this, in words; None where it does."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "a compiler reads the model"
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return f"the kernel is for float32 and bfloat16 on a CPU, not {x.dtype} on {x.device.type}"
     if any(t is not None and (t.dtype != torch.float32 or t.device != x.device) for t in (weight, bias)):
         return "weight and bias are not float32"
-    if not x.numel() or torch._C._functorch.maybe_current_level() is not None:
+    level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
+    if not x.numel() or level is not None:
         return "there is no token" if not x.numel() else "a transformation of torch.func reads the model"
     return None if _library() is not None else native.why_not() or "the compiled library has no batch norm"
 
@@ -73,7 +74,9 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, w, mean, inverse = ctx.saved_tensors
         library = _library()
         assert library is not None
