@@ -17,7 +17,8 @@ import srattn
 from srattn.cli.main import main
 from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess, to_tensor
-from srattn.engine.weights import load_run, save_weights
+from srattn.engine.weights import LoadedRun, load_run, save_weights
+from srattn.export import Options
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -81,6 +82,9 @@ def test_predicts_from_the_file_as_from_the_run(
         (["--out", "model.onnx", "--batch", "many"], "--batch is dynamic or at least 1, got 'many'"),
         (["--out", "model.onnx", "--size", "2x3x4"], "HEIGHTxWIDTH, got '2x3x4'"),
         (["--out", "model.onnx", "--dynamic", "height,depth"], "--dynamic is of height, width, got 'depth'"),
+        (["--out", "model.onnx", "--precision", "int8"], "--calibrate FOLDER goes with --precision int8"),
+        (["--out", "model.onnx", "--calibrate", "photos"], "goes with --precision int8, got --precision float32"),
+        (["--out", "model.pt2", "--precision", "int8"], "--precision of torch is float32, bfloat16, got 'int8'"),
         (["--out", "model.onnx", "--formt", "onnx"], "did you mean '--format'"),
     ],
 )
@@ -89,6 +93,30 @@ def test_what_is_wrong_is_said_in_one_line(
 ) -> None:
     assert main(["export", str(weights), *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_calibrates_on_a_folder_and_says_what_it_costs(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.onnx"
+    options = ["--precision", "int8", "--calibrate", str(photos), "--sensitivity", "--keep_float", "head"]
+    assert main(["export", str(weights), "--out", str(out), *options]) == 0
+    said = capsys.readouterr().out
+    assert "calibrated on 2 images; on 1 others noise is" in said
+    assert "most is lost by" in said and "kept in float: head" in said
+    assert len(predicted([str(photos), "--model", str(out)], capsys)) == 3
+
+
+def test_images_to_calibrate_on_come_from_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srattn.cli import export
+
+    for level in range(12):
+        Image.new("L", (8, 8), 20 * level).save(tmp_path / f"{level:02}.png")
+    monkeypatch.setattr(export, "_BLOCK", 2)
+    plain = Preprocess(channels=1, size=(8, 8), mean=(0.0,), std=(1.0,), fit="squash")
+    loaded = LoadedRun(None, [], plain, {}, tmp_path)  # type: ignore[arg-type]
+    found = export._real_images(loaded, str(tmp_path), Options(size=(8, 8)), 6, "--calibrate", together=False)
+    assert [round(float(batch.mean()) * 255 / 20) for batch in found] == [0, 1, 4, 5, 8, 9]
 
 
 def test_nothing_is_overwritten(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ from typing import Any
 import pytest
 import torch
 
+import srattn
+from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
-from srattn.export import verify
+from srattn.export import Options, verify
 from srattn.export.export import make
 from srattn.export.facts import Facts
 from srattn.export.formats import MODULES, format_of, get_format
 from srattn.export.formats.archive import refuse_code
 from srattn.export.formats.torch_compiled import TRUST
+from srattn.export.graph import make_graph, make_program
 from srattn.export.opened import read_facts
 from srattn.export.options import SUFFIXES
 
@@ -76,6 +81,31 @@ def test_onnx_holds_no_names_of_this_machine(traced: dict[str, Any], tmp_path: P
     path, _ = make_one(traced["fixed"], "onnx", tmp_path)
     assert str(tmp_path.parent).encode() not in path.read_bytes()
     assert b"site-packages" not in path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AOTInductor's archive of one block: verified, known for what it is, and run on trust."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"AOTInductor compiles with {compiler}, which is not here")
+    numbers = {"embed_dims": (8,), "num_heads": (1,), "mlp_ratios": (1,), "depths": (1,), "sr_ratios": (2,)}
+    model = srattn.create_model("pvt_v2_b0", num_classes=3, **numbers).eval()
+    options = Options("torch-compiled", (16, 24), 2)
+    graph = make_graph(model, options, None)
+    program, absorbed = make_program(graph, options)
+    torch.export.save(program, tmp_path / "program.pt2")
+    facts = Facts(options, ["a", "b", "c"], Preprocess(size=(16, 24)), graph.outputs(), model.config, {}, absorbed)
+    cases = verify.write_cases(graph, options, [], tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv(TRUST, "0")  # `make` sets it, in a process of its own
+    path = tmp_path / "model.pt2"
+    facts = Facts.from_text(make(str(tmp_path / "program.pt2"), str(path), cases, facts.to_text()), path)
+    assert 0 <= facts.verified["error"] <= facts.verified["tolerance"]
+    assert format_of(path) == "torch-compiled" and read_facts(path) == facts
+    monkeypatch.setenv(TRUST, "0")
+    with pytest.raises(SrattnError, match=TRUST):
+        get_format("torch-compiled").open_file(path)
 
 
 def test_machine_code_is_run_on_trust_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
