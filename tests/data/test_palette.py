@@ -306,7 +306,7 @@ def header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("width", "height"), [(30_000, 20_000), (8_001, 8_000)])
 def test_masks_that_are_too_large_are_refused_by_their_header(width: int, height: int) -> None:
-    with pytest.raises(BadImage, match=r"big\.png: more than the 64,000,000 pixels that are accepted"):
+    with pytest.raises(BadImage, match=r"big\.png: .*more than the 64,000,000 pixels that are accepted"):
         read_mask(header(width, height), name="big.png")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from PIL import Image
 from srattn import SrattnError
 from srattn.data.palette import Palette, standard_palette
 from srattn.explain.box_pictures import draw_boxes, ink_on, label_place
-from srattn.explain.depth_pictures import NOTHING, colour_depth, write_depth
+from srattn.explain.depth_pictures import NOTHING, colour_depth
 from srattn.explain.lettering import fitted, font_of
 from srattn.explain.overlay import WRONG, edges, legend, overlay, panels, side_by_side
 
@@ -223,22 +221,6 @@ def test_near_is_bright_and_far_is_dark() -> None:
     assert (own == levels[:1]).all()
     assert np.asarray(colour_depth(torch.full((2, 2), 3.0))).min() == np.asarray(colour_depth(torch.ones(2, 2))).min()
     assert colours_in(colour_depth(torch.zeros(2, 3))) == {NOTHING}
-
-
-def test_depths_in_millimetres(tmp_path: Path) -> None:
-    depth = torch.tensor([[0.0, 1.0, 65.535], [float("nan"), -3.0, 2.71849], [float("inf"), 0.0004, 0.0006]])
-    write_depth(tmp_path / "d.png", depth)
-    with Image.open(tmp_path / "d.png") as image:
-        assert image.mode == "I;16"
-        assert np.asarray(image).tolist() == [[0, 1000, 65535], [0, 0, 2718], [0, 0, 1]]
-    with pytest.raises(SrattnError, match="exists and is not overwritten"):
-        write_depth(tmp_path / "d.png", depth)
-    write_depth(tmp_path / "d.png", depth[:1], overwrite=True)
-    with pytest.raises(SrattnError, match=r"a depth of 65\.536 m is more than the 65\.535 m of 16 bits"):
-        write_depth(tmp_path / "e.png", torch.tensor([[65.536]]))
-    with pytest.raises(SrattnError, match=r"end the name in \.png"):
-        write_depth(tmp_path / "e.tif", depth)
-    assert [file.name for file in tmp_path.iterdir()] == ["d.png"]
 
 
 def test_depths_that_are_none() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from srattn.errors import SrattnError, missing_extra
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 # Only formats that are pictures and nothing else: no EPS (it runs a program), no fonts, no video.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -45,24 +45,35 @@ def decode(source: Path | bytes, channels: int = 3, name: str | None = None, lea
     Raises:
         BadImage: unreadable, truncated, of an unknown format, or over `MAX_PIXELS`.
     """
+    name = name or (str(source) if isinstance(source, Path) else "the image")
+    with opened_image(source, name) as opened:
+        width, height = opened.size
+        if least is not None and opened.format == "JPEG" and min(width, height) >= 2 * least:
+            part = least / min(width, height)
+            opened.draft(None, (math.ceil(width * part), math.ceil(height * part)))  # type: ignore[arg-type]
+        opened.load()
+        return upright(opened, _to_mode(opened, "L" if channels == 1 else "RGB"))
+
+
+@contextlib.contextmanager
+def opened_image(source: Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
+    """An image file, its size known from its header and its pixels not decoded yet.
+
+    Raises:
+        BadImage: see `decode`; whatever fails while the file is open becomes one too.
+    """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise missing_extra("pillow", "train") from None
-    name = name or (str(source) if isinstance(source, Path) else "the image")
     too_large = f"more than the {MAX_PIXELS:,} pixels that are accepted"
     try:
         with _quiet():
             opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         with opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(f"{name}: {width}x{height} is {too_large}")
-            if least is not None and opened.format == "JPEG" and min(width, height) >= 2 * least:
-                part = least / min(width, height)
-                opened.draft(None, (math.ceil(width * part), math.ceil(height * part)))  # type: ignore[arg-type]
-            opened.load()
-            return _upright(opened, _to_mode(opened, "L" if channels == 1 else "RGB"))
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BadImage(f"{name}: {opened.width}x{opened.height} is {too_large}")
+            yield opened
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -119,16 +130,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((levels * (255.0 / white)).round().astype(np.uint8))
 
 
-def _upright(opened: Image.Image, image: Image.Image) -> Image.Image:
+def upright(opened: Image.Image, image: Image.Image) -> Image.Image:
+    """`image`, which was decoded from `opened`, turned as its EXIF tag says."""
     from PIL.Image import Transpose
 
     if opened.format == "JPEG" and not opened.info.keys() & {"exif", "xmp"}:
         return image  # the usual small image, for which looking closer would cost as much as decoding
-    try:
-        with _quiet():
-            orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged tag: the picture itself is whole
-        return image
+    orientation = orientation_of(opened)
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -139,6 +147,15 @@ def _upright(opened: Image.Image, image: Image.Image) -> Image.Image:
         8: Transpose.ROTATE_90,
     }
     return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def orientation_of(opened: Image.Image) -> int:
+    """The EXIF tag from 1, upright, to 8; from 5 on the picture lies on its side."""
+    try:
+        with _quiet():
+            return int(opened.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a damaged tag: the picture itself is whole
+        return 1
 
 
 def shrink(image: Image.Image, shorter: int) -> Image.Image:

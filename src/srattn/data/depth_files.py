@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from srattn.data.decode import FORMATS, MAX_PIXELS, BadImage, _quiet, _upright
-from srattn.errors import SrattnError, missing_extra
+from srattn.data.decode import BadImage, opened_image, upright
+from srattn.errors import SrattnError
 from srattn.files import atomic_path
 
 if TYPE_CHECKING:
@@ -36,35 +35,13 @@ def read_depth(source: Path | bytes, scale: float = MILLIMETRES, name: str | Non
         BadImage: unreadable, over `MAX_PIXELS`, or a picture that holds no depths: in colour, or a JPEG, whose numbers
             are not what was saved.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise missing_extra("pillow", "train") from None
     name = name or (str(source) if isinstance(source, Path) else "the depth")
     check_scale(scale)
-    too_large = f"{name}: more than the {MAX_PIXELS:,} pixels that are accepted"
-    try:
-        with _quiet():
-            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-        with opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise BadImage(too_large)
-            opened.load()
-            if opened.format in ("JPEG", "WEBP"):
-                raise BadImage(f"{name}: {opened.format} changes numbers; save depths as PNG with 16 bits")
-            return _metres(_upright(opened, opened), scale, name)
-    except BadImage:
-        raise
-    except Image.DecompressionBombError:
-        raise BadImage(too_large) from None
-    except FileNotFoundError:
-        raise BadImage(f"{name}: no such file") from None
-    except Image.UnidentifiedImageError:
-        raise BadImage(f"{name}: not an image of the formats {', '.join(FORMATS)}") from None
-    # A broken file can make a decoder raise nearly anything, see srattn.data.decode.
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BadImage(f"{name}: unreadable ({reason})") from None
+    with opened_image(source, name) as opened:
+        opened.load()
+        if opened.format in ("JPEG", "WEBP"):
+            raise BadImage(f"{name}: {opened.format} changes numbers; save depths as PNG with 16 bits")
+        return _metres(upright(opened, opened), scale, name)
 
 
 def _metres(image: Image.Image, scale: float, name: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from srattn.data.decode import FORMATS, MAX_PIXELS, BadImage, _quiet, _upright
+from srattn.data.decode import BadImage, opened_image, upright
 from srattn.data.palette import IGNORED, MOST, Palette, class_numbers
 from srattn.data.preprocess import to_tensor
-from srattn.errors import SrattnError, missing_extra
+from srattn.errors import SrattnError
 from srattn.files import atomic_path
 
 if TYPE_CHECKING:
@@ -79,38 +78,15 @@ def read_mask(
     Raises:
         BadImage: unreadable, over `MAX_PIXELS`, or a value or colour that is no class; the message names it.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise missing_extra("pillow", "train") from None
     name = name or (str(source) if isinstance(source, Path) else "the mask")
-    too_large = f"{name}: more than the {MAX_PIXELS:,} pixels that are accepted"
     if classes is None and palette is not None:
         classes = len(palette)
-    try:
-        with _quiet():
-            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-        with opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise BadImage(too_large)
-            opened.load()
-            lossy = opened.format == "JPEG"
-            image = _upright(opened, opened)
-            if lossy and not binary and classes is not None and classes > 2:
-                raise BadImage(f"{name}: JPEG changes the numbers of {classes} classes; save masks as PNG")
-            numbers = _numbers(image, palette, ignore, binary or lossy, name)
-    except BadImage:
-        raise
-    except Image.DecompressionBombError:
-        raise BadImage(too_large) from None
-    except FileNotFoundError:
-        raise BadImage(f"{name}: no such file") from None
-    except Image.UnidentifiedImageError:
-        raise BadImage(f"{name}: not an image of the formats {', '.join(FORMATS)}") from None
-    # A broken file can make a decoder raise nearly anything, see srattn.data.decode.
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BadImage(f"{name}: unreadable ({reason})") from None
+    with opened_image(source, name) as opened:
+        opened.load()
+        lossy = opened.format == "JPEG"
+        if lossy and not binary and classes is not None and classes > 2:
+            raise BadImage(f"{name}: JPEG changes the numbers of {classes} classes; save masks as PNG")
+        numbers = _numbers(upright(opened, opened), palette, ignore, binary or lossy, name)
     try:
         return class_numbers(numbers, MOST if classes is None else classes, ignore, name)
     except SrattnError as error:

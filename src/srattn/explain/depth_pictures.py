@@ -1,9 +1,6 @@
-"""Depths as pictures: in colours for people, in millimetres for programs."""
+"""Depths in colours."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,11 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from srattn.errors import SrattnError
-from srattn.files import atomic_path
 
 NOTHING = (128, 128, 128)
 """The colour of pixels without a depth."""
-_DEEPEST = 65.535  # metres that 16 bits of millimetres can hold
 
 
 def colour_depth(depth: Tensor, low: float | None = None, high: float | None = None) -> Image.Image:
@@ -35,24 +30,6 @@ def colour_depth(depth: Tensor, low: float | None = None, high: float | None = N
     picture = table[(scaled.clip(0, 1) * 255).round().astype(np.uint8)]
     picture[~valid] = NOTHING
     return Image.fromarray(picture)
-
-
-def write_depth(path: str | os.PathLike[str], depth: Tensor, overwrite: bool = False) -> None:
-    """Writes depths (H, W) in metres as a grey PNG of 16 bits in millimetres; 0 where there is none.
-
-    Raises:
-        SrattnError: a depth that 16 bits cannot hold, a path of another suffix, or see `srattn.files.atomic_path`.
-    """
-    values = _values(depth)
-    if Path(path).suffix.lower() != ".png":
-        raise SrattnError(f"{path}: depths are written as PNG of 16 bits; end the name in .png")
-    valid = np.isfinite(values) & (values > 0)
-    deepest = float(values[valid].max()) if valid.any() else 0.0
-    if round(1000 * deepest) > 1000 * _DEEPEST:
-        raise SrattnError(f"{path}: a depth of {deepest:g} m is more than the {_DEEPEST} m of 16 bits in millimetres")
-    millimetres = (np.where(valid, values, 0).astype(np.float64) * 1000).round().astype(np.uint16)
-    with atomic_path(path, overwrite) as aside:
-        Image.fromarray(millimetres).save(aside, "PNG")
 
 
 def _values(depth: Tensor) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -11,12 +10,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from srattn.data.decode import FORMATS, MAX_PIXELS, BadImage
-from srattn.errors import SrattnError, missing_extra
+from srattn.data.decode import BadImage, opened_image, orientation_of
+from srattn.errors import SrattnError
 
 OnBadBox: TypeAlias = Literal["skip", "error"]
 """Go on without what is wrong and name it, or raise it."""
-_ORIENTATION = 0x0112  # in EXIF; from 5 on the picture lies on its side
 _EDGE = 1.0  # a box may reach this far over the image's edge unsaid: formats disagree about the first pixel
 
 
@@ -136,25 +134,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         BadImage: no such file, no image, or one that is too large.
     """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise missing_extra("pillow", "train") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which are refused here, and of damaged tags
-            with Image.open(path, formats=FORMATS) as opened:
-                width, height = opened.size
-                turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except FileNotFoundError:
-        raise BadImage(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise BadImage(f"{path}: not an image of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:  # a broken file can make a decoder raise nearly anything
-        raise BadImage(f"{path}: unreadable ({str(error).partition(chr(10))[0] or type(error).__name__})") from None
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{path}: {width}x{height} is more than the {MAX_PIXELS:,} pixels that are accepted")
-    return (width, height) if turned else (height, width)
+    with opened_image(path, str(path)) as opened:
+        turned = orientation_of(opened) >= 5
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 def usable_size(
