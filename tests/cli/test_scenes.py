@@ -108,3 +108,44 @@ def test_words_for_mistakes(segmenter: Path, mask_folder: Path, capsys: pytest.C
     ):
         assert main(given) == 2
         assert words in capsys.readouterr().err
+
+
+def test_no_option_is_ignored(
+    segmenter: Path, detector: Path, mask_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, data = str(mask_folder / "images" / "val" / "00.png"), str(mask_folder)
+    for given, words in (
+        (["predict", image, "--native"], "--native is for models of masks"),
+        (["predict", image, "--people", "x.json"], "--people is for models of masks"),
+        (["predict", image, "--model", str(segmenter), "--top", "2"], "--top is for models of classes"),
+        (["predict", image, "--model", str(segmenter), "--threshold", "0.5"], "threshold has no meaning for segm"),
+        (["predict", image, "--model", str(segmenter), "--overlap", "0.5"], "give native too"),
+        (["predict", image, "--model", str(detector), "--flip"], "flip has no meaning for detection"),
+        (["predict", image, "--model", str(detector), "--scales", "[0.5]"], "scales has no meaning for detection"),
+        (["eval", "--data", data, "--void", "[3]"], "--void is for models of masks"),
+        (["eval", "--data", data, "--model", str(detector), "--void", "[3]"], "--void has no meaning for detection"),
+    ):
+        assert main(given) == 2, given
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_what_is_refused_is_what_was_given(verb: str) -> None:
+    from srattn.cli import eval as eval_verb
+    from srattn.cli import eval_scenes, predict, predict_scenes
+    from srattn.cli.parser import make_parser
+
+    module, own = {"predict": (predict, predict_scenes.OWN), "eval": (eval_verb, eval_scenes.OWN)}[verb]
+    parser = make_parser(verb, "")
+    module.add_arguments(parser)
+    assert {name: parser.get_default(name) for name in own} == own
+
+
+def test_a_line_of_pixels_is_named_and_passed_over(
+    segmenter: Path, mask_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (70_000, 1)).save(tmp_path / "line.png")  # its shorter side at 32 pixels would be 72 megapixels
+    images = [str(tmp_path / "line.png"), str(mask_folder / "images" / "val" / "00.png")]
+    assert main(["predict", *images, "--model", str(segmenter), "--out", str(tmp_path / "out")]) == 0
+    assert "line.png" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 1

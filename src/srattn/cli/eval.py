@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from srattn.cli.eval_scenes import add_scene_arguments
+from srattn.cli.eval_scenes import OWN, add_scene_arguments
+from srattn.cli.predict_scenes import SCENES, refuse_other_options
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def run(args: jsonargparse.Namespace) -> int:
         from srattn.cli.eval_scenes import eval_scenes
 
         return eval_scenes(args)
+    refuse_other_options(args, OWN, SCENES)
 
     from srattn.engine.device import pick_device
     from srattn.engine.exam import open_exam, open_subject

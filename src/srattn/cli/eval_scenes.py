@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _SHOWN = 40
 
 
+OWN: dict[str, Any] = {"classes": None, "void": [], "native": False, "overlap": 0.25, "scales": [1.0]}
+"""What `add_scene_arguments` adds, with the defaults."""
+
+
 def add_scene_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """What is asked of masks and boxes alone."""
     parser.add_argument(
@@ -45,6 +49,12 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
     looking = Looking(args.native, args.overlap, tuple(args.scales), args.tta == "flip")
     if run.task != "segmentation" and looking != Looking():
         raise SrattnError(f"--native, --overlap, --scales and --tta are for masks, and {args.model} finds {run.task}")
+    for option, given, tasks in (
+        ("--void", args.void, ["segmentation"]),
+        ("--classes", args.classes, ["segmentation", "detection"]),
+    ):
+        if given and run.task not in tasks:
+            raise SrattnError(f"{option} has no meaning for {run.task}: leave it out")
     with progress_bar() as notify:
         found = measure_scenes(
             run,

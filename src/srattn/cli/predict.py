@@ -20,7 +20,7 @@ from srattn.cli.embed import (
     task_on,
     write_out,
 )
-from srattn.cli.predict_scenes import add_looking_arguments
+from srattn.cli.predict_scenes import OWN, SCENES, add_looking_arguments, refuse_other_options
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(args: jsonargparse.Namespace) -> int:
         from srattn.cli.predict_scenes import predict_scenes
 
         return predict_scenes(args, find_rows(args.images, args.split))
+    refuse_other_options(args, OWN, SCENES)
     if args.top < 1:
         raise SrattnError(f"--top must be at least 1, got {args.top}")
     check_pass_arguments(args)

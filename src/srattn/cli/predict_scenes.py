@@ -25,22 +25,40 @@ def add_looking_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--native",
         action="store_true",
-        help="masks: look at images at their own size, in windows that overlap, and not whole at the model's size",
+        help="masks, depths: look at images at their own size, in windows that overlap, not whole at the model's size",
     )
     parser.add_argument(
-        "--overlap", type=float, default=0.25, help="masks: of neighbouring windows, a part of their side"
+        "--overlap", type=float, default=0.25, help="masks, depths: of the windows of --native, a part of their side"
     )
     parser.add_argument(
         "--scales", type=list[float], default=[1.0], help="masks: average over sizes, as in [0.75,1,1.25]"
     )
-    parser.add_argument("--flip", action="store_true", help="masks: average with the answer for the mirror image")
+    parser.add_argument("--flip", action="store_true", help="masks, depths: average with the mirror image's answer")
     parser.add_argument("--threshold", type=float, default=0.3, help="boxes: the least score that is given")
     parser.add_argument(
         "--people",
         type=str | None,
         help="joints: predictions.json of srattn predict with boxes of the people; without it an image is one person",
     )
-    parser.add_argument("--no_overlays", action="store_true", help="masks and boxes: draw no pictures")
+    parser.add_argument("--no_overlays", action="store_true", help="draw no pictures of the answers")
+
+
+SCENES = "masks, boxes, depths or joints"
+"""What this module is for, in messages."""
+
+
+def refuse_other_options(args: jsonargparse.Namespace, defaults: dict[str, Any], of: str) -> None:
+    """Raises SrattnError for an option that belongs to models `of` another kind and was given a value."""
+    for name, default in defaults.items():
+        if args[name] != default:
+            raise SrattnError(f"--{name} is for models of {of}, and {args.model or 'the model in the box'} is not one")
+
+
+OWN: dict[str, Any] = {
+    "native": False, "overlap": 0.25, "scales": [1.0], "flip": False, "threshold": 0.3, "people": None,
+    "no_overlays": False,
+}  # fmt: skip
+"""What `add_looking_arguments` adds, with the defaults."""
 
 
 def looking_of(args: jsonargparse.Namespace) -> Looking:
@@ -54,12 +72,14 @@ def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
     from srattn.engine.scene_folder import write_folder
 
     check_pass_arguments(args)
+    refuse_other_options(args, {"top": 5, "part_rows": None}, "classes")
     looking = looking_of(args)
     if args.out is not None and Path(args.out).suffix:
         raise SrattnError(
             f"masks and boxes are written into a folder, and {args.out} looks like a file; give --out NAME"
         )
     loaded = open_on(args)
+    looking.check(loaded.task)
     _check_scales(loaded, looking)
     people = _people(args.people, loaded)
     bad: list[str] = []

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from srattn.engine.scene_predict import Looking, predict_boxes, predict_depth, p
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.files import atomic_path
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 JOB, RECORDS, MASKS, DEPTHS, OVERLAYS = "job.json", "records", "masks", "depths", "overlays"
 People = Mapping[str, Tensor]
@@ -52,30 +55,54 @@ def answers(
     people: People | None = None,
 ) -> Iterator[Scene]:
     """The answer of each image as it becomes known; `progress` is told of the windows of each."""
+    looking.check(run.task)
     for source in sources:
         try:
-            image = _picture(source, run.preprocess.channels)
+            scene = _scene(run, source, looking, progress, people)
         except BadImage as error:
             on_bad_image(error)
-            continue
-        name, size = shown(source.name), {"width": image.width, "height": image.height}
-        if run.task == "pose":
-            boxes = None if people is None else people.get(name, people.get(Path(name).name, torch.zeros(0, 4)))
-            joints = predict_joints(run, image, boxes)
-            yield Scene(name, to_tensor(image), joints, {"name": name, **size, "people": _people(joints, run.classes)})
-        elif run.task == "depth":
-            depth = predict_depth(run, image, looking, progress)
-            metres = {"least": depth.min(), "median": depth.median(), "most": depth.max()}
-            record = {"name": name, **size, "metres": {key: round(float(value), 4) for key, value in metres.items()}}
-            yield Scene(name, to_tensor(image), depth, record)
-        elif run.task == "detection":
-            boxes = predict_boxes(run, image, looking)
-            record = {"name": name, **size, "boxes": [_box(row, run.classes) for row in boxes.tolist()]}
-            yield Scene(name, to_tensor(image), boxes, record)
         else:
-            mask = predict_mask(run, image, looking, progress)
-            parts = {key: round(value, 6) for key, value in shares(mask, run.classes).items()}
-            yield Scene(name, to_tensor(image), mask, {"name": name, **size, "shares": parts})
+            yield scene
+
+
+def _scene(
+    run: LoadedRun,
+    source: Source,
+    looking: Looking,
+    progress: Callable[[int, int], None] | None,
+    people: People | None,
+) -> Scene:
+    image, name = _picture(source, run.preprocess.channels), shown(source.name)
+    try:
+        return _answer(run, image, name, looking, progress, people)
+    except BadImage as error:  # of a shape that the model cannot be shown
+        raise BadImage(f"{name}: {error}") from None
+
+
+def _answer(
+    run: LoadedRun,
+    image: Image.Image,
+    name: str,
+    looking: Looking,
+    progress: Callable[[int, int], None] | None,
+    people: People | None,
+) -> Scene:
+    record: dict[str, Any] = {"name": name, "width": image.width, "height": image.height}
+    if run.task == "pose":
+        boxes = None if people is None else people.get(name, people.get(Path(name).name, torch.zeros(0, 4)))
+        answer = predict_joints(run, image, boxes)
+        record["people"] = _people(answer, run.classes)
+    elif run.task == "depth":
+        answer = predict_depth(run, image, looking, progress)
+        metres = {"least": answer.min(), "median": answer.median(), "most": answer.max()}
+        record["metres"] = {key: round(float(value), 4) for key, value in metres.items()}
+    elif run.task == "detection":
+        answer = predict_boxes(run, image, looking)
+        record["boxes"] = [_box(row, run.classes) for row in answer.tolist()]
+    else:
+        answer = predict_mask(run, image, looking, progress)
+        record["shares"] = {key: round(value, 6) for key, value in shares(answer, run.classes).items()}
+    return Scene(name, to_tensor(image), answer, record)
 
 
 def write_folder(

@@ -21,6 +21,12 @@ from srattn.tasks.registry import make_task
 if TYPE_CHECKING:
     from PIL import Image
 
+OVERLAP = 0.25
+_MEANING = {
+    "segmentation": ("native", "overlap", "scales", "flip"),
+    "depth": ("native", "overlap", "flip"),
+    "detection": ("threshold",),
+}
 _ROWS = 128  # of a mask that are enlarged at a time
 
 
@@ -32,12 +38,12 @@ class Looking:
         native: in windows at its own size, rather than whole at the size that the model was measured with.
         overlap: of neighbouring windows, as a part of their side.
         scales: sizes whose answers are averaged (of masks), 1 is the usual one.
-        flip: average with the answer for the mirror image (of masks).
+        flip: average with the answer for the mirror image (of masks and depths).
         threshold: the least score of a box.
     """
 
     native: bool = False
-    overlap: float = 0.25
+    overlap: float = OVERLAP
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     threshold: float = 0.3
@@ -49,6 +55,18 @@ class Looking:
             raise SrattnError(f"overlap must be from 0 to 0.9, got {self.overlap}")
         if not 0 <= self.threshold <= 1:
             raise SrattnError(f"threshold must be from 0 to 1, got {self.threshold}")
+        if self.overlap != OVERLAP and not self.native:
+            raise SrattnError("overlap is of the windows of native: give native too, or leave it out")
+
+    def check(self, task: str) -> None:
+        """Refuses what a task would ignore.
+
+        Raises:
+            SrattnError: the first such option, by name.
+        """
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != field.default and field.name not in _MEANING.get(task, ()):
+                raise SrattnError(f"{field.name} has no meaning for {task}: leave it out")
 
 
 @torch.inference_mode()
