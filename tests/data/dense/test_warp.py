@@ -121,8 +121,8 @@ def test_shrinking_takes_the_mean_of_blocks() -> None:
 
 
 def grown(pixels: Tensor, reach: int) -> Tensor:
-    """Every pixel with one of `pixels` within so many rows and columns; beyond the border all is as the first one."""
-    padded = F.pad(pixels.float()[None, None], (reach,) * 4, value=1.0 if pixels[0, 0] else 0.0)
+    """Every pixel with one of `pixels` within so many rows and columns; beyond the border there may be one anywhere."""
+    padded = F.pad(pixels.float()[None, None], (reach,) * 4, value=1.0)
     return F.max_pool2d(padded, 2 * reach + 1, 1)[0, 0] > 0
 
 
