@@ -142,7 +142,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the model computes in; weights stay fp32, and fp16 scales its loss."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model's blocks with torch.compile: training steps only, after a wait for the first."""
     channels_last: bool = False
     """Keep images and convolutions in channels-last memory."""
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from srattn.data.keyed import seed_of
 from srattn.data.loader import Batch, Loader
+from srattn.engine.compiled import compile_parts, eager_unless
 from srattn.engine.config import ResolvedConfig
 from srattn.engine.distributed import World, gradients_meet, spread, with_common_norms
 from srattn.engine.ema import WeightAverage
@@ -40,10 +41,10 @@ class Learner:
         if config.channels_last:
             _lay_out(self.model)
         if config.compile and world.kind != "fsdp":
-            self.model.compile()
+            compile_parts(self.model)
         self.runner = spread(self.model, world)
         if config.compile and world.kind == "fsdp":
-            self.model.compile()
+            compile_parts(self.model)
         self.optimiser = make_optimiser(self.model, config.lr, config.weight_decay, config.layer_decay)
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
 
@@ -73,7 +74,9 @@ class Learner:
         torch.manual_seed(seed_of(self.config.seed, _STEP_KEY, number, *([self.world.rank] if self.world.rank else [])))
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
-        loss, tally = self._gradients(batch, images)
+        # The last batch of an epoch may be smaller, and is not worth graphs of its own.
+        with eager_unless(not self.config.compile or images == self.config.batch_size):
+            loss, tally = self._gradients(batch, images)
         scaler = self.precision.scaler
         scaler.unscale_(self.optimiser)
         limit = self.config.clip_grad if self.config.clip_grad > 0 else math.inf
@@ -122,16 +125,17 @@ class Learner:
             return self._evaluate(loader, stop)
 
     def _evaluate(self, loader: Loader, stop: Callable[[], bool]) -> Evaluation | None:
-        return evaluate(
-            self.model,
-            loader,
-            self.task,
-            self.device,
-            stop,
-            world=self.world,
-            autocast=self.precision.autocast,
-            memory_format=self.memory_format,
-        )
+        with eager_unless(not self.config.compile):
+            return evaluate(
+                self.model,
+                loader,
+                self.task,
+                self.device,
+                stop,
+                world=self.world,
+                autocast=self.precision.autocast,
+                memory_format=self.memory_format,
+            )
 
 
 def _lay_out(model: nn.Module) -> None:

@@ -1,0 +1,33 @@
+"""torch.compile of the parts of a model that repeat, one graph for all parts of one shape."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from srattn.models.backbone import Stage
+
+
+def compile_parts(model: nn.Module) -> int:
+    """Compiles each stage's embedding and blocks in place, or the whole model where it has no stages.
+
+    The blocks of a stage are alike and share one graph, so that a deep model waits no longer for the compiler than a
+    flat one. Sizes are fixed: symbols in their place make slower kernels.
+
+    Returns:
+        The number of parts.
+    """
+    stages = [module for module in model.modules() if isinstance(module, Stage)]
+    parts: list[nn.Module] = [part for stage in stages for part in (stage.patch_embed, *stage.blocks)] or [model]
+    config = torch._dynamo.config  # pyright: ignore[reportPrivateImportUsage]
+    config.recompile_limit = max(config.recompile_limit, 2 * len(parts))  # all parts count as one function
+    for part in parts:
+        part.compile(dynamic=False)
+    return len(parts)
+
+
+def eager_unless(wanted: bool) -> contextlib.AbstractContextManager[object]:
+    """Within the block nothing is compiled, nor anew for other sizes, unless it is `wanted`."""
+    return contextlib.nullcontext() if wanted else torch.compiler.set_stance("force_eager")
