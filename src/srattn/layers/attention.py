@@ -241,6 +241,7 @@ class SpatialReductionAttention(MapAttention):
                 weight.itemsize,
                 device,
                 keeps_scores,
+                training=training,
             )
         )
 

@@ -224,6 +224,7 @@ class MultiRatioAttention(MapAttention):
                 weight.itemsize,
                 device,
                 keeps_scores,
+                training=training,
             )
             shared = batch * group.macs(height, width)
             plans.append(HeadsPlan(group.num_heads, dim, keys, choose(shape), shared))

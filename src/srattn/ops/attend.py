@@ -182,7 +182,7 @@ def shape_of(x: Tensor, k: Tensor, w: Projections, heads: int, bias: Tensor | No
     keeps_scores = wanted and (w.q_bias is not None or bias is not None)
     kernel = dropout == 0.0 and not torch.compiler.is_exporting()
     sizes = (x.shape[0], x.shape[1], k.shape[1], x.shape[2], heads, k.shape[2])
-    return Shape(*sizes, k.itemsize, k.device.type, keeps_scores, kernel)
+    return Shape(*sizes, k.itemsize, k.device.type, keeps_scores, kernel, wanted)
 
 
 def attention(

@@ -27,6 +27,11 @@ PATHS: tuple[Path, ...] = ("plain", "sdpa", "absorbed")
 # CPU: 150 G multiply-adds/s of fp32 GEMM against 14 GB/s of copy. GPU (H200): 395 T in bf16 against 4.3 TB/s.
 MACS_PER_BYTE = {"cpu": 10, "cuda": 90}
 
+KERNEL_WORK = {"inference": 3, "training": 2}
+"""What a multiply-add of the GPU's kernel takes, in those of torch's operators; in training theirs are slower too, as
+the gradients of few keys keep few multiprocessors busy. Read off benchmarks/results/gpu_h100.json, where these pick the
+faster path of all shapes."""
+
 KERNEL_DEVICES = {"cuda"}
 """Kinds of device that the kernels of `srattn.ops.triton` run on."""
 KERNEL_LIMITS = {"keys": 1024, "dim": 512, "heads": 16}
@@ -55,6 +60,8 @@ class Shape(NamedTuple):
     """True where a streamed attention is not to be had: a logit bias that wants a gradient."""
     kernel: bool = True
     """False where the kernel is not to be had for another reason: dropout on the weights, a graph that is exported."""
+    training: bool = False
+    """Whether gradients will be wanted."""
 
 
 class Cost(NamedTuple):
@@ -142,7 +149,7 @@ def _look_around() -> str | None:
 
 def _measured(s: Shape) -> Path | None:
     """The path that was faster on this device at this shape, if `srattn bench gpu` kept one."""
-    return _looked_up(s.batch * s.queries, s.keys, s.dim, s.heads, s.itemsize, s.keeps_scores)
+    return _looked_up(s.batch * s.queries, s.keys, s.dim, s.heads, s.itemsize, s.training)
 
 
 @torch.compiler.assume_constant_result
@@ -170,6 +177,7 @@ def cheapest(s: Shape) -> Path:
             return path
         if sdpa.bytes < KERNEL_MIN_BYTES:
             return "sdpa"
+        absorbed = absorbed._replace(macs=KERNEL_WORK["training" if s.training else "inference"] * absorbed.macs)
     return "absorbed" if absorbed.total(s.device) < sdpa.total(s.device) else "sdpa"
 
 

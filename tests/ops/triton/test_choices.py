@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from srattn.ops import plan
-from srattn.ops.plan import Shape, choose
+from srattn.ops.plan import Shape, cheapest, choose
 from srattn.ops.triton import cache, choices, strips
 from srattn.ops.triton.choices import Blocks, Few
 from srattn.ops.triton.strips import Strips
@@ -124,3 +126,16 @@ def test_what_was_measured_stands_above_the_counting(monkeypatch: pytest.MonkeyP
     choice = choose(shape)
     assert choice.path == "sdpa" and choice.reason.startswith("measured faster on this device (the plain path)")
     assert choose(shape._replace(batch=16)).path == "absorbed"
+
+
+def test_the_plan_picks_what_was_faster_on_an_h100(root: Path) -> None:
+    rows = json.loads((root / "benchmarks/results/gpu_h100.json").read_text())["rows"]
+    found = [row for row in rows if row["candidate"] == "kernel with absorption"]
+    assert len(found) == 34
+    for row in found:
+        size = re.fullmatch(r"(\d+)x\d+ batch (\d+) C (\d+) heads (\d+) keys (\d+)", row["shape"])
+        assert size is not None, row["shape"]
+        side, batch, dim, heads, keys = map(int, size.groups())
+        training = row["what"].endswith("backward")
+        shape = Shape(batch, side * side, keys, dim, heads, dim, 2, "cuda", training=training)
+        assert cheapest(shape) == ("absorbed" if row["speedup"] > 1 else "sdpa"), (row["shape"], training)
