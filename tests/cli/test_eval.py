@@ -144,3 +144,23 @@ def test_what_is_wrong_is_one_line(
 def test_unknown_class_is_named(run: Path, colours: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = evaluate(capsys, "--model", colours[1], "--data", "digits")
     assert code == 2 and "does not know the class '0' of the data" in err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_exported_file_is_worth_the_same(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "digits.pt2"
+    assert main(["export", str(run), "--out", str(file)]) == 0
+    capsys.readouterr()
+    found = []
+    for model in (run, file):
+        code, shown, err = evaluate(capsys, "--model", model, "--data", "digits", "--format", "json")
+        assert code == 0, err
+        found.append(json.loads(shown))
+    assert found[1]["top1"] == found[0]["top1"] and found[1]["nll"] == pytest.approx(found[0]["nll"], rel=1e-5)
+    assert found[1]["parameters"] is None and found[0]["parameters"] > 0
+    code, shown, err = evaluate(capsys, "--model", file, "--data", "digits")
+    assert code == 0 and "(pvt_v2_b0)" in shown, (shown, err)
+    code, _, err = evaluate(capsys, "--model", file, "--data", "digits", "--weights", "some.pth")
+    assert code == 2 and "leave out --weights" in err
+    code, _, err = evaluate(capsys, "--model", tmp_path / "no.onnx", "--data", "digits")
+    assert code == 2 and "does not exist" in err

@@ -97,6 +97,26 @@ def test_measured(
         assert "are for masks" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("task", ["segmenter", "detector"])
+def test_an_exported_file_is_worth_the_same(
+    task: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: Path = request.getfixturevalue(task)
+    data = request.getfixturevalue("mask_folder" if task == "segmenter" else "box_folder")
+    file, size = tmp_path / "model.pt2", ["--size", "40"]  # more than the least of a graph of any size
+    assert main(["export", str(run), "--out", str(file), *size]) == 0
+    found = []
+    for model in ([str(run), *size], [str(file)]):
+        capsys.readouterr()
+        given = ["eval", "--data", str(data), "--split", "val", "--num_workers", "0", "--format", "json"]
+        assert main([*given, "--model", *model]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    ours, theirs = found
+    assert theirs["images"] == VAL and theirs[ours["headline"]] == pytest.approx(ours[ours["headline"]], abs=1e-4)
+    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3) or task == "detector"  # whose rows say less
+
+
 def test_words_for_mistakes(segmenter: Path, mask_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = str(mask_folder / "images" / "val" / "00.png")
     for given, words in (

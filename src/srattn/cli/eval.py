@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from srattn.cli.embed import EXPORTS, open_on, task_on
 from srattn.cli.eval_scenes import OWN, add_scene_arguments
 from srattn.cli.predict_scenes import SCENES, refuse_other_options
 from srattn.errors import SrattnError
@@ -25,8 +26,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=str | None,
-        help="a run folder of srattn train, a checkpoint, or a name that srattn models lists; by default the model "
-        "that comes with the package",
+        help="a run folder of srattn train, a checkpoint, a name that srattn models lists, or a file of srattn export; "
+        "by default the model that comes with the package",
     )
     parser.add_argument("--weights", type=str | None, help="a checkpoint of the model that --model names")
     parser.add_argument("--data", type=str, required=True, help="labelled images: whatever srattn train takes")
@@ -68,14 +69,15 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def run(args: jsonargparse.Namespace) -> int:
-    from srattn.engine.open_model import task_of
-
     for name, least in (("batch_size", 1), ("num_workers", 0), ("cache_mb", 0), ("size", 1)):
         if args[name] is not None and args[name] < least:
             raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
     kinds = chosen_corruptions(args.corruptions)
     free_targets(args.out, args.picture)
-    if task_of(args.model) != "classification":
+    exported = Path(args.model or "").suffix in EXPORTS
+    if exported and args.weights is not None:
+        raise SrattnError(f"{args.model} has its weights in itself: leave out --weights")
+    if task_on(args.model) != "classification":
         from srattn.cli.eval_scenes import eval_scenes
 
         return eval_scenes(args)
@@ -85,7 +87,8 @@ def run(args: jsonargparse.Namespace) -> int:
     from srattn.engine.exam import open_exam, open_subject
     from srattn.engine.measure import measure
 
-    subject = open_subject(args.model, args.weights, pick_device(args.device), args.size)
+    device = pick_device(args.device)
+    subject = open_on(args) if exported else open_subject(args.model, args.weights, device, args.size)
     exam = open_exam(subject, args.data, args.split, args.on_bad_image)
     with progress_bar() as notify:
         found = measure(
@@ -103,6 +106,8 @@ def run(args: jsonargparse.Namespace) -> int:
         )
     left_out = exam.skipped + list(found.details["unreadable"].values())
     facts = {"model": str(subject.path), "name": subject.name, "data": args.data, "split": exam.split}
+    if exported:
+        found.details["parameters"] = None  # a graph has constants
     values = {**facts, **found.to_dict(), "left_out": len(left_out)}
     if args.format == "json":
         print(json.dumps(values, indent=2))
@@ -169,7 +174,9 @@ def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     size = "x".join(str(side) for side in found.details["size"])
     tta = ", with the mirror image" if found.details["tta"] == "flip" else ""
-    table.add_row("model", Text(f"{facts['model']} ({facts['name']}, {found.details['parameters'] / 1e6:.2f} M)"))
+    parameters = found.details["parameters"]
+    count = "" if parameters is None else f", {parameters / 1e6:.2f} M"
+    table.add_row("model", Text(f"{facts['model']} ({facts['name']}{count})"))
     table.add_row("data", Text(f"{facts['data']}: {facts['split']}, {found.images:,} images, {size} pixels{tta}"))
     for name, value in _figures(found):
         table.add_row(name, value)

@@ -36,16 +36,20 @@ def add_scene_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 def eval_scenes(args: jsonargparse.Namespace) -> int:
     """Measures, prints a table, writes figures and the picture of the worst and best cases."""
+    from srattn.cli.embed import open_on
     from srattn.cli.eval import progress_bar, write_results
-    from srattn.engine.device import pick_device
-    from srattn.engine.open_model import open_model
     from srattn.engine.scene_exam import measure_scenes
     from srattn.engine.scene_predict import Looking
 
     for option, given in (("--weights", args.weights), ("--corruptions", args.corruptions != "none")):
         if given:
             raise SrattnError(f"{option} is for models that classify; leave it out")
-    run = open_model(args.model, pick_device(args.device), args.size)
+    run = open_on(args)
+    graph = getattr(run.model, "facts", None)  # of an exported file
+    if graph is not None and graph.options.preprocess:
+        raise SrattnError(
+            f"{args.model} resizes pictures itself, and their targets would not follow: export it without --preprocess"
+        )
     looking = Looking(args.native, args.overlap, tuple(args.scales), args.tta == "flip")
     if run.task != "segmentation" and looking != Looking():
         raise SrattnError(f"--native, --overlap, --scales and --tta are for masks, and {args.model} finds {run.task}")
