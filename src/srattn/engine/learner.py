@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -94,14 +94,14 @@ class Learner:
         split = [t.to(self.device, non_blocking=True).tensor_split(parts) for t in (batch.inputs, batch.labels)]
         loss = torch.zeros((), device=self.device)
         tally: dict[str, Tensor] = {}
-        for number, (inputs, labels) in enumerate(zip(*split, strict=True)):
+        shares = self._shares(split[1], images)
+        for number, (inputs, labels, weight) in enumerate(zip(*split, shares, strict=True)):
             count = len(labels)
             if not count:
                 if self.world.size == 1:
                     continue
                 # Every process runs as often as the others; what has no images has no weight either.
                 inputs, labels = inputs.new_zeros(1, *inputs.shape[1:]), labels.new_zeros(1, *labels.shape[1:])
-            weight = count / images
             with gradients_meet(self.runner, meet=number == parts - 1):
                 with self.precision.autocast():
                     outputs = self.runner(inputs.contiguous(memory_format=self.memory_format))
@@ -113,6 +113,14 @@ class Learner:
                 value = value if count else torch.zeros_like(value)
                 tally[name] = tally[name] + value if name in tally else value
         return loss, tally
+
+    def _shares(self, labels: Sequence[Tensor], images: int) -> Sequence[float | Tensor]:
+        """Each part's share in the mean loss of all processes: by images, or by what else the task averages over."""
+        weigh: Callable[[Tensor], Tensor] | None = getattr(self.task, "weigh", None)
+        if weigh is None:
+            return [len(part) / images for part in labels]
+        own = torch.stack([weigh(part) for part in labels])
+        return (own / self.world.sum(own.sum()).clamp(min=1)).unbind()
 
     def evaluate(self, loader: Loader, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
         """Measures the average of the weights, if there is one, else the weights; None if `stop` said so."""

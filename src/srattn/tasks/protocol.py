@@ -30,7 +30,11 @@ class Metrics(Protocol):
 
 
 class Task(Protocol):
-    """From a model's outputs to a loss, to figures and to answers."""
+    """From a model's outputs to a loss, to figures and to answers.
+
+    One whose loss is a mean over other things than images has `weigh(targets)` besides: how many there are, a scalar.
+    Then the parts of a step, and the processes, count by them.
+    """
 
     name: str
     headline: str

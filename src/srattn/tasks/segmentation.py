@@ -44,6 +44,10 @@ class Segmentation:
         self._taken = None if self.objective.smooths else (outputs.detach(), targets, value.detach())
         return value
 
+    def weigh(self, targets: Tensor) -> Tensor:
+        """What a batch counts beside others in a mean over all of them: its valid pixels."""
+        return (targets != VOID).sum().float()
+
     @torch.no_grad()
     def tally(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Sums of the loss without smoothing and, by class, of the pixels in the intersection and in the union.
