@@ -19,6 +19,7 @@ from srattn.engine.evaluate import evaluate
 from srattn.errors import SrattnError
 from srattn.tasks import make_task
 from srattn.tasks.depth import Depth
+from srattn.tasks.depth_distance import ByDistance, edges_of
 
 DOUBLE = torch.float64
 UNKNOWN = (0.0, math.nan, 10.5, math.inf, -1.0)
@@ -107,7 +108,10 @@ def test_nothing_known(value: float) -> None:
     metrics = Depth().metrics()
     metrics.update(depth, target)
     assert set(metrics.compute().values()) == {0.0}
-    assert metrics.details() == {"measured_images": 0, "measured_pixels": 0}
+    details = metrics.details()
+    by_distance = details.pop("by_distance")
+    assert details == {"measured_images": 0, "measured_pixels": 0, "per_image": [None] * len(target)}
+    assert by_distance["pixels"] == [0] * 10 and by_distance["rmse"] == by_distance["abs_rel"] == [None] * 10
     sums = {name: float(value) for name, value in Depth().tally(depth.detach(), target).items()}
     assert Depth().summary(sums) == {"loss": 0.0, "delta1": 0.0}
 
@@ -152,7 +156,11 @@ def test_figures_are_means_over_images() -> None:
     losses = [plain_loss(depth[i], target[i]) for i in (0, 1, 2, 4)]
     expected = {name: statistics.fmean(image[name] for image in images) for name in images[0]}
     assert metrics.compute() == pytest.approx({"loss": statistics.fmean(losses), **expected}, rel=1e-12)
-    assert metrics.details() == {"measured_images": 4, "measured_pixels": len(pairs(depth, target))}
+    details = metrics.details()
+    assert details["measured_images"] == 4 and details["measured_pixels"] == len(pairs(depth, target))
+    known = [value for value in details["per_image"] if value is not None]
+    assert len(details["per_image"]) == len(target) and len(known) == 4
+    assert sum(known) / 4 == pytest.approx(metrics.compute()["delta1"])
 
 
 def test_by_hand() -> None:
@@ -192,7 +200,41 @@ def test_several_processes_have_the_figures_of_one() -> None:
     totals = iter([a + b for a, b in zip(*sums, strict=True)])
     parts[0].reduce(lambda _: next(totals))
     assert parts[0].compute() == pytest.approx(whole.compute(), rel=1e-14)
-    assert parts[0].details() == whole.details()
+    details, expected = parts[0].details(), whole.details()
+    assert "per_image" not in details and expected.pop("per_image")
+    for name, values in expected.pop("by_distance").items():
+        none = [value is None for value in values]
+        assert none == [value is None for value in details["by_distance"][name]]
+        both = zip(details["by_distance"][name], values, strict=True)
+        assert all(one == pytest.approx(other, rel=1e-14) for one, other in both if other is not None)
+    assert {key: value for key, value in details.items() if key != "by_distance"} == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (10.0, [*range(11)]),
+        (80.0, [*range(0, 90, 10)]),
+        (6.5, [*range(7), 6.5]),
+        (1.0, [n / 10 for n in range(11)]),
+        (0.3, [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]),
+        (250.0, [0, 50, 100, 150, 200, 250]),
+    ],
+)
+def test_steps_of_distance_are_round(most: float, expected: list[float]) -> None:
+    assert edges_of(most) == pytest.approx(expected)
+
+
+def test_errors_by_distance() -> None:
+    steps = ByDistance(10.0)
+    truth = torch.tensor([1.0, 1.5, 2.0, 9.5, 10.0])  # an upper edge belongs to the step below it
+    steps.update(torch.tensor([1.1, 2.0, 1.0, 9.5, 7.0]), truth)
+    found = steps.details()
+    assert found["edges"] == list(range(11)) and found["pixels"] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert found["delta1"][:2] == [1.0, 0.0] and found["delta1"][9] == 0.5 and found["delta1"][4] is None
+    assert found["abs_rel"][:2] == pytest.approx([0.1, (0.5 / 1.5 + 0.5) / 2], rel=1e-6)
+    assert found["rmse"][:2] == pytest.approx([0.1, math.sqrt((0.25 + 1) / 2)], rel=1e-6)
+    assert found["rmse"][9] == pytest.approx(math.sqrt(4.5), rel=1e-6)
 
 
 def test_tallies_add_up_to_the_whole() -> None:

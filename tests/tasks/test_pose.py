@@ -16,9 +16,10 @@ from srattn.tasks import make_task
 from srattn.tasks.pose import Pose, decode, in_image
 from srattn.tasks.pose.decode import heatmap_sigma, simcc_sigma
 from srattn.tasks.pose.joints import COCO_SIGMAS, UNIFORM, sigmas_of, skeleton_of
-from srattn.tasks.pose.metrics import oks_precision, pck
+from srattn.tasks.pose.metrics import pck
 from srattn.tasks.pose.model import pose_model
 from srattn.tasks.pose.rows import join_target, split_target
+from srattn.tasks.pose.similarity import oks_precision, similarity
 
 DOUBLE = torch.float64
 NAMES = ["nose", "left_hand", "right_hand"]
@@ -196,6 +197,8 @@ def test_precision_is_that_of_the_similarities_by_hand() -> None:
     areas = torch.linspace(900, 4000, count, dtype=DOUBLE)
     facts = torch.stack([torch.arange(count).double(), areas, areas.sqrt()], 1)
     similar = [plain_oks(t, f, float(a), sigmas) for t, f, a in zip(true, found, areas, strict=True)]
+    joints = similarity(facts, true, found, sigmas)
+    assert (joints.sum(1) / (true[..., 2] > 0).sum(1)).tolist() == pytest.approx(similar, abs=1e-12)
     found[..., 2] = torch.tensor(similar).unsqueeze(1)  # the surest are the best
     # Then those above a similarity come first, each right, and recall ends at their share: of 101 recalls those that
     # are reached have a precision of 1.
@@ -254,18 +257,21 @@ def test_processes_have_the_figures_of_one(
     for thread in threads:
         thread.join()
     figures = whole.compute()
+    details = whole.details()
+    alone = details.pop("per_image")  # who is which is not known of several processes
     for metrics in split:
-        assert metrics.compute() == pytest.approx(figures) and metrics.details() == whole.details()
+        assert metrics.compute() == pytest.approx(figures) and metrics.details() == details
     assert figures["loss"] == pytest.approx(float(task.loss(outputs, target)))
     assert set(figures) == {"loss", "oks_ap", "oks_ap50", "oks_ap75", "pck"}
-    details = whole.details()
+    assert len(alone) == 3 and all(0 <= value <= 1 for value in alone)
     assert details["people"] == 3 and details["support"] == {"nose": 3, "left_hand": 2, "right_hand": 3}
     sums = task.tally(outputs, target)
     assert task.summary({name: float(value) for name, value in sums.items()})["loss"] == pytest.approx(figures["loss"])
     assert float(sums["joints"]) == 7 and list(sums) == ["count", "loss", "joints", "found"]
     empty = task.metrics()
     assert empty.compute() == {"loss": 0, "oks_ap": 0, "oks_ap50": 0, "oks_ap75": 0, "pck": 0}
-    assert empty.details() == {"per_joint_pck": {}, "support": dict.fromkeys(NAMES, 0), "people": 0}
+    nobody = {"per_joint_pck": {}, "per_joint_oks": {}, "curves": {}, "per_image": []}
+    assert empty.details() == nobody | {"support": dict.fromkeys(NAMES, 0), "people": 0}
 
 
 def test_figures_are_those_of_the_image_and_not_of_the_window() -> None:

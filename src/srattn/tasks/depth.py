@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srattn.errors import SrattnError
+from srattn.tasks.depth_distance import ByDistance
 from srattn.tasks.protocol import Sum
 
 MAX_DEPTH = 10.0
@@ -86,6 +87,9 @@ class DepthMetrics:
         self.max_depth, self.balance = max_depth, balance
         self._sums = torch.zeros(len(_FIGURES) + 1, dtype=torch.float64)  # the loss comes last
         self._counts = torch.zeros(2, dtype=torch.int64)  # images, pixels
+        self._distance = ByDistance(max_depth)
+        self._per_image: list[float | None] = []
+        self._processes = 1
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
@@ -93,21 +97,31 @@ class DepthMetrics:
         targets = targets.to(outputs.device)
         depth, valid = on_target(outputs, targets), known(targets, self.max_depth)
         losses = [silog(*one, self.balance) for one in zip(depth, targets, valid, strict=True)]
-        self._sums[:-1] += _figures(depth, targets, valid, self.max_depth).sum(0).cpu()
+        figures, measured = _figures(depth, targets, valid, self.max_depth).cpu(), valid.flatten(1).any(1).cpu()
+        self._sums[:-1] += figures.sum(0)
         self._sums[-1] += sum(float(loss) for loss in losses)
-        self._counts += torch.stack([valid.flatten(1).any(1).sum(), valid.sum()]).cpu()
+        self._counts += torch.stack([measured.sum(), valid.sum().cpu()])
+        self._distance.update(depth[valid].clamp(LEAST, self.max_depth), targets[valid])
+        near = figures[:, 0].tolist()
+        self._per_image += [value if there else None for value, there in zip(near, measured.tolist(), strict=True)]
 
     def reduce(self, add: Sum) -> None:
+        self._processes = int(add(torch.ones((), dtype=torch.int64)))
         self._sums, self._counts = add(self._sums), add(self._counts)
+        self._distance.reduce(add)
 
     def compute(self) -> dict[str, float]:
         *values, loss = (self._sums / self._counts[0].clamp(min=1)).tolist()
         return {"loss": loss, **dict(zip(_FIGURES, values, strict=True))}
 
     def details(self) -> dict[str, Any]:
-        """How many images had a known pixel, and how many pixels were known."""
+        """How many images had a known pixel, and how many pixels were known; errors by distance; delta1 of each image.
+
+        The last, "per_image" in the order of `update`, is left out of a pass that several processes shared.
+        """
         images, pixels = self._counts.tolist()
-        return {"measured_images": images, "measured_pixels": pixels}
+        found = {"measured_images": images, "measured_pixels": pixels, "by_distance": self._distance.details()}
+        return found if self._processes > 1 else found | {"per_image": list(self._per_image)}
 
 
 def known(targets: Tensor, max_depth: float) -> Tensor:

@@ -1,18 +1,17 @@
-"""How good poses are: similarity of joints as COCO measures it, by the package faster_coco_eval, and PCK."""
+"""How good poses are: similarity of joints as COCO measures it, and PCK."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srattn.errors import missing_extra
 from srattn.tasks.detection.metrics import _of_all, _process
 from srattn.tasks.pose.decode import in_image
 from srattn.tasks.pose.rows import Target, split_target
+from srattn.tasks.pose.similarity import OVERLAPS, by_similarity, oks_curves, similarity
 from srattn.tasks.protocol import Sum
 
 PART = 0.2
@@ -45,6 +44,8 @@ class PoseMetrics:
         self.names, self.sigmas, self._decode, self._sums = list(names), list(sigmas), decode, sums
         self._loss = torch.zeros(2, dtype=torch.float64)
         self._rows = [torch.zeros(0, _FACTS + 6 * len(self.names), dtype=torch.float64)]
+        self._precision: Tensor | None = None  # of all that was collected so far
+        self._processes = 1
 
     @torch.no_grad()
     def update(self, outputs: Tensor, targets: Tensor) -> None:
@@ -57,6 +58,7 @@ class PoseMetrics:
         true = in_image(_in_parts(target), target.matrix, target.size)
         facts = torch.stack([target.image, target.area, target.side], 1)
         self._rows.append(torch.cat([facts, true.flatten(1), found.flatten(1)], 1))
+        self._precision = None
 
     def reduce(self, add: Sum) -> None:
         """Each process's rows are put at a place of their own in a table of zeros; the sum of the tables has all."""
@@ -67,25 +69,44 @@ class PoseMetrics:
         start = int(counts[:rank].sum())
         table[start : start + len(own)] = own
         self._rows, self._loss = [add(table)], add(self._loss)
+        self._precision, self._processes = None, size
 
     def compute(self) -> dict[str, float]:
         facts, true, found = self._tables()
         near, known = pck(true, found, facts[:, 2]), true[..., 2] > 0
         return {
             "loss": float(self._loss[0] / self._loss[1].clamp(min=1)),
-            **oks_precision(facts, true, found, self.sigmas),
+            **by_similarity(self._curves()),
             "pck": float(near.sum() / known.sum().clamp(min=1)),
         }
 
     def details(self) -> dict[str, Any]:
-        """The share of each joint that was found, of those that are labelled at all; how often each is; and people."""
+        """By joint, of those that are labelled at all, the share that was found and the mean similarity; how often each
+        is labelled; people; and "curves", the precision at 101 recalls from 0 to 1 for each similarity of `oks_ap`.
+
+        "per_image" is the similarity of each person in the order of `update`, None without a labelled joint; it is left
+        out of a pass that several processes shared.
+        """
         facts, true, found = self._tables()
-        near, known = pck(true, found, facts[:, 2]).sum(0).tolist(), (true[..., 2] > 0).sum(0).tolist()
-        return {
+        near, labelled = pck(true, found, facts[:, 2]).sum(0).tolist(), true[..., 2] > 0
+        alike, known = similarity(facts, true, found, self.sigmas), labelled.sum(0).tolist()
+        sums, curves = alike.sum(0).tolist(), self._curves()
+        details = {
             "per_joint_pck": {name: a / b for name, a, b in zip(self.names, near, known, strict=True) if b},
+            "per_joint_oks": {name: a / b for name, a, b in zip(self.names, sums, known, strict=True) if b},
             "support": dict(zip(self.names, known, strict=True)),
             "people": len(facts),
+            "curves": {} if curves is None else dict(zip(OVERLAPS, curves.tolist(), strict=True)),
         }
+        if self._processes > 1:
+            return details
+        own = zip(alike.sum(1).tolist(), labelled.sum(1).tolist(), strict=True)
+        return details | {"per_image": [total / count if count else None for total, count in own]}
+
+    def _curves(self) -> Tensor | None:
+        if self._precision is None:
+            self._precision = oks_curves(*self._tables(), self.sigmas)
+        return self._precision
 
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Facts (N, 3), and joints as they are and as they were found (N, K, 3), in pixels of the images."""
@@ -98,73 +119,6 @@ def pck(true: Tensor, found: Tensor, side: Tensor, part: float = PART) -> Tensor
     """(N, K), bool: labelled, and within `part` of the person's longer side (N,) of where it is."""
     distance = (true[..., :2] - found[..., :2]).norm(dim=2)
     return (distance <= part * side.unsqueeze(1)) & (true[..., 2] > 0)
-
-
-def oks_precision(facts: Tensor, true: Tensor, found: Tensor, sigmas: Sequence[float]) -> dict[str, float]:
-    """COCO's figures of poses; 0 where nobody has a labelled joint.
-
-    Args:
-        facts: (N, 2 or more): image, area.
-        true, found: (N, K, 3) in pixels of the image: x, y, visibility or score.
-    """
-    if not bool((true[..., 2] > 0).any()):
-        return {"oks_ap": 0.0, "oks_ap50": 0.0, "oks_ap75": 0.0}
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise missing_extra("faster-coco-eval", "train") from None
-    images = [int(number) + 1 for number in facts[:, 0].tolist()]
-    people = [
-        {
-            "id": number,
-            "image_id": image,
-            "category_id": 1,
-            "keypoints": joints.flatten().tolist(),
-            "num_keypoints": int((joints[:, 2] > 0).sum()),
-            "area": area,
-            "bbox": _around(joints),
-            "iscrowd": 0,
-        }
-        for number, (image, area, joints) in enumerate(zip(images, facts[:, 1].tolist(), true, strict=True), 1)
-    ]
-    answers = [
-        {
-            "image_id": image,
-            "category_id": 1,
-            "keypoints": joints.flatten().tolist(),
-            "score": float(joints[:, 2].mean()),
-        }
-        for image, joints in zip(images, found, strict=True)
-    ]
-    quiet = logging.getLogger("faster_coco_eval").debug
-    truth = COCO(
-        {
-            "images": [{"id": number} for number in sorted(set(images))],
-            "annotations": people,
-            "categories": [{"id": 1, "name": "person"}],
-        },
-        print_function=quiet,
-    )
-    measure = COCOeval_faster(
-        truth,
-        truth.loadRes(answers),
-        iouType="keypoints",
-        print_function=quiet,
-        kpt_oks_sigmas=list(sigmas),
-    )
-    measure.evaluate()
-    measure.accumulate()
-    # (similarities, recalls, classes, areas, most people); -1 where there is nobody.
-    precision = torch.as_tensor(measure.eval["precision"], dtype=torch.float64)[:, :, 0, 0, -1]
-    means = precision.mean(1)
-    return {"oks_ap": float(means.mean()), "oks_ap50": float(means[0]), "oks_ap75": float(means[5])}
-
-
-def _around(joints: Tensor) -> list[float]:
-    """x, y, width, height of the labelled joints."""
-    place = joints[joints[:, 2] > 0, :2] if bool((joints[:, 2] > 0).any()) else joints[:, :2]
-    low, high = place.amin(0), place.amax(0)
-    return [*low.tolist(), *(high - low).tolist()]
 
 
 def _in_parts(target: Target) -> Tensor:
