@@ -88,8 +88,11 @@ def test_epochs_that_fit_the_minutes(
 ) -> None:
     cifar10 = script("cifar10")
     script("cifar10_peers").register()
-    monkeypatch.setattr(cifar10, "measured_speed", lambda config: {"train": 500.0, "eval": 2000.0})
-    args = Namespace(data=str(images), runs=tmp_path, minutes=60, epochs=0, threads=1, override="{lr: 0.5}")
+    monkeypatch.setattr(cifar10, "measured_speed", lambda config, seconds: {"train": 500.0, "eval": 2000.0})
+    args = Namespace(
+        recipe="cifar10", data=str(images), runs=tmp_path, minutes=60, epochs=0, threads=1, path=None,
+        measure_seconds=1.0, override="{lr: 0.5}",
+    )  # fmt: skip
     config = cifar10.config_of("vit", 3, args)
     # 100 s of training and 5 s of evaluation an epoch, 96 % of 3,600 s
     assert config.epochs == 32 and config.max_minutes == 60 and config.model == "bench_vit"
