@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from together import Together
 from torch import Tensor, nn
 
 from srattn import SrattnError
@@ -369,32 +368,6 @@ def test_nothing_found_and_nothing_there() -> None:
     metrics = task.metrics()
     metrics.update(perfect(targets), torch.full_like(targets, -1.0))
     assert metrics.compute()["map50"] == 0 and metrics.details()["curves"] == {}
-
-
-class Together:
-    """Processes as threads: each adds, and all have the sum."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.own = size, threading.local()
-        self.barrier, self.lock, self.sums = threading.Barrier(size, timeout=20), threading.Lock(), dict[int, Tensor]()
-
-    def add(self, values: Tensor) -> Tensor:
-        turn = self.own.turn = getattr(self.own, "turn", 0) + 1
-        with self.lock:
-            self.sums[turn] = self.sums[turn] + values if turn in self.sums else values.clone()
-        self.barrier.wait()
-        return self.sums[turn].clone()
-
-    def run(self, work: Callable[[int], None]) -> None:
-        def start(rank: int) -> None:
-            self.own.rank = rank
-            work(rank)
-
-        threads = [threading.Thread(target=start, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
 
 @pytest.mark.parametrize("owners", [[0, 1, 0, 2], [1, 1, 1, 1]])

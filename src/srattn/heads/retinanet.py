@@ -94,10 +94,21 @@ class RetinaNetHead(nn.Module):
 
     def anchors(self, x: Tensor, stride: int) -> Tensor:
         """Of a map (B, C, H, W): float32 (H * W * anchors of a place, 4)."""
-        middle = cells(x.shape[2], x.shape[3], stride, x)[:, :2] + self.offset * stride
-        sides = torch.tensor(self.shapes, dtype=torch.float32, device=x.device) * (stride / 2)  # halves: (A, 2)
-        corner = torch.cat([-sides, sides], 1)
-        return (middle.repeat(1, 2).unsqueeze(1) + corner).flatten(0, 1)
+        return anchors_of(x, stride, self.shapes, self.offset)
+
+
+def anchors_of(x: Tensor, stride: int, shapes: Sequence[tuple[float, float]], offset: float) -> Tensor:
+    """The anchors of a map (B, C, H, W), float32 (H * W * len(shapes), 4): row by row, those of a place one after the
+    other.
+
+    Args:
+        shapes: (width, height) of each in strides.
+        offset: where in its cell an anchor's middle lies, from 0 to 1.
+    """
+    middle = cells(x.shape[2], x.shape[3], stride, x)[:, :2] + offset * stride
+    sides = torch.tensor(shapes, dtype=torch.float32, device=x.device) * (stride / 2)  # halves: (A, 2)
+    corner = torch.cat([-sides, sides], 1)
+    return (middle.repeat(1, 2).unsqueeze(1) + corner).flatten(0, 1)
 
 
 def anchor_shapes(base: float, scales: int, ratios: Sequence[float]) -> list[tuple[float, float]]:

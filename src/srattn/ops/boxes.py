@@ -79,6 +79,11 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     return shared / _positive(union) - (hull - union) / _positive(hull)
 
 
+def ignored_class(label: Tensor) -> Tensor:
+    """The class number, below -1, of a box that is neither learnt nor counted, such as a crowd; and back from it."""
+    return -2 - label
+
+
 def check_boxes(boxes: Tensor) -> Tensor:
     """Refuses what has not four numbers a box."""
     if boxes.ndim < 1 or boxes.shape[-1] != 4:

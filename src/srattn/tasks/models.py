@@ -14,6 +14,7 @@ from srattn.heads.glpn import GLPNHead
 from srattn.models import build_model
 from srattn.tasks.dense import DepthModel, build_dense, glpn, segmentation_model
 from srattn.tasks.detection.model import build_detection, fcos, retinanet
+from srattn.tasks.detection.stages.model import TwoStageModel
 from srattn.tasks.pose.model import HEADS as POSE_HEADS
 from srattn.tasks.pose.model import PoseModel, build_pose, pose_model
 
@@ -86,6 +87,8 @@ def task_options(model: nn.Module) -> dict[str, Any]:
     """What the task of a whole model has to know of it, as options of `srattn.tasks.make_task`."""
     if isinstance(model, DepthModel):
         return {"max_depth": model.max_depth}
+    if isinstance(model, TwoStageModel):
+        return {"stages": 2, "masks": model.has_masks}
     return {"columns": model.columns} if isinstance(model, PoseModel) else {}
 
 

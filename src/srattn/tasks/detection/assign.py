@@ -15,8 +15,14 @@ POSITIVE, NEGATIVE = 0.5, 0.4
 
 
 def valid_targets(targets: Tensor) -> Tensor:
-    """Which rows of targets (..., 5) are objects: padding has the class -1, and what has no area is no object."""
+    """Which rows of targets (..., 5) are objects: padding has the class -1, what is ignored one below, and what has no
+    area is no object."""
     return (targets[..., 4] >= 0) & (targets[..., 2] > targets[..., 0]) & (targets[..., 3] > targets[..., 1])
+
+
+def ignored_targets(targets: Tensor) -> Tensor:
+    """Which rows of targets (..., 5) are there and not objects, see `srattn.ops.boxes.ignored_class`."""
+    return (targets[..., 4] < -1) & (targets[..., 2] > targets[..., 0]) & (targets[..., 3] > targets[..., 1])
 
 
 def assign_places(cells: Tensor, boxes: Tensor, radius: float = RADIUS) -> Tensor:

@@ -47,22 +47,30 @@ def decode(rows: Rows, choice: Choice) -> Tensor:
     scores = rows.logits.float().sigmoid()
     if rows.centreness is not None:
         scores = (scores * rows.centreness.float().sigmoid().unsqueeze(2)).sqrt()
-    batch, count, classes = scores.shape
-    out = scores.new_zeros(batch, choice.most, 6)
-    out[..., 5] = -1
-    best, places = scores.flatten(1).topk(min(choice.candidates, count * classes), 1)
-    row, label = places // classes, places % classes
+    best, row, label = surest(scores, choice.candidates)
 
     def at(column: Tensor) -> Tensor:
         return column.gather(1, row.unsqueeze(2).expand(-1, -1, column.shape[2]))
 
     coding = boxes_of_steps if rows.centreness is None else boxes_of_distances
     height, width = at(rows.size).unbind(2)
-    boxes = clip_boxes(coding(at(rows.reference), at(rows.regression)), height, width)
-    whole = (boxes[..., 2:] > boxes[..., :2]).all(2) & (best >= choice.score)
-    for number in range(batch):
+    return best_of(clip_boxes(coding(at(rows.reference), at(rows.regression)), height, width), best, label, choice)
+
+
+def surest(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best `most` of scores (B, N, K), or all: scores, places from 0 to N and classes, each (B, C), best first."""
+    best, places = scores.flatten(1).topk(min(most, scores.shape[1] * scores.shape[2]), 1)
+    return best, places // scores.shape[2], places % scores.shape[2]
+
+
+def best_of(boxes: Tensor, scores: Tensor, labels: Tensor, choice: Choice) -> Tensor:
+    """Detections (B, most, 6), as of `decode`, of boxes (B, C, 4) within the image, their scores and classes (B, C)."""
+    out = scores.new_zeros(len(boxes), choice.most, 6)
+    out[..., 5] = -1
+    whole = (boxes[..., 2:] > boxes[..., :2]).all(2) & (scores >= choice.score)
+    for number in range(len(boxes)):
         some = whole[number].nonzero().squeeze(1)
-        mine, score, kind = boxes[number, some], best[number, some], label[number, some]
+        mine, score, kind = boxes[number, some], scores[number, some], labels[number, some]
         kept = nms(mine, score, choice.overlap, kind, choice.most)
         out[number, : len(kept)] = torch.cat(
             [mine[kept], score[kept].unsqueeze(1), kind[kept].unsqueeze(1).to(mine.dtype)], 1

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srattn.errors import missing_extra
-from srattn.tasks.detection.assign import valid_targets
+from srattn.tasks.detection.assign import ignored_targets, valid_targets
+from srattn.tasks.detection.precision import average_precision as average_precision
 from srattn.tasks.protocol import Sum
 
 
@@ -19,12 +17,13 @@ class DetectionMetrics:
     """Average precision over everything that `update` was given, and the loss.
 
     "map" is the mean over ten overlaps from 0.5 to 0.95, "map50" and "map75" are those at one; means over the classes
-    that have an object. At most 100 detections of an image count.
+    that have an object. At most 100 detections of an image count. What is ignored (a crowd, a difficult object) is
+    COCO's "iscrowd": not to be found, and no mistake to find.
 
     Args:
         classes: names.
         decode: from a model's outputs to detections (B, D, 6).
-        sums: from a model's outputs and targets to the sums of the loss.
+        sums: from a model's outputs and targets to the sums of the loss; None where outputs do not tell the loss.
         combine: from these to the loss, and "loss" among its parts.
     """
 
@@ -32,8 +31,8 @@ class DetectionMetrics:
         self,
         classes: Sequence[str],
         decode: Callable[[Tensor], Tensor],
-        sums: Callable[[Tensor, Tensor], dict[str, Tensor]],
-        combine: Callable[[dict[str, float]], dict[str, float]],
+        sums: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None,
+        combine: Callable[[dict[str, float]], dict[str, float]] | None = None,
     ) -> None:
         self.classes, self._decode, self._sums, self._combine = list(classes), decode, sums, combine
         self._loss: dict[str, Tensor] = {}
@@ -43,13 +42,14 @@ class DetectionMetrics:
         self._result: dict[str, Any] | None = None
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """`outputs` as the model gives them, `targets` (B, M, 5)."""
-        sums = self._sums(outputs.detach(), targets.to(outputs.device))
+        """`outputs` as the model gives them, `targets` as the task has them."""
+        sums = {} if self._sums is None else self._sums(outputs.detach(), targets.to(outputs.device))
         for name, value in sums.items():
             self._loss[name] = self._loss.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
         found, targets = self._decode(outputs.detach()).double().cpu(), targets.double().cpu()
         self._found.append(_numbered(found, found[..., 5] >= 0, self._images))
-        self._objects.append(_numbered(targets, valid_targets(targets), self._images))
+        there = valid_targets(targets) | ignored_targets(targets)
+        self._objects.append(_numbered(targets[..., :5], there, self._images))
         self._images += len(targets)
         self._result = None
 
@@ -66,24 +66,21 @@ class DetectionMetrics:
             start = int(counts[:rank].sum())
             table[start : start + len(own)] = own
             collected[:] = [add(table)]
-        self._images = int(images.sum())
+        self._images, self._result = int(images.sum()), None
+        if self._sums is None:
+            return
         # A process without an image has no sums, and all must add the same.
         names = sorted(self._sums_of_nothing())
         zero = torch.zeros((), dtype=torch.float64)
         added = add(torch.stack([self._loss.get(name, zero) for name in names]))
         self._loss = dict(zip(names, added.unbind(), strict=True))
-        self._result = None
 
     def compute(self) -> dict[str, float]:
-        """The loss and its parts, and "map50", "map", "map75"; 0 where there is no object at all."""
-        loss = {name: float(value) for name, value in (self._loss or self._sums_of_nothing()).items()}
+        """The loss if outputs tell it, and "map50", "map", "map75"; these are 0 where there is no object at all."""
+        sums = {name: float(value) for name, value in (self._loss or self._sums_of_nothing()).items()}
+        loss = {} if self._combine is None else {"loss": self._combine(sums)["loss"]}
         result = self._evaluated()
-        return {
-            "loss": self._combine(loss)["loss"],
-            "map50": result["map50"],
-            "map": result["map"],
-            "map75": result["map75"],
-        }
+        return {**loss, "map50": result["map50"], "map": result["map"], "map75": result["map75"]}
 
     def details(self) -> dict[str, Any]:
         """Average precision at an overlap of 0.5 and over all of each class, objects of each, and its curve.
@@ -92,7 +89,8 @@ class DetectionMetrics:
         object are left out.
         """
         result, objects = self._evaluated(), torch.cat(self._objects)
-        support = torch.bincount(objects[:, 5].long(), minlength=len(self.classes)).tolist()
+        labels = objects[objects[:, 5] >= 0, 5].long()
+        support = torch.bincount(labels, minlength=len(self.classes)).tolist()
         return {
             "per_class_map50": result["per_class_map50"],
             "per_class_map": result["per_class_map"],
@@ -109,51 +107,6 @@ class DetectionMetrics:
                 torch.cat(self._objects), torch.cat(self._found), self._images, self.classes
             )
         return self._result
-
-
-def average_precision(objects: Tensor, found: Tensor, images: int, classes: Sequence[str]) -> dict[str, Any]:
-    """COCO's figures of detections (image, x1, y1, x2, y2, score, class) for objects (image, x1, y1, x2, y2, class)."""
-    if not len(objects):
-        return {"map": 0.0, "map50": 0.0, "map75": 0.0, "per_class_map": {}, "per_class_map50": {}, "curves": {}}
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise missing_extra("faster-coco-eval", "train") from None
-    boxes = [
-        {"image_id": int(image) + 1, "category_id": int(kind) + 1, "bbox": [x, y, x2 - x, y2 - y]}
-        for image, x, y, x2, y2, kind in objects.tolist()
-    ]
-    for number, box in enumerate(boxes, 1):
-        box |= {"id": number, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0}
-    answers = [
-        {"image_id": int(image) + 1, "category_id": int(kind) + 1, "bbox": [x, y, x2 - x, y2 - y], "score": score}
-        for image, x, y, x2, y2, score, kind in found.tolist()
-    ]
-    quiet = logging.getLogger("faster_coco_eval").debug
-    truth = COCO(
-        {
-            "images": [{"id": number + 1} for number in range(images)],
-            "annotations": boxes,
-            "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
-        },
-        print_function=quiet,
-    )
-    measure = COCOeval_faster(truth, truth.loadRes(answers), iouType="bbox", print_function=quiet)
-    measure.evaluate()
-    measure.accumulate()
-    # (overlaps, recalls, classes, areas, most detections); -1 where a class has no object.
-    precision = torch.as_tensor(measure.eval["precision"], dtype=torch.float64)[..., 0, -1]
-    there = (precision >= 0).all(1).all(0)
-    means = precision.mean(1)  # (overlaps, classes)
-    present = list(itertools.compress(classes, there.tolist()))
-    return {
-        "map": float(means[:, there].mean()),
-        "map50": float(means[0, there].mean()),
-        "map75": float(means[5, there].mean()),
-        "per_class_map": dict(zip(present, means[:, there].mean(0).tolist(), strict=True)),
-        "per_class_map50": dict(zip(present, means[0, there].tolist(), strict=True)),
-        "curves": dict(zip(present, precision[0][:, there].t().tolist(), strict=True)),
-    }
 
 
 def _rows(columns: int) -> Tensor:

@@ -1,57 +1,18 @@
-"""Whole detectors: a backbone, a feature pyramid and a head. FCOS and RetinaNet by name."""
+"""Whole detectors by name: FCOS, RetinaNet, Faster R-CNN and Mask R-CNN, each on any backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
-
-from srattn.convert import create_model
 from srattn.errors import SrattnError
 from srattn.heads.fcos import FCOSHead
-from srattn.heads.fpn import FPN
+from srattn.heads.mask_rcnn import FasterRCNNHead, MaskRCNNHead
 from srattn.heads.retinanet import RetinaNetHead
-from srattn.models.backbone import Backbone
-from srattn.tasks.dense import DenseModel
-
-
-class DetectionModel(DenseModel):
-    """A backbone without a classifier, a pyramid over its maps from `first` on, and a head over the pyramid.
-
-    Its state is that of each part, under `backbone.`, `neck.` and `head.`.
-    """
-
-    def __init__(self, backbone: Backbone, neck: FPN, head: nn.Module, first: int) -> None:
-        super().__init__(backbone, head)
-        self.neck, self.first = neck, first
-
-    @property
-    def num_classes(self) -> int:
-        """Of objects."""
-        return int(self.head.num_classes)  # type: ignore[arg-type]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `build_detection` builds the same architecture from; JSON-able."""
-        neck = {key: value for key, value in self.neck.config.items() if key != "kind"}
-        return {
-            "backbone": dict(self.backbone.config),
-            "neck": {"first": self.first, **neck},
-            "head": dict(self.head.config),  # type: ignore[arg-type]
-        }
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) to the maps (B, width, H_n, W_n) that the head reads, finest first."""
-        maps = self.backbone.forward_intermediates(images, intermediates_only=True)
-        return self.neck(maps[self.first :])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W), H and W from the backbone's `min_size` up, to rows (B, N, columns): see `srattn.heads.rows`.
-
-        The same in training and in evaluation; `Detection.postprocess` makes boxes of them.
-        """
-        return self.head(self.features(images), images.shape[2:])
+from srattn.tasks.detection.pyramid_model import MAPS, body_and_neck, place_of
+from srattn.tasks.detection.pyramid_model import DetectionModel as DetectionModel
+from srattn.tasks.detection.stages.model import faster_rcnn as faster_rcnn
+from srattn.tasks.detection.stages.model import mask_rcnn as mask_rcnn
 
 
 def fcos(
@@ -80,8 +41,8 @@ def fcos(
         convs, norm: see `srattn.heads.fcos.FCOSHead`.
         options: of the backbone, as `srattn.create_model` takes them; `pretrained` too.
     """
-    body, neck, strides = _base(backbone, width, first, levels, extra_from, extra_relu, options)
-    head = FCOSHead(width, num_classes, strides, convs=convs, norm=norm, **_place(options))
+    body, neck, strides = body_and_neck(backbone, width, first, levels, extra_from, extra_relu, options)
+    head = FCOSHead(width, num_classes, strides, convs=convs, norm=norm, **place_of(options))
     return DetectionModel(body, neck, head, first)
 
 
@@ -108,9 +69,9 @@ def retinanet(
         backbone, num_classes, width, first, levels, extra_from, extra_relu, options: as of `fcos`.
         convs, norm, base, scales, ratios, offset: see `srattn.heads.retinanet.RetinaNetHead`.
     """
-    body, neck, strides = _base(backbone, width, first, levels, extra_from, extra_relu, options)
+    body, neck, strides = body_and_neck(backbone, width, first, levels, extra_from, extra_relu, options)
     anchors = {"base": base, "scales": scales, "ratios": ratios, "offset": offset}
-    head = RetinaNetHead(width, num_classes, strides, convs=convs, norm=norm, **anchors, **_place(options))
+    head = RetinaNetHead(width, num_classes, strides, convs=convs, norm=norm, **anchors, **place_of(options))
     return DetectionModel(body, neck, head, first)
 
 
@@ -119,33 +80,13 @@ def build_detection(backbone: dict[str, Any], neck: dict[str, Any], head: dict[s
     options, pyramid, numbers = dict(backbone), dict(neck), dict(head)
     options.pop("num_classes", None)
     name, kind = options.pop("name"), numbers.pop("kind")
-    makers = {FCOSHead.kind: fcos, RetinaNetHead.kind: retinanet}
+    makers: dict[str, Callable[..., DetectionModel]] = {
+        FCOSHead.kind: fcos,
+        RetinaNetHead.kind: retinanet,
+        FasterRCNNHead.kind: faster_rcnn,
+        MaskRCNNHead.kind: mask_rcnn,
+    }
     if kind not in makers:
         raise SrattnError(f"no head of a detector {kind!r}; there are: {', '.join(makers)}")
-    levels = pyramid.pop("extra_levels") + _MAPS - pyramid["first"]
+    levels = pyramid.pop("extra_levels") + MAPS - pyramid["first"]
     return makers[kind](name, numbers.pop("num_classes"), levels=levels, **pyramid, **numbers, **options)
-
-
-_MAPS = 4  # of every backbone for images
-
-
-def _base(
-    name: str, width: int, first: int, levels: int, extra_from: str, extra_relu: bool, options: dict[str, Any]
-) -> tuple[Backbone, FPN, list[int]]:
-    """The backbone, the pyramid and the strides of its maps."""
-    body = create_model(name, features_only=True, **options).model
-    channels, strides = body.feature_info.channels(), body.feature_info.reduction()
-    if len(channels) != _MAPS or body.dimensions != 2:
-        raise SrattnError(f"a detector reads {_MAPS} maps of images, {name} gives {len(channels)}")
-    if not 0 <= first < _MAPS or levels < _MAPS - first:
-        raise SrattnError(
-            f"the pyramid begins at a map from 0 to {_MAPS - 1} and has at least the maps from there on, got "
-            f"{first=}, {levels=}"
-        )
-    extra = levels - (_MAPS - first)
-    neck = FPN(channels[first:], width, extra, extra_from, extra_relu, **_place(options))
-    return body, neck, [*strides[first:], *(strides[-1] * 2 ** (n + 1) for n in range(extra))]
-
-
-def _place(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: options[key] for key in ("device", "dtype") if key in options}

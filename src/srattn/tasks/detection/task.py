@@ -13,6 +13,7 @@ from srattn.heads.rows import Rows, split_rows
 from srattn.tasks.detection.decode import Choice, decode
 from srattn.tasks.detection.losses import PARTS, combine, loss_sums
 from srattn.tasks.detection.metrics import DetectionMetrics
+from srattn.tasks.detection.stages.task import TwoStage
 
 
 class _Last(NamedTuple):
@@ -39,7 +40,7 @@ class Detection:
     centreness are FCOS's, the others RetinaNet's.
 
     Targets are float32 (B, M, 5): x1, y1, x2, y2 in pixels of the model's input, class; rows that fill up have the
-    class -1.
+    class -1, what is neither learnt nor counted one below that (`srattn.ops.boxes.ignored_class`).
 
     Attributes:
         choice: which answers are given, and measured.
@@ -105,10 +106,21 @@ def make_detection(
     overlap: float = 0.6,
     candidates: int = 1000,
     most: int = 100,
-) -> Detection:
-    """As the registry asks for it, with the options of `Choice`.
+    stages: int = 1,
+    masks: bool = False,
+) -> Detection | TwoStage:
+    """As the registry asks for it, with the options of `Choice`; or that of a model of two `stages`, with `masks` or
+    without, whose answers are chosen by itself.
 
     A run's label smoothing, which has a default, is for classes that exclude each other: here each is a question of
     its own, and the focal loss takes no notice of it.
     """
-    return Detection(classes, Choice(score, overlap, candidates, most))
+    choice = Choice(score, overlap, candidates, most)
+    if stages == 1 and not masks:
+        return Detection(classes, choice)
+    if stages != 2 or choice != Choice():
+        raise SrattnError(
+            f"masks are of models of 2 stages, and those choose their answers themselves; got {stages=}, {masks=}, "
+            f"{choice}"
+        )
+    return TwoStage(classes, masks)
