@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measured import plain_people, write_depths, write_people
 from PIL import Image
 
 from srattn.cli.main import main
+from srattn.cli.train import _report
 from srattn.data.depth_files import read_depth
 from srattn.data.preprocess import Preprocess
 from srattn.engine import TrainConfig, train
@@ -40,7 +42,11 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     options = {"model": "mit_b0", "model_options": BODY, "head_options": {"hidden": 8}, "size": 32, "epochs": 1}
-    train(TrainConfig(task="depth", data=str(rooms), out=str(run), threads=1, batch_size=4, num_workers=0, **options))
+    result = train(
+        TrainConfig(task="depth", data=str(rooms), out=str(run), threads=1, batch_size=4, num_workers=0, **options)
+    )
+    report = _report(result)
+    assert report is not None and "within 25 %" in report.read_text("utf-8")
     assert main(["predict", str(rooms / "images"), "--model", str(run), "--out", str(out)]) == 0
     files = sorted((out / "depths").rglob("*.png"))
     assert len(files) == len(list((out / "overlays").rglob("*.png"))) == 5
@@ -57,6 +63,62 @@ def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     values = json.loads(capsys.readouterr().out.partition("\npicture")[0])
     expected = json.loads((run / "result.json").read_text())
     assert values["delta1"] == pytest.approx(expected["delta1"]) and values["images"] == 1
+    assert values["per_image"] == [pytest.approx(expected["delta1"])]
+    assert main(given[:-2]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "true distance pixels delta1 abs_rel rmse" in words and "9 to 10 m" in words
+    rmse = next(line for line in words.split("rmse_log")[0].split("abs_rel ") if "rmse" in line)
+    assert "%" not in rmse  # metres, and no share
+
+
+def test_people_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = write_people(tmp_path / "people", {"train": plain_people(), "val": plain_people()}), tmp_path / "run"
+    options = {"model": "pvt_v2_b0", "model_options": BODY, "head_options": {"width": 16}, "size": 32, "epochs": 1}
+    result = train(
+        TrainConfig(task="pose", data=str(data), out=str(run), threads=1, batch_size=4, num_workers=0, **options)
+    )
+    assert len(result.result["per_image"]) == result.result["val_images"] == 5
+    report = _report(result)
+    assert report is not None and "Joint by joint" in report.read_text("utf-8")
+    picture = tmp_path / "cases.png"
+    given = ["eval", "--model", str(run), "--data", str(data), "--num_workers", "0"]
+    capsys.readouterr()
+    assert main([*given, "--picture", str(picture)]) == 0 and picture.stat().st_size > 1000
+    words = " ".join(capsys.readouterr().out.split())
+    assert "joint pck oks" in words and "left_hand" in words
+
+
+@pytest.mark.parametrize("kind", ["depths", "joints"])
+def test_data_is_checked_and_shown(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    if kind == "depths":
+        write_depths(data, {"train": 3, "val": 2})
+        expected = ["5 images with depths", "beyond 10", "known"]
+    else:
+        write_people(data, {"train": plain_people(), "val": plain_people()})
+        expected = ["10 people with 3 joints in 8 images", "left_hand", "train: labelled", "none visible"]
+    files = [tmp_path / name for name in ("report.json", "check.png", "preview.png")]
+    given = ["data", "check", str(data), "--num_workers", "0"]
+    assert main([*given, "--out", str(files[0]), "--picture", str(files[1])]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert all(each in words for each in expected) and "a run would take this data" in words
+    shown = ["--images", "1", "--draws", "1", "--size", "32"]
+    assert main(["data", "preview", str(data), "--out", str(files[2]), *shown]) == 0
+    assert all(file.stat().st_size > 100 for file in files)
+    wrong = "--void" if kind == "depths" else "--max_depth"
+    assert main([*given, wrong, "[3]" if kind == "depths" else "3"]) == 2
+    assert f"{wrong} has no meaning for images with {kind}" in capsys.readouterr().err
+
+
+def test_words_for_what_is_wrong_with_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_depths(tmp_path / "data", {"train": 3, "val": 2})
+    (data / "depths" / "train" / "0.png").write_bytes(b"no depth")
+    given = ["data", "check", str(data), "--task", "depth", "--num_workers", "0"]
+    assert main(given) == 1
+    out = capsys.readouterr().out
+    assert "cannot be read: 1" in out and "0.png" in out and "a run would refuse this: 1 file(s)" in out
+    assert main([*given, "--on_bad_image", "skip"]) == 0
+    assert main([*given, "--max_depth", "-1"]) == 2 and "above 0 metres, got -1" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -32,18 +32,21 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "data",
         type=str,
         help="digits; a folder of class folders, Parquet files, tar shards or IDX files; a .csv, .jsonl, .parquet or "
-        ".tar file; a pattern or URL of tar shards; hf:NAME; a folder of images and masks, Pascal VOC or COCO",
+        ".tar file; a pattern or URL of tar shards; hf:NAME; a folder of images and masks or depths, Pascal VOC or "
+        "COCO",
     )
     parser.add_argument(
         "--task",
-        type=Literal["classification", "segment", "detect"] | None,
-        help="what to read a folder as that has several forms: by default masks go before boxes, and these before "
-        "class folders",
+        type=Literal["classification", "segment", "detect", "depth", "pose"] | None,
+        help="what to read a folder as that has several forms: by default masks go before depths, these before boxes "
+        "and joints, and these before class folders",
     )
     parser.add_argument(
         "--classes", type=str, default=None, help="of masks or boxes: names with commas between, or a file of them"
     )
     parser.add_argument("--void", type=list[int], default=[], help="numbers in masks that are no class, beside 255")
+    parser.add_argument("--depth_scale", type=float | None, help="metres a unit of depth files (0.001: millimetres)")
+    parser.add_argument("--max_depth", type=float | None, help="metres; what is farther is not learnt (10)")
     parser.add_argument("--out", type=str, default=None, help="check: the report as .json; preview: the picture")
     parser.add_argument("--picture", type=str, default=None, help="check: balance, sizes and examples as .png")
     parser.add_argument(
@@ -61,8 +64,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--augment",
         type=str,
         default=None,
-        help="preview: such as shift=4,flip,rand=2x9,erase=0.25,mixup=0.2 (by default crop,flip); of masks and boxes "
-        "such as scale=0.5-2,flip,rotate=10,jitter (by default what a run does)",
+        help="preview: such as shift=4,flip,rand=2x9,erase=0.25,mixup=0.2 (by default crop,flip); of masks, boxes, "
+        "depths and joints such as scale=0.5-2,flip,rotate=10,jitter (by default what a run does)",
     )
     parser.add_argument("--size", type=int, default=None, help="preview: side of the images that the model sees")
     parser.add_argument("--channels", type=Literal[1, 3], default=None, help="preview: 1 for grey, 3 for RGB")

@@ -1,4 +1,4 @@
-"""``srattn data`` of images with masks or boxes."""
+"""``srattn data`` of images with masks, boxes, depths or joints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from srattn.data.dense.survey import SceneReport
 
 _MOST_CLASSES = 40  # lines on the screen; --out has all
+_WRONG = {
+    "masks": "numbers that are no class", "boxes": "wrong boxes", "depths": "without a depth that is learnt",
+    "joints": "people that cannot be used",
+}  # fmt: skip
+_OF_TASK: dict[str, SceneKind | None] = {
+    "classification": None, "segment": "masks", "detect": "boxes", "depth": "depths", "pose": "joints",
+}  # fmt: skip
 
 
 def kind_of(args: jsonargparse.Namespace) -> SceneKind | None:
@@ -28,12 +35,13 @@ def kind_of(args: jsonargparse.Namespace) -> SceneKind | None:
     """
     from srattn.data.dense.kinds import scene_kind
 
-    kinds: dict[str, SceneKind | None] = {"classification": None, "segment": "masks", "detect": "boxes"}
-    kind = scene_kind(args.data) if args.task is None else kinds[args.task]
-    what = {None: "labels", "masks": "masks", "boxes": "boxes"}[kind]
+    kind = scene_kind(args.data) if args.task is None else _OF_TASK[args.task]
+    what = "labels" if kind is None else kind
     for name, given, belongs in (
-        ("classes", args.classes is not None, kind is not None),
+        ("classes", args.classes is not None, kind in ("masks", "boxes")),
         ("void", bool(args.void), kind == "masks"),
+        ("depth_scale", args.depth_scale is not None, kind == "depths"),
+        ("max_depth", args.max_depth is not None, kind == "depths"),
         ("on_empty_class", args.on_empty_class is not None, kind is None),
         ("image_column", args.image_column is not None, kind is None),
         ("label_column", args.label_column is not None, kind is None),
@@ -44,7 +52,14 @@ def kind_of(args: jsonargparse.Namespace) -> SceneKind | None:
                 f"--{name} has no meaning for images with {what}, as which {args.data} is read; leave it out, or give "
                 "another --task"
             )
+    if args.max_depth is not None and not args.max_depth > 0:
+        raise SrattnError(f"--max_depth must be above 0 metres, got {args.max_depth:g}")
     return kind
+
+
+def _metres(args: jsonargparse.Namespace) -> dict[str, float]:
+    """What is given of depths."""
+    return {name: args[name] for name in ("depth_scale", "max_depth") if args[name] is not None}
 
 
 def check_of(
@@ -59,6 +74,7 @@ def check_of(
         kind,
         classes=args.classes,
         void=args.void,
+        **_metres(args),
         strict=args.on_bad_image == "error",
         workers=args.num_workers,
         notify=notify,
@@ -75,18 +91,21 @@ def check_of(
 
 def preview_of(args: jsonargparse.Namespace, kind: SceneKind, out: Path) -> None:
     """Draws some images and what the augmentation makes of them."""
-    from srattn.data.dense.joint import parse_joint
+    from srattn.data.dense.joint import JointAugment, parse_joint
+    from srattn.data.dense.person import PersonAugment
     from srattn.data.dense.pictures import draw_scene_preview
     from srattn.data.dense.preview import read_some_scenes
     from srattn.data.reader import default_preprocess
-    from srattn.engine.defaults import BOXES, MASKS
+    from srattn.engine.defaults import OF_TARGETS
 
-    usual = MASKS if kind == "masks" else BOXES
+    usual = OF_TARGETS[kind]
     size = args.size if args.size is not None else usual["size"]
     plain = default_preprocess(args.data, size, args.channels if args.channels is not None else 3)
-    preprocess = dataclasses.replace(plain, fit="shorter" if kind == "masks" else "inside")
-    augment = parse_joint(args.augment if args.augment is not None else usual["augment"], preprocess)
-    data = read_some_scenes(args.data, kind, augment, args.images, args.seed, args.classes, args.void)
+    preprocess = dataclasses.replace(plain, fit="shorter" if kind in ("masks", "depths") else "inside")
+    spec = args.augment if args.augment is not None else usual["augment"]
+    augment = parse_joint(spec, preprocess, PersonAugment if kind == "joints" else JointAugment)
+    given = args.data, kind, augment, args.images, args.seed, args.classes, args.void
+    data = read_some_scenes(*given, **_metres(args))
     draw_scene_preview(data, augment, out, args.images, args.draws, args.seed, args.overwrite)
 
 
@@ -102,48 +121,23 @@ def print_scenes(report: SceneReport, safe: Callable[[str], str], listed: Callab
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    title = f"{sum(report.images.values()):,} images with {report.kind}, {len(report.classes)} classes"
+    from srattn.cli.data_tables import classes_of, parts_of
+
+    def table(heads: list[str], rows: list[list[str]], title: str | None = None) -> None:
+        made = Table(box=box.SIMPLE_HEAD, title=title)
+        for place, head in enumerate(heads):
+            made.add_column(head, justify="right" if place else "left")
+        for row in rows:
+            made.add_row(*(Text(safe(cell)) for cell in row))
+        Console().print(made)
+
     if report.images:
-        parts = Table(box=box.SIMPLE_HEAD, title=title)
-        for name in (
-            "part",
-            "images",
-            "without objects",
-            "repeated",
-            report.unit,
-            *(["of no class"] * bool(report.void)),
-        ):
-            parts.add_column(name, justify="left" if name == "part" else "right")
-        for part, count in report.images.items():
-            without = sum(one == part for one, _ in report.without)
-            amount, void = sum(report.amounts[part]), report.void.get(part, 0)
-            share = [f"{100 * void / max(1, amount + void):.1f} %"] * bool(report.void)
-            parts.add_row(
-                part, f"{count:,}", f"{without:,}", f"{report.repeated.get(part, 0):,}", f"{amount:,}", *share
-            )
-        console.print(parts)
-    if report.classes:
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("class")
-        for part in report.images:
-            table.add_column(f"{part}: {report.unit}", justify="right")
-            table.add_column("images", justify="right")
-        if report.kind == "boxes":
-            table.add_column("sides: least, median, most", justify="right")
-        for number, name in list(enumerate(report.classes))[:_MOST_CLASSES]:
-            cells = []
-            for part, amounts in report.amounts.items():
-                share = 100 * amounts[number] / max(1, sum(amounts))
-                cells += [f"{share:.2f} %" if report.kind == "masks" else f"{amounts[number]:,}"]
-                cells += [f"{report.present[part][number]:,}"]
-            if report.kind == "boxes":
-                sides = sorted(report.box_sides[number])
-                cells.append(f"{sides[0]:.0f}  {sides[len(sides) // 2]:.0f}  {sides[-1]:.0f}" if sides else "")
-            table.add_row(Text(safe(name)[:32]), *cells)
-        console.print(table)
-        if len(report.classes) > _MOST_CLASSES:
-            print(f"... and {len(report.classes) - _MOST_CLASSES:,} more classes; --out REPORT.json has all")
+        table(*parts_of(report), report.heading)
+    if report.classes and report.kind != "depths":
+        heads, rows = classes_of(report)
+        table(heads, rows[:_MOST_CLASSES])
+        if len(rows) > _MOST_CLASSES:
+            print(f"... and {len(rows) - _MOST_CLASSES:,} more classes; --out REPORT.json has all")
     if report.sizes:
         sides = sorted(min(size) for size in report.sizes.elements())
         print(
@@ -153,8 +147,13 @@ def print_scenes(report: SceneReport, safe: Callable[[str], str], listed: Callab
     listed("cannot be read", report.unreadable)
     listed("without a partner", report.alone)
     listed("of another size than their images", report.mismatched)
-    listed("numbers that are no class" if report.kind == "masks" else "wrong boxes", report.wrong)
-    listed("nothing of a class in a part", report.empty)
-    listed("images without objects", [f"{part}: {name}" for part, name in report.without])
+    listed(_WRONG[report.kind], report.wrong)
+    listed("joints outside of their image", report.outside)
+    if report.unlabelled:
+        print(f"people without a labelled joint, or crowds: {report.unlabelled:,}, left out")
+    joints = report.kind == "joints"
+    listed("joints that a part never has" if joints else "nothing of a class in a part", report.empty)
+    without = [f"{part}: {name}" for part, name in report.without]
+    listed("people without a visible joint" if joints else "images without objects", without)
     listed("the same picture in two parts", [f"{a}: {b} = {c}: {d}" for a, b, c, d in report.duplicates])
     listed("nearly the same picture in two parts", [f"{a}: {b} ~ {c}: {d}" for a, b, c, d in report.near])

@@ -1,7 +1,8 @@
-"""``srattn eval`` of a model of masks or boxes."""
+"""``srattn eval`` of a model of masks, boxes, depths or joints."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,30 +90,54 @@ def _print(found: SceneMeasurement, facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from srattn.engine.progress import figure_text
+
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_row("model", Text(f"{facts['model']} ({facts['name']}, {facts['task']})"))
     table.add_row("data", Text(f"{facts['data']}: {found.split}, {len(found.data.val):,} images"))
     for name, value in found.figures.items():
-        shown = f"{value:.4f}" if name == "loss" else f"{100 * value:.2f}%"
-        table.add_row(name, Text(shown, style="bold" if name == found.headline else ""))
+        table.add_row(name, Text(figure_text(name, value), style="bold" if name == found.headline else ""))
     table.add_row("images per second", f"{found.images_per_second:,.1f} with loading")
     console.print(table)
-    columns = {name.removeprefix("per_class_"): v for name, v in found.details.items() if name.startswith("per_class_")}
-    classes = Table(box=box.SIMPLE_HEAD)
-    classes.add_column("class")
-    for name in columns:
-        classes.add_column(name, justify="right")
-    for name in found.data.classes[:_SHOWN]:
-        row = [column.get(name) for column in columns.values()]
-        classes.add_row(Text(name), *("–" if value is None else f"{100 * value:.2f}%" for value in row))
-    console.print(classes)
-    if len(found.data.classes) > _SHOWN:
-        console.print(f"the first {_SHOWN} of {len(found.data.classes)} classes; --out has all of them")
+    rows = _rows_of(found)
+    if rows is not None:
+        shown = Table(box=box.SIMPLE_HEAD)
+        for place, name in enumerate(rows[0]):
+            shown.add_column(name, justify="right" if place else "left")
+        for row in rows[1][:_SHOWN]:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+        if len(rows[1]) > _SHOWN:
+            console.print(f"the first {_SHOWN} of {len(rows[1])} rows; --out has all of them")
     for line in found.skipped[:5]:
         console.print(f"left out {line}", highlight=False, markup=False)
     if len(found.skipped) > 5:
         console.print(f"and {len(found.skipped) - 5} more that could not be used")
+
+
+def _rows_of(found: SceneMeasurement) -> tuple[list[str], list[list[str]]] | None:
+    """Heads and rows of the figures by class, by joint, or by distance; None where there are none."""
+    from srattn.engine.progress import figure_text
+
+    steps = found.details.get("by_distance")
+    if steps is not None:
+        edges = steps["edges"]
+        names = [f"{low:g} to {high:g} m" for low, high in itertools.pairwise(edges)]
+        figures, counts = ("delta1", "abs_rel", "rmse"), [f"{count:,}" for count in steps["pixels"]]
+        columns = [["–" if value is None else figure_text(key, value) for value in steps[key]] for key in figures]
+        return ["true distance", "pixels", *figures], [list(row) for row in zip(names, counts, *columns, strict=True)]
+    kind = "joint" if any(name.startswith("per_joint_") for name in found.details) else "class"
+    by_name = {name: values for name, values in found.details.items() if name.startswith(f"per_{kind}_")}
+    if not by_name:
+        return None
+    heads = [kind, *(name.removeprefix(f"per_{kind}_") for name in by_name)]
+    classes = found.data.classes
+    return heads, [[name, *(_percent(values.get(name)) for values in by_name.values())] for name in classes]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}%"
 
 
 def _draw(path: Path, run: LoadedRun, found: SceneMeasurement) -> None:

@@ -131,14 +131,15 @@ def report_inputs(result: RunResult) -> Any:
 
 
 def scene_report_inputs(result: RunResult) -> Any:
-    """What the report shows of a run on masks or boxes: the validation images that could be read."""
+    """What the report shows of a run on masks, boxes, depths or joints: the validation images that could be read."""
     from srattn.data.dense import SceneLoader
     from srattn.explain.scenes_report import SceneReportInputs
+    from srattn.tasks.models import task_options
     from srattn.tasks.registry import make_task
 
     data, loader, answers = result.loader.data, result.loader, result.evaluation.answers
     assert isinstance(loader, SceneLoader)
-    task = make_task(result.config.task, data.classes)
+    task = make_task(result.config.task, data.classes, **task_options(result.model))
     measured = [index for index in range(len(data.val)) if index not in data.val.lost]
     return SceneReportInputs(
         **_facts(result),
@@ -149,6 +150,7 @@ def scene_report_inputs(result: RunResult) -> Any:
         normalise=data.preprocess.normalise,
         size=data.preprocess.size,
         answers=answers if task.name == "detection" and len(answers) == len(measured) else None,
+        bones=loader.data.bones,
     )
 
 

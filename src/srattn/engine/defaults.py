@@ -101,7 +101,7 @@ JOINTS: dict[str, Any] = {
     "drop_path_rate": 0.1,
     "label_smoothing": 0.0,
 }
-_OF_TARGETS = {"masks": MASKS, "boxes": BOXES, "depths": DEPTHS, "joints": JOINTS}
+OF_TARGETS = {"masks": MASKS, "boxes": BOXES, "depths": DEPTHS, "joints": JOINTS}
 
 
 def resolve(config: TrainConfig) -> ResolvedConfig:
@@ -118,7 +118,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     if targets == "labels":
         defaults = dict(DIGITS if is_built_in(config.data) else FOLDER)
     else:
-        defaults = dict(_OF_TARGETS[targets])
+        defaults = dict(OF_TARGETS[targets])
     if config.model is None and config.init is not None:
         found = _of_weights(config.init)
         defaults |= found if targets == "labels" else {name: found[name] for name in ("model", "model_options")}
@@ -154,8 +154,8 @@ def _check_options(config: TrainConfig, task: str) -> None:
         ("classes", config.classes, ("masks", "boxes")),
         ("label_smoothing", config.label_smoothing, ("labels", "masks")),
         ("depth_scale", config.depth_scale, ("depths",)),
-        ("head", config.head, tuple(_OF_TARGETS)),
-        ("head_options", config.head_options, tuple(_OF_TARGETS)),
+        ("head", config.head, tuple(OF_TARGETS)),
+        ("head_options", config.head_options, tuple(OF_TARGETS)),
         ("distill", config.distill, ("labels",)),
         ("on_empty_class", config.on_empty_class, ("labels",)),
     ):

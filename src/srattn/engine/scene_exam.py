@@ -111,7 +111,9 @@ def measure_scenes(
     if not len(samples):
         raise SrattnError(f"{data}: {words} has no image that can be used; the first: {[*bad, *found.problems][0]}")
     skipped = [*found.problems, *bad]
-    loaded = SceneData(run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette)
+    loaded = SceneData(
+        run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette, bones=found.bones
+    )
     task: Any = make_task(run.task, run.classes, **task_options(run.model))
     device = next(run.model.parameters()).device
     augment: Any = JointAugment(run.preprocess)

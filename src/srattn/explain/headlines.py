@@ -43,9 +43,11 @@ _KNOWN = {
     "miou": Headline("miou", "mean IoU", "per_class_iou", "IoU"),
     "map50": Headline("map50", "mean AP at IoU 0.5", "per_class_map50", "AP at IoU 0.5"),
     "delta1": Headline("delta1", "pixels within 25 %", "per_class_delta1", "pixels within 25 %"),
+    "oks_ap": Headline("oks_ap", "AP of poses", "per_joint_oks", "OKS"),
 }
 _OF_TASK = {
     "segmentation": "miou", "segment": "miou", "detection": "map50", "detect": "map50", "depth": "delta1",
+    "pose": "oks_ap",
 }  # fmt: skip
 
 

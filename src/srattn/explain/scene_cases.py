@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from srattn.data.dense import Target
 from srattn.data.palette import Palette
-from srattn.explain.scene_pictures import box_panels, mask_panels
+from srattn.explain.scene_pictures import Panel, box_panels, mask_panels
 from srattn.explain.scene_scores import Matches, best_score, evenly, extremes, match
 from srattn.tasks.losses import VOID
 from srattn.tasks.segmentation import class_map
@@ -68,7 +68,7 @@ class Subject:
         for index in indices:
             scene = self.scene(index)
             if scene is not None:
-                made.append({"name": self.names[index], **card(*scene, self.run(scene[0]), **facts)})
+                made.append({"name": self.names[index], "scale": None, **card(*scene, self.run(scene[0]), **facts)})
         return made
 
 
@@ -91,11 +91,11 @@ def mask_cases(subject: Subject, per_image: Sequence[float | None] | None) -> Ca
         size = (target.mask.shape[0], target.mask.shape[1])
         prediction = class_map(outputs, size)[0]
         return {
-            "facts": f"IoU {_percent(image_iou(target.mask, prediction))}",
-            "panels": _marked(mask_panels(image, target.mask, prediction, subject.palette)),
+            "facts": f"IoU {percent(image_iou(target.mask, prediction))}",
+            "panels": marked(mask_panels(image, target.mask, prediction, subject.palette)),
         }
 
-    return _grouped(subject, per_image, card)
+    return grouped(subject, per_image, card)
 
 
 def box_cases(subject: Subject, decode: Callable[[Tensor], Tensor], answers: Tensor | None) -> Cases:
@@ -125,13 +125,13 @@ def box_cases(subject: Subject, decode: Callable[[Tensor], Tensor], answers: Ten
         return {
             "facts": f"{right} of {mine.objects} {_plural('object', mine.objects)} found, {wrong} wrong "
             f"{_plural('box', wrong, 'boxes')}",
-            "panels": _marked(box_panels(image, boxes, shown, subject.palette)),
+            "panels": marked(box_panels(image, boxes, shown, subject.palette)),
         }
 
     scores: list[float | None] = [None] * count
     for index, each in matches.items():
         scores[index] = each.precision()
-    cases = _grouped(subject, scores if answers is not None else None, card)
+    cases = grouped(subject, scores if answers is not None else None, card)
     cases.drawn_from, cases.balanced, cases.looked_at = least, balance is not None, len(matches)
     return cases
 
@@ -148,7 +148,8 @@ def image_iou(truth: Tensor, prediction: Tensor) -> float | None:
     return float((hit / union)[union > 0].mean())
 
 
-def _grouped(subject: Subject, scores: Sequence[float | None] | None, card: Callable[..., dict[str, Any]]) -> Cases:
+def grouped(subject: Subject, scores: Sequence[float | None] | None, card: Callable[..., dict[str, Any]]) -> Cases:
+    """The worst and the best by `scores`, one an image, where any is known; each as `card` shows it."""
     known = [score for score in scores or () if score is not None]
     if scores is not None and known:
         worst, best = extremes(scores, SHOWN)
@@ -159,11 +160,13 @@ def _grouped(subject: Subject, scores: Sequence[float | None] | None, card: Call
     return Cases([group for group in groups if group[1]], known, bool(known), len(known))
 
 
-def _marked(panels: Sequence[Any]) -> list[dict[str, Any]]:
+def marked(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """Panels for a page."""
     return [{"caption": panel.caption, "source": Markup(panel.source)} for panel in panels]
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A part of 1 for people."""
     return "unknown" if value is None else f"{100 * value:.1f} %"
 
 

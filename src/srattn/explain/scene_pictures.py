@@ -24,10 +24,15 @@ _NOT = 255
 
 
 class Panel(NamedTuple):
-    """A picture and what stands below it."""
+    """A picture of mode "RGB" and what stands below it."""
 
     caption: str
-    source: str
+    picture: Image.Image
+
+    @property
+    def source(self) -> str:
+        """The picture inside a page."""
+        return data_url(self.picture)
 
 
 def mask_panels(image: Tensor, truth: Tensor, prediction: Tensor, palette: Palette) -> list[Panel]:
@@ -39,20 +44,20 @@ def mask_panels(image: Tensor, truth: Tensor, prediction: Tensor, palette: Palet
         image: (C, H, W) in [0, 1], C 1 or 3.
         truth, prediction: class numbers uint8 (h, w); 255 in the truth is void.
     """
-    rows, columns = _within(truth.shape[0], truth.shape[1], MASK_SIDE)
-    picture = _picture(image).resize((columns, rows), Image.Resampling.BICUBIC)
+    rows, columns = within(truth.shape[0], truth.shape[1], MASK_SIDE)
+    picture = picture_of(image).resize((columns, rows), Image.Resampling.BICUBIC)
     ground = to_tensor(picture)
     true, said = (nearest_on(mask.unsqueeze(0), rows, columns)[0] for mask in (truth, prediction))
     counted = truth != VOID
     share = int((counted & (truth != prediction)).sum()) / max(1, int(counted.sum()))
-    grey = (to_tensor(picture.convert("L")).float() * 0.5 + 96).byte()
+    grey = to_tensor(paled(picture))
     wrong = torch.where((true != VOID) & (true != said), 0, _NOT).to(torch.uint8)
     mistakes = overlay(grey, wrong, Palette(("wrong",), (WRONG,)), alpha=0.85, boundaries=False, ignore=_NOT)
     return [
-        Panel("image", data_url(rgb_of(ground))),
-        Panel("truth", data_url(overlay(ground, true, palette))),
-        Panel("prediction", data_url(overlay(ground, said, palette, ignore=None))),
-        Panel(f"wrong: {100 * share:.1f} %", data_url(mistakes)),
+        Panel("image", picture),
+        Panel("truth", overlay(ground, true, palette)),
+        Panel("prediction", overlay(ground, said, palette, ignore=None)),
+        Panel(f"wrong: {100 * share:.1f} %", mistakes),
     ]
 
 
@@ -64,20 +69,17 @@ def box_panels(image: Tensor, truth: Tensor, found: Tensor, palette: Palette) ->
         truth: (N, 5): x1, y1, x2, y2 in pixels of the image, class; those of class -1 are padding.
         found: (D, 6): x1, y1, x2, y2, score, class; likewise.
     """
-    picture = _picture(image)
-    rows, columns = _within(picture.height, picture.width, BOX_SIDE)
-    longer = max(rows, columns)
-    if longer < _BOX_LEAST:
-        factor = math.ceil(_BOX_LEAST / longer)
-        rows, columns = rows * factor, columns * factor
+    picture = picture_of(image)
+    rows, columns = drawn_on(picture.height, picture.width)
     scale = torch.tensor([columns / picture.width, rows / picture.height] * 2, dtype=torch.float64)
     ground = to_tensor(picture.resize((columns, rows), Image.Resampling.BICUBIC))
     truth, found = truth.detach().double().cpu(), found.detach().double().cpu()
     true = torch.cat([truth[:, :4] * scale, torch.ones(len(truth), 1).double(), truth[:, 4:]], 1)
     said = torch.cat([found[:, :4] * scale, found[:, 4:]], 1)
-    panels = [("truth", draw_boxes(ground, true, palette.names, palette, scores=False))]
-    panels.append(("prediction", draw_boxes(ground, said, palette.names, palette)))
-    return [Panel(caption, data_url(drawn)) for caption, drawn in panels]
+    return [
+        Panel("truth", draw_boxes(ground, true, palette.names, palette, scores=False)),
+        Panel("prediction", draw_boxes(ground, said, palette.names, palette)),
+    ]
 
 
 def data_url(picture: Image.Image) -> str:
@@ -87,12 +89,26 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _picture(image: Tensor) -> Image.Image:
+def picture_of(image: Tensor) -> Image.Image:
+    """(C, H, W) in [0, 1], C 1 or 3, as a picture of mode "RGB"."""
     levels = image.detach().float().cpu().nan_to_num().clamp(0, 1)
     return to_image((levels * 255).round().byte()).convert("RGB")
 
 
-def _within(height: int, width: int, side: int) -> tuple[int, int]:
+def paled(picture: Image.Image) -> Image.Image:
+    """In pale grey, as a ground for what is drawn over it."""
+    grey = (to_tensor(picture.convert("L")).float() * 0.5 + 96).byte()
+    return rgb_of(grey)
+
+
+def drawn_on(height: int, width: int) -> tuple[int, int]:
+    """The size at which marks are drawn over an image: neither larger than a page nor so small that they cover it."""
+    rows, columns = within(height, width, BOX_SIDE)
+    factor = max(1, math.ceil(_BOX_LEAST / max(rows, columns)))
+    return rows * factor, columns * factor
+
+
+def within(height: int, width: int, side: int) -> tuple[int, int]:
     """The size, shrunk so that the longer side has at most `side` pixels."""
     factor = min(1.0, side / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))

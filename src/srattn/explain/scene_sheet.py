@@ -1,7 +1,8 @@
-"""The worst and the best cases of a model of masks or boxes, as one picture."""
+"""The worst and the best cases of a model of masks, boxes, depths or joints, as one picture."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,86 +12,101 @@ from torch import Tensor
 
 from srattn.data.dense import SceneData, Scenes
 from srattn.data.palette import standard_palette
-from srattn.data.preprocess import to_image
 from srattn.engine.scene_predict import likeliest
 from srattn.engine.weights import LoadedRun
-from srattn.explain.box_pictures import draw_boxes
-from srattn.explain.depth_pictures import colour_depth
-from srattn.explain.joint_pictures import draw_joints
+from srattn.errors import SrattnError
+from srattn.explain.depth_pictures import ERROR_SCALE, depth_panels, draw_scale
+from srattn.explain.lettering import PAPER
+from srattn.explain.measured_cases import depth_facts, depth_said, person_panels
 from srattn.explain.overlay import panels, side_by_side
-from srattn.tasks.depth import depth_map
+from srattn.explain.scene_pictures import Panel, box_panels
+from srattn.explain.scene_scores import extremes
 from srattn.tasks.models import task_options
 from srattn.tasks.pose.joints import skeleton_of
 from srattn.tasks.registry import make_task
 
 CASES = 4
+_PANEL = 320  # pixels of the longer side of a picture
 
 
-def draw_cases(path: Path, run: LoadedRun, data: SceneData, scores: list[float] | None, cases: int = CASES) -> None:
+def draw_cases(
+    path: Path, run: LoadedRun, data: SceneData, scores: Sequence[float | None] | None, cases: int = CASES
+) -> None:
     """Writes a sheet: a row a case, the worst `cases` and then the best, by `scores` (one a validation image).
 
     Without scores the first images are shown.
     """
     samples = cast(Scenes, data.val)
-    order = list(range(len(samples)))
-    if scores is not None and len(scores) == len(order):
-        order.sort(key=lambda index: scores[index])
-    chosen = order if len(order) <= 2 * cases else [*order[:cases], *order[-cases:]]
-    rows = [row for index in chosen if (row := case(run, samples, index, scores)) is not None]
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(path)
+    known = scores if scores is not None and len(scores) == len(samples) else None
+    if known is None or not any(score is not None for score in known):
+        chosen, known = list(range(min(len(samples), 2 * cases))), None
+    else:
+        worst, best = extremes(known, cases)
+        chosen = [*worst, *best[::-1]]  # from the worst to the best
+    bones = data.bones or skeleton_of(run.classes)
+    rows = [row for index in chosen if (row := case(run, samples, index, known, bones)) is not None]
+    if not rows:
+        raise SrattnError(f"no picture for {path}: none of the {len(chosen)} images can be read any more")
+    if run.task == "depth":
+        rows.append(draw_scale(ERROR_SCALE, rows[0].width))
+    stacked(rows).save(path)
 
 
 @torch.inference_mode()
-def case(run: LoadedRun, samples: Scenes, index: int, scores: list[float] | None = None) -> Image.Image | None:
+def case(
+    run: LoadedRun,
+    samples: Scenes,
+    index: int,
+    scores: Sequence[float | None] | None = None,
+    bones: Sequence[tuple[int, int]] = (),
+) -> Image.Image | None:
     """One image with its truth and the prediction beside each other; None where it cannot be read."""
     scene = samples.try_scene(index)
     if scene is None:
         return None
     pixels, target = scene
+    image = pixels.float() / 255
     device = next(run.model.parameters()).device
-    outputs = run.model(run.preprocess.normalise(pixels.unsqueeze(0).to(device).float() / 255)).float()
-    said = "" if scores is None or index >= len(scores) else f", {100 * scores[index]:.1f} %"
-    title = f"{samples.names[index]}{said}"
+    outputs = run.model(run.preprocess.normalise(image.unsqueeze(0).to(device))).float().cpu()
+    score = None if scores is None else scores[index]
+    title = samples.names[index] if score is None else f"{samples.names[index]}, {100 * score:.1f} %"
     palette = run.palette or standard_palette(run.classes)
     if target.mask is not None:
         height, width = target.mask.shape
-        found = likeliest(outputs[0].softmax(0).cpu(), height, width)
+        found = likeliest(outputs[0].softmax(0), height, width)
         large = torch.nn.functional.interpolate(
             pixels.unsqueeze(0).float(), (height, width), mode="bilinear", align_corners=False
         )
         return side_by_side(large[0].round().to(torch.uint8), target.mask, found, palette, title=title)
     task: Any = make_task(run.task, run.classes, **task_options(run.model))
     if target.depth is not None:
-        height, width = target.depth.shape
-        known = target.depth[(target.depth > 0) & target.depth.isfinite()]
-        low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
-        drawn = [
-            ("image", to_image(pixels).convert("RGB").resize((width, height))),
-            ("truth", colour_depth(target.depth, low, high)),
-            ("prediction", colour_depth(depth_map(outputs, (height, width))[0].cpu(), low, high)),
-        ]
-        return panels([(name, small(picture)) for name, picture in drawn], title)
+        most = task.max_depth
+        said = depth_said(outputs, target.depth)
+        drawn, scale = depth_panels(image, target.depth, said, most)
+        row = _row(drawn, f"{samples.names[index]}: {depth_facts(target.depth, said, most)}")
+        return stacked([row, draw_scale(scale, row.width)])
     if target.joints is not None:
-        found = task.postprocess(outputs)[0].cpu()
-        size = torch.tensor([pixels.shape[2], pixels.shape[1], 1.0])
-        drawn_joints = draw_joints(pixels, (found * size).unsqueeze(0), skeleton_of(run.classes))
-        return panels([("image", to_image(pixels).convert("RGB")), ("prediction", drawn_joints)], title)
-    detections = task.postprocess(outputs)[0].cpu()
+        facts, drawn = person_panels(image, target, task.postprocess(outputs), run.classes, bones)
+        return _row(drawn, f"{samples.names[index]}: {facts}")
     boxes = torch.zeros(0, 5) if target.boxes is None else target.boxes
-    truth = torch.cat([boxes[:, :4], torch.ones(len(boxes), 1), boxes[:, 4:]], 1)
-    drawn = [
-        ("truth", draw_boxes(pixels, truth, run.classes, palette, scores=False)),
-        ("prediction", draw_boxes(pixels, sure(detections), run.classes, palette)),
-    ]
-    return panels(drawn, title)
+    return _row(box_panels(image, boxes, sure(task.postprocess(outputs)[0]), palette), title)
 
 
-def small(picture: Image.Image, side: int = 320) -> Image.Image:
+def stacked(rows: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other on white."""
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def _row(drawn: Sequence[Panel], title: str) -> Image.Image:
+    return panels([(panel.caption, small(panel.picture)) for panel in drawn], title)
+
+
+def small(picture: Image.Image, side: int = _PANEL) -> Image.Image:
     """The picture with its longer side at most `side` pixels."""
     picture = picture.copy()
     picture.thumbnail((side, side))

@@ -96,30 +96,34 @@ def share_text(part: float) -> str:
     return "<0.1" if part < 0.001 else ">99.9" if part > 0.999 else f"{100 * part:.1f}"
 
 
-def precision_recall(curves: Mapping[str, Sequence[float]]) -> str:
-    """Precision over recall of each class, and their mean in the accent, as inline SVG.
+def precision_recall(
+    curves: Mapping[str, Sequence[float]], mean: np.ndarray | None = None, things: str = "objects"
+) -> str:
+    """Precision over recall of each class, and their mean as a dashed line, as inline SVG.
 
     Up to 8 classes have colours, the page's variables --run-0 ... in this order, and stand in the legend.
 
     Args:
         curves: class -> precisions at equal steps of recall from 0 to 1.
+        mean: of more than these, (steps,).
+        things: what is found.
     """
     lines = {name: np.asarray(values, dtype=np.float64) for name, values in curves.items() if len(values)}
     few = len(lines) <= COLOURS
     alike = len({len(values) for values in lines.values()}) == 1
 
     def paint(axes: Axes) -> None:
-        axes.set_xlabel("recall, %: the share of the objects that are found")
+        axes.set_xlabel(f"recall, %: the share of the {things} that are found")
         axes.set_ylabel("precision, %")
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 102)
         for number, (name, values) in enumerate(lines.items()):
             style: dict[str, Any] = {"color": STAND_INS[number], "lw": 1.4} if few else {"color": MUTED, "lw": 0.5}
             axes.plot(np.linspace(0, 100, len(values)), 100 * values, label=shorten(name, 24) if few else None, **style)
-        if alike and len(lines) > 1:
-            mean = np.mean(list(lines.values()), axis=0)
-            name = "mean" if few else f"mean of {len(lines)} classes"
-            axes.plot(np.linspace(0, 100, len(mean)), 100 * mean, color=INK, lw=2.4, ls=(0, (4, 1.5)), label=name)
+        if mean is not None or (alike and len(lines) > 1):
+            whole = np.mean(list(lines.values()), axis=0) if mean is None else mean
+            name = "mean of all" if mean is not None else "mean" if few else f"mean of {len(lines)} classes"
+            axes.plot(np.linspace(0, 100, len(whole)), 100 * whole, color=INK, lw=2.4, ls=(0, (4, 1.5)), label=name)
         if lines:
             axes.legend(labelcolor=MUTED, loc="best")
 
@@ -128,12 +132,12 @@ def precision_recall(curves: Mapping[str, Sequence[float]]) -> str:
     return coloured(draw((5.6, 4.2), paint, f"Precision over recall; mean precision in per cent: {areas}{more}."))
 
 
-def spread(scores: Sequence[float], what: str) -> str:
-    """How many images have which score, as inline SVG."""
+def spread(scores: Sequence[float], what: str, units: tuple[str, str] = ("image", "images")) -> str:
+    """How many images, or what `units` says, have which score, as inline SVG."""
 
     def paint(axes: Axes) -> None:
-        axes.set_xlabel(f"{what} of an image, %")
-        axes.set_ylabel("images")
+        axes.set_xlabel(f"{what} of one {units[0]}, %")
+        axes.set_ylabel(units[1])
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="x", visible=False)
         axes.hist([100 * score for score in scores], bins=_BINS, range=(0, 100), color=ACCENT, rwidth=0.86)
@@ -143,4 +147,4 @@ def spread(scores: Sequence[float], what: str) -> str:
 
     low, middle, high = (100 * float(each) for each in np.quantile(scores, [0, 0.5, 1]))
     told = f"from {low:.1f} to {high:.1f}, half of them below {middle:.1f}"
-    return draw((5.6, 2.4), paint, f"{what} of {len(scores)} images in per cent: {told}.")
+    return draw((5.6, 2.4), paint, f"{what} of {len(scores)} {units[1]} in per cent: {told}.")

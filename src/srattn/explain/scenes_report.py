@@ -1,4 +1,4 @@
-"""The page that tells how a run on masks or boxes went: one HTML file that needs nothing beside it."""
+"""The page that tells how a run on masks, boxes, depths or joints went: one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor, nn
 
+from srattn.data.dense.joints import SIDES
 from srattn.data.palette import MOST, Palette, standard_palette
 from srattn.errors import SrattnError
 from srattn.explain import pages, sections
 from srattn.explain import scenes_sections as scenes
 from srattn.explain.compare_sections import number
+from srattn.explain.depth_pictures import ERROR_SCALE
 from srattn.explain.headlines import headline_of
+from srattn.explain.measured_cases import depth_cases, joint_cases
 from srattn.explain.scene_cases import SHOWN, Cases, Scene, Subject, box_cases, mask_cases, runner
+from srattn.explain.scene_words import WORDS, counted, headline_words
 from srattn.explain.scenes_figures import spread
+from srattn.explain.scenes_tables import hexadecimal, table_of
 from srattn.files import atomic_path
-from srattn.tasks.contours import TOLERANCE
+from srattn.tasks.pose.joints import skeleton_of
 from srattn.tasks.protocol import Task
 
-TASKS = tuple(scenes.CLASS_FIGURES)
+TASKS = tuple(WORDS)
+_KEYS = 40  # colours that are named
 
 
 @dataclasses.dataclass
@@ -32,7 +38,7 @@ class SceneReportInputs:
 
     title: str
     task: Task
-    """Of segmentation or detection."""
+    """One of `TASKS`, with what it has to know of the model."""
     history: list[dict[str, float]]
     """The metrics records, one an epoch; shares are parts of 1."""
     classes: list[str]
@@ -55,6 +61,8 @@ class SceneReportInputs:
     """Unreadable files."""
     answers: Tensor | None = None
     """Detections (M, D, 6) of all validation images, where they are known; of detection alone."""
+    bones: Sequence[tuple[int, int]] = ()
+    """Joints by number that a line is drawn between; by default COCO's between joints of its names."""
 
 
 def write_scene_report(path: Path, inputs: SceneReportInputs, overwrite: bool = False) -> None:
@@ -77,25 +85,29 @@ def write_scene_report(path: Path, inputs: SceneReportInputs, overwrite: bool = 
 def render(inputs: SceneReportInputs) -> str:
     """The page as a string."""
     task, result = inputs.task.name, inputs.result
-    headline = headline_of(result, {"task": task})
+    words, headline = WORDS[task], headline_of(result, {"task": task})
     palette = inputs.palette or standard_palette(inputs.classes[:MOST])
     cases = _cases(inputs, palette)
+    table = table_of(task, inputs.classes, result, palette)
     backbone = getattr(inputs.model, "backbone", inputs.model)
     return pages.template("scenes_report.html", ("plan", "config", "skipped")).render(
         style=pages.style(),
         title=inputs.title,
         task=task,
+        words=words,
         headline=headline,
         value=number(result.get(headline.name)),
-        images=int(number(result.get("val_images")) or len(inputs.names)),
-        all_classes=inputs.classes,
+        about=headline_words(task, len(inputs.classes), int(number(result.get("val_images")) or len(inputs.names))),
         summary=scenes.summary(task, inputs.model, inputs.history, result),
         curves=scenes.curves(task, inputs.history),
-        classes=scenes.class_table(task, inputs.classes, result, palette),
+        table=table,
+        distances=scenes.distances(result) if task == "depth" else [],
         confusion=scenes.confusion(inputs.classes, result) if task == "segmentation" else None,
-        precision=scenes.precision_recall(result) if task == "detection" else None,
+        precision=scenes.precision_recall(task, result),
         cases=cases,
-        tolerance=TOLERANCE,
+        looked_at="" if cases is None else counted(cases.looked_at, words.units, "validation "),
+        keys=_keys(task, inputs.classes, palette),
+        error_scale=ERROR_SCALE,
         spread=_spread(cases, task),
         plan=sections.plan_table(backbone, inputs.size),
         facts=sections.facts(scenes.other_facts(result)),
@@ -106,23 +118,39 @@ def render(inputs: SceneReportInputs) -> str:
 
 def _cases(inputs: SceneReportInputs, palette: Palette) -> Cases | None:
     """The images to show; None of more classes than there are colours."""
-    if len(inputs.classes) > len(palette):
+    task: Any = inputs.task
+    if task.name in ("segmentation", "detection") and len(inputs.classes) > len(palette):
         return None
     subject = Subject(inputs.names, inputs.scene, runner(inputs.model, inputs.normalise), palette)
-    if inputs.task.name == "detection":
-        return box_cases(subject, inputs.task.postprocess, inputs.answers)
+    if task.name == "detection":
+        return box_cases(subject, task.postprocess, inputs.answers)
     measured = inputs.result.get("per_image")
     # Runs of several processes have none; nor is it known which is which after an image has become unreadable.
     known = isinstance(measured, list) and len(measured) == len(inputs.names)
-    return mask_cases(subject, [number(value) for value in measured] if known else None)  # type: ignore[union-attr]
+    scores = [number(value) for value in measured] if known else None  # type: ignore[union-attr]
+    if task.name == "depth":
+        return depth_cases(subject, scores, task.max_depth)
+    if task.name == "pose":
+        bones = inputs.bones or skeleton_of(inputs.classes)
+        return joint_cases(subject, scores, task.postprocess, inputs.classes, bones)
+    return mask_cases(subject, scores)
+
+
+def _keys(task: str, classes: Sequence[str], palette: Palette) -> list[tuple[str | None, str]]:
+    """Colours in the pictures and what they mean; none where there are too many to look up."""
+    if task == "pose":
+        return [(hexadecimal(colour), side) for side, colour in SIDES.items()]
+    if task == "depth" or len(classes) > _KEYS:
+        return []
+    return [(hexadecimal(colour), name) for name, colour in zip(classes, palette.colours, strict=False)]
 
 
 def _spread(cases: Cases | None, task: str) -> dict[str, Any] | None:
     """How the scores of the images lie; None of so few that the pictures say it all."""
     if cases is None or len(cases.scores) <= 2 * SHOWN:
         return None
-    what = "mean IoU" if task == "segmentation" else "AP at IoU 0.5"
-    return {"figure": Markup(spread(cases.scores, what)), "middle": statistics.median(cases.scores)}
+    figure = spread(cases.scores, WORDS[task].score, WORDS[task].units)
+    return {"figure": Markup(figure), "middle": statistics.median(cases.scores)}
 
 
 def _check(inputs: SceneReportInputs) -> None:

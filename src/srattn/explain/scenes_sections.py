@@ -1,4 +1,4 @@
-"""What each section of the page of a run on masks or boxes shows, computed: plain values, texts and drawings."""
+"""What each section of the page of a run on scenes shows, computed: plain values, texts and drawings."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ import numpy as np
 from markupsafe import Markup
 from torch import nn
 
-from srattn.data.palette import Palette
+from srattn.engine.progress import is_share
 from srattn.explain import figures, scenes_figures
-from srattn.explain.compare_figures import COLOURS, variable
 from srattn.explain.compare_sections import number, values
+from srattn.explain.distance_figures import distance_bars, error_curve
+from srattn.explain.report import _percent
+from srattn.explain.scenes_tables import error_words, of, steps
 from srattn.explain.sections import _cell, _machine
 
 _HISTORY_ROWS = 60
 _PAIRS = 8
-_OPEN_CLASSES = 40
-_SHOWN_ELSEWHERE = ("support", "confusion", "per_image", "curves")
+_SHOWN_ELSEWHERE = ("support", "confusion", "per_image", "curves", "by_distance")
 
-CLASS_FIGURES = {
-    "segmentation": {
-        "IoU": "per_class_iou", "Dice": "per_class_dice", "found": "per_class_accuracy",
-        "boundary F": "per_class_boundary_f",
-    },
-    "detection": {"AP at IoU 0.5": "per_class_map50", "AP, IoU 0.5 to 0.95": "per_class_map"},
-}  # fmt: skip
-"""Columns of the table of classes and where result.json has them; the first one is drawn as a bar."""
 _TILES = {
     "segmentation": {"mean Dice": "dice", "pixel accuracy": "pixel_accuracy", "boundary F": "boundary_f"},
     "detection": {"AP, IoU 0.5 to 0.95": "map", "AP at IoU 0.75": "map75"},
+    "depth": {"AbsRel": "abs_rel", "RMSE": "rmse", "SILog": "silog", "within 1.25²": "delta2"},
+    "pose": {"AP at OKS 0.5": "oks_ap50", "AP at OKS 0.75": "oks_ap75", "PCK": "pck"},
 }
+# A title, and in the legend the name of each line with its key; the last one is the subject.
+_CURVES = {
+    "segmentation": ("Mean IoU", {"training": "train_miou", "validation": "val_miou"}),
+    "detection": ("Validation AP", {"IoU 0.5 to 0.95": "val_map", "IoU 0.5": "val_map50"}),
+    "depth": ("delta1 (within 25 %)", {"training": "train_delta1", "validation": "val_delta1"}),
+    "pose": ("Validation", {"PCK": "val_pck", "AP of poses": "val_oks_ap"}),
+}
+_SIMILARITIES = ("0.50", "0.75", "0.90")  # of ten; all of them would hide each other
 
 
 def summary(
@@ -41,11 +44,11 @@ def summary(
 ) -> dict[str, Any]:
     """The figures at the top."""
     seconds, speed = values(history, "seconds"), values(history, "images_per_second")
-    figures = {words: number(result.get(key)) for words, key in _TILES[task].items()}
+    figures = {words: (key, number(result.get(key))) for words, key in _TILES[task].items()}
     return {
         "model": model_words(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "figures": {words: value for words, value in figures.items() if value is not None},
+        "figures": {words: figure_words(key, value) for words, (key, value) in figures.items() if value is not None},
         "epochs": len(history),
         "seconds": sum(seconds) if seconds else None,
         "speed": statistics.median(speed) if speed else None,
@@ -63,10 +66,7 @@ def model_words(model: nn.Module) -> str:
 
 def curves(task: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Two drawings and the records behind them, thinned to a readable number of rows."""
-    if task == "segmentation":
-        title, series = "Mean IoU", {"training": "train_miou", "validation": "val_miou"}
-    else:
-        title, series = "Validation AP", {"IoU 0.5 to 0.95": "val_map", "IoU 0.5": "val_map50"}
+    title, series = _CURVES[task]
     names = dict.fromkeys(name for record in history for name in record)
     columns = [name for name in names if name.startswith(("train_", "val_")) and values(history, name)]
     step = max(1, math.ceil(len(history) / _HISTORY_ROWS))
@@ -74,29 +74,12 @@ def curves(task: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "loss": Markup(figures.loss_curve(history)),
         "headline": Markup(scenes_figures.share_curve(history, series, title)),
+        "error": Markup(error_curve(history)) if task == "depth" else None,
         "columns": [name.replace("val_", "validation ").replace("_", " ") for name in columns],
         "rows": [(history[i].get("epoch", i + 1), [_cell(history[i].get(name)) for name in columns]) for i in kept],
         "step": step,
         "records": len(history),
     }
-
-
-def class_table(task: str, classes: Sequence[str], result: Mapping[str, object], palette: Palette) -> dict[str, Any]:
-    """A row a class: colour, how much of it there is, and its figures."""
-    columns = CLASS_FIGURES[task]
-    support = [number(_of(result, "support").get(name)) for name in classes]
-    total = sum(count for count in support if count) or 1
-    rows = [
-        {
-            "name": name,
-            "colour": "#{:02x}{:02x}{:02x}".format(*palette.colours[place]) if place < len(palette) else None,
-            "support": count,
-            "share": None if count is None else count / total,
-            "figures": [number(_of(result, key).get(name)) for key in columns.values()],
-        }
-        for place, (name, count) in enumerate(zip(classes, support, strict=True))
-    ]
-    return {"columns": list(columns), "rows": rows[:_OPEN_CLASSES], "more": rows[_OPEN_CLASSES:]}
 
 
 def confusion(classes: Sequence[str], result: Mapping[str, object]) -> dict[str, Any] | None:
@@ -115,22 +98,41 @@ def confusion(classes: Sequence[str], result: Mapping[str, object]) -> dict[str,
     }
 
 
-def precision_recall(result: Mapping[str, object]) -> dict[str, Any] | None:
-    """The curves, and the colours of the few that have one; None where no class has an object."""
-    lines = {str(name): line for name, line in _of(result, "curves").items() if isinstance(line, Sequence) and line}
+def precision_recall(task: str, result: Mapping[str, object]) -> dict[str, Any] | None:
+    """The curves, and how many there are; None where there is nothing to find."""
+    lines = {str(name): line for name, line in of(result, "curves").items() if isinstance(line, Sequence) and line}
     if not lines or not all(number(value) is not None for line in lines.values() for value in line):
         return None
-    colours = {name: variable(place) for place, name in enumerate(lines)} if len(lines) <= COLOURS else {}
-    return {"figure": Markup(scenes_figures.precision_recall(lines)), "classes": len(lines), "colours": colours}
+    if task == "detection":
+        return {"figure": Markup(scenes_figures.precision_recall(lines)), "classes": len(lines)}
+    mean = np.mean([np.asarray(line, np.float64) for line in lines.values()], axis=0)
+    chosen = {f"OKS {name}": lines[name] for name in _SIMILARITIES if name in lines}
+    return {"figure": Markup(scenes_figures.precision_recall(chosen, mean, "people")), "classes": len(chosen)}
+
+
+def distances(result: Mapping[str, object]) -> list[Markup]:
+    """Drawings of the errors by distance; none where they are not recorded."""
+    edges, found = steps(result)
+    return [
+        Markup(distance_bars(edges, [None if value is None else factor * value for value in found[key]], title, unit))
+        for key, title, factor, unit in (("abs_rel", "AbsRel, %", 100.0, "%"), ("rmse", "RMSE, m", 1.0, "m"))
+        if any(value is not None for value in found.get(key, []))
+    ]
 
 
 def other_facts(result: Mapping[str, object]) -> dict[str, object]:
     """What the page shows nowhere else."""
     return {
-        key: value for key, value in result.items() if key not in _SHOWN_ELSEWHERE and not key.startswith("per_class_")
+        key: value
+        for key, value in result.items()
+        if key not in _SHOWN_ELSEWHERE and not key.startswith(("per_class_", "per_joint_"))
     }
 
 
-def _of(result: Mapping[str, object], key: str) -> Mapping[Any, Any]:
-    found = result.get(key)
-    return found if isinstance(found, Mapping) else {}
+def figure_words(key: str, value: float) -> str:
+    """A figure of a run for a tile."""
+    if key == "abs_rel":
+        return error_words(value)
+    if is_share(key):
+        return _percent(value)
+    return f"{value:.3g} m" if key == "rmse" else f"{value:.3g}"

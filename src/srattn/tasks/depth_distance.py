@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ class ByDistance:
     """Errors of pixels by how far these truly are; over the pixels of all images together, unlike the figures of a run.
 
     Attributes:
-        edges: float64 (K + 1,), metres, from 0 to the largest depth. A step has its upper edge and not its lower one.
+        edges: float64 (K + 1,), metres, ascending from 0 to the largest depth, by default in round steps. A step has
+            its upper edge and not its lower one.
     """
 
-    def __init__(self, max_depth: float) -> None:
-        self.edges = torch.tensor(edges_of(max_depth), dtype=torch.float64)
+    def __init__(self, max_depth: float, edges: Sequence[float] | None = None) -> None:
+        self.edges = torch.tensor(edges_of(max_depth) if edges is None else edges, dtype=torch.float64)
         # Pixels, and sums of: within 25 %, relative errors, squared errors.
         self._sums = torch.zeros(4, len(self.edges) - 1, dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with images and their masks or boxes, found by reading all of them once."""
+"""Everything that can be wrong with images and their masks, boxes, depths or joints, found by reading all of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from srattn.data.ahead import ahead
 from srattn.data.decode import BadImage, decode
 from srattn.data.dense.boxes import open_boxes
 from srattn.data.dense.classes import named_classes
+from srattn.data.dense.depths import read_depths
 from srattn.data.dense.kinds import SceneKind
 from srattn.data.dense.masks import WrongNumber, WrongSize, read_masks
-from srattn.data.dense.pairs import index_pairs
+from srattn.data.dense.pairs import DEPTHS, index_pairs
+from srattn.data.dense.people import open_people
 from srattn.data.dense.read import Found, Unread, divide_scenes
 from srattn.data.dense.survey import Example, SceneReport
 from srattn.data.dense.target import Target
+from srattn.data.depth_files import MILLIMETRES
 from srattn.data.keyed import permutation
 from srattn.data.likeness import digest, near, outline
 from srattn.data.preprocess import to_tensor
@@ -29,8 +32,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Notify = Callable[[int, int], None]
+MAX_DEPTH = 10.0
+"""Metres, as a run takes them if it is not told otherwise."""
 SHOWN = 12  # examples that are kept for the picture
 _SIDE = 240  # pixels of the longer side of one
+_WRONG = {
+    "masks": "mask(s) with numbers that are no class",
+    "boxes": "wrong box(es)",
+    "depths": "file(s) without a depth that is learnt",
+    "joints": "person(s) that cannot be used",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +59,17 @@ def check_scenes(
     *,
     classes: str | None = None,
     void: Sequence[int] = (),
+    depth_scale: float = MILLIMETRES,
+    max_depth: float = MAX_DEPTH,
     strict: bool = True,
     workers: int = 0,
     notify: Notify | None = None,
 ) -> SceneReport:
-    """Reads every image and its mask or boxes.
+    """Reads every image and what is known of it.
 
     Args:
         classes, void: as for `srattn.data.dense.masks.open_masks` and `srattn.data.dense.boxes.open_boxes`.
+        depth_scale, max_depth: as for `srattn.data.dense.depths.open_depths`.
         strict: judge as a run with `on_bad_image` "error" would, for which anything unusable is a reason to refuse.
 
     Raises:
@@ -65,31 +79,58 @@ def check_scenes(
     if not Path(data).is_dir():
         raise SrattnError(f"{data} is not a folder of images with {kind}")
     try:
-        found = _open(report, classes, void, workers, notify)
+        if kind in ("masks", "depths"):
+            found = _open_pairs(report, classes, void, (depth_scale, max_depth), workers, notify)
+        else:
+            found = _open_objects(report, classes)
     except SrattnError as error:
         report.refused.append(str(error))
         return report
-    report.begin(found.classes, found.palette, list(found.parts))
+    report.begin(found.classes, found.palette, list(found.parts), max_depth if kind == "depths" else None)
     usable = _read(report, found, workers, notify)
-    for part, amounts in report.amounts.items():
+    for part, amounts in report.amounts.items() if kind != "depths" else ():
         none = (name for name, amount in zip(report.classes, amounts, strict=True) if not amount)
-        report.empty += [f"{part}: class {name!r} has no {report.unit}" for name in none]
+        words = "joint {!r} is never labelled" if kind == "joints" else f"class {{!r}} has no {report.unit}"
+        report.empty += [f"{part}: {words.format(name)}" for name in none]
     _judge(report, usable, strict)
     return report
 
 
-def _open(report: SceneReport, classes: str | None, void: Sequence[int], workers: int, notify: Notify | None) -> Found:
+def _open_pairs(
+    report: SceneReport,
+    classes: str | None,
+    void: Sequence[int],
+    metres: tuple[float, float],
+    workers: int,
+    notify: Notify | None,
+) -> Found:
+    """Images with masks or depths; reads all of the latter."""
+    root = Path(report.data)
+    # Two passes, over the masks or depths and over the images.
+    half = None if notify is None else lambda done, total: notify(done, 2 * total)
     if report.kind == "masks":
-        root = Path(report.data)
         index = index_pairs(root)
         report.alone = list(index.skipped)
-        # Two passes, over the masks and over the images.
-        half = None if notify is None else lambda done, total: notify(done, 2 * total)
         masks = read_masks(index, named_classes(classes, root), void, workers=workers, notify=half)
         report.unreadable = masks.problems[len(index.skipped) :]
         return masks.found()
-    found, _ = open_boxes(report.data, classes)
-    for line in found.problems:  # of boxes, or else of images and annotations
+    index = index_pairs(root, DEPTHS, "depth")
+    report.alone = list(index.skipped)
+    depths = read_depths(index, *metres, workers=workers, notify=half)
+    report.wrong = depths.without
+    nothing = set(depths.without)
+    report.unreadable = [line for line in depths.problems[len(index.skipped) :] if line not in nothing]
+    return depths.found()
+
+
+def _open_objects(report: SceneReport, classes: str | None) -> Found:
+    """Images with boxes or people."""
+    if report.kind == "joints":
+        found, index = open_people(report.data)
+        report.bones, report.unlabelled = list(found.bones), index.unlabelled
+    else:
+        found, _ = open_boxes(report.data, classes)
+    for line in found.problems:  # of boxes or people, or else of images and annotations
         (report.wrong if line.endswith(("left out", "is cut at its edge")) else report.unreadable).append(line)
     return found
 
@@ -102,7 +143,8 @@ def _read(report: SceneReport, found: Found, workers: int, notify: Notify | None
     seen: dict[bytes, tuple[str, str]] = {}
     outlines: dict[str, list[tuple[str, Tensor]]] = {}
     looks = ahead(lambda entry: _look(entry[1], id(entry[1]) in shown), every, workers)
-    before = len(every) if report.kind == "masks" else 0
+    before = len(every) if report.kind in ("masks", "depths") else 0
+    counted: set[Path] = set()  # images; several people may be in one
     for done, ((part, one), look) in enumerate(zip(every, looks, strict=True), 1):
         if notify:
             notify(before + done, before + len(every))
@@ -111,9 +153,13 @@ def _read(report: SceneReport, found: Found, workers: int, notify: Notify | None
             lines.append(str(look))
             continue
         usable[part].append(one)
-        report.count(part, one.name, look.size, look.target)
+        again = report.kind == "joints" and one.image in counted
+        counted.add(one.image)
+        report.count(part, one.name, look.size, look.target, again)
         if look.example is not None:
             report.examples.append(_example(one.name, look))
+        if again:
+            continue
         if look.pixels in seen:
             first_part, first = seen[look.pixels]
             if first_part == part:
@@ -157,14 +203,15 @@ def _shown(found: Found) -> set[int]:
 
 
 def _judge(report: SceneReport, usable: dict[str, list[Unread]], strict: bool) -> None:
-    for what, lines in (
+    what = {"masks": "mask", "depths": "depth"}.get(report.kind, "annotation")
+    for reason, lines in (
         ("file(s) that cannot be read", report.unreadable),
-        ("image(s) or mask(s) without a partner", report.alone),
-        ("mask(s) of another size than their images", report.mismatched),
-        ("mask(s) with numbers that are no class" if report.kind == "masks" else "wrong box(es)", report.wrong),
+        (f"image(s) or {what}(s) without a partner", report.alone),
+        (f"{what}(s) of another size than their images", report.mismatched),
+        (_WRONG[report.kind], report.wrong),
     ):
         if lines and strict:
-            report.refused.append(f"{len(lines)} {what}")
+            report.refused.append(f"{len(lines)} {reason}")
     try:
         divide_scenes(usable, None, 0.2, 0)
     except SrattnError as error:

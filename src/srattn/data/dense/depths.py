@@ -12,7 +12,8 @@ from torch import Tensor
 
 from srattn.data.ahead import ahead
 from srattn.data.decode import BadImage
-from srattn.data.dense.pairs import DEPTHS, Pair, index_pairs
+from srattn.data.dense.masks import WrongSize
+from srattn.data.dense.pairs import DEPTHS, Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
 from srattn.data.depth_files import MILLIMETRES, check_scale, read_depth
@@ -31,6 +32,7 @@ class DepthSet:
         scale: metres a unit of the files.
         pairs: by part.
         problems: a line for each pair that cannot be used.
+        without: those of them whose files know no depth that is learnt.
         pixels, known, beyond: of all files that can: how many there are, how many have a depth, and how many of these
             lie beyond the largest that is learnt.
         facts: a hash of all numbers.
@@ -44,6 +46,7 @@ class DepthSet:
     known: int
     beyond: int
     facts: str
+    without: list[str] = dataclasses.field(default_factory=list)
 
     def found(self) -> Found:
         """For `srattn.data.dense.read.load_scenes`."""
@@ -68,15 +71,19 @@ class DepthSet:
         """The depths of a pair in metres, float32 (H, W), 0 where there is none.
 
         Raises:
-            BadImage: unreadable, or of another size than `size`, the image's.
+            BadImage: unreadable; `WrongSize`, of another size than `size`, the image's.
         """
         depth = read_depth(pair.mask, self.scale)
         if size is not None and tuple(depth.shape) != size:
-            raise BadImage(
+            raise WrongSize(
                 f"{pair.mask} is {depth.shape[1]}x{depth.shape[0]} pixels, but its image {pair.image} is "
                 f"{size[1]}x{size[0]}"
             )
         return depth
+
+
+class NoDepth(BadImage):
+    """A file that can be read, and knows no depth that is learnt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +114,27 @@ def open_depths(
         SrattnError: no pairs.
     """
     check_scale(scale)
-    index = index_pairs(Path(data), DEPTHS, "depth")
+    return read_depths(index_pairs(Path(data), DEPTHS, "depth"), scale, max_depth, workers=workers, notify=notify)
+
+
+def read_depths(
+    index: PairIndex, scale: float, max_depth: float, *, workers: int = 0, notify: Notify | None = None
+) -> DepthSet:
+    """Reads every depth file of `index`; the rest as `open_depths`.
+
+    Raises:
+        SrattnError: none of them can be used.
+    """
+    check_scale(scale)
     every = [(part, pair) for part, pairs in index.parts.items() for pair in pairs]
-    problems, pairs = list(index.skipped), {part: list[Pair]() for part in index.parts}
+    problems, without = list(index.skipped), list[str]()
+    pairs = {part: list[Pair]() for part in index.parts}
     digest, totals = hashlib.sha256(repr(scale).encode()), [0, 0, 0]
     looks = ahead(lambda entry: _look(entry[1], scale, max_depth), every, workers)
     for done, ((part, pair), look) in enumerate(zip(every, looks, strict=True), 1):
         if isinstance(look, BadImage):
             problems.append(str(look))
+            without += [str(look)] if isinstance(look, NoDepth) else []
         else:
             totals = [
                 total + number for total, number in zip(totals, (look.pixels, look.known, look.beyond), strict=True)
@@ -124,8 +144,9 @@ def open_depths(
         if notify:
             notify(done, len(every))
     if not any(pairs.values()):
-        raise SrattnError(f"no depth of {data} can be used; the first of {len(problems)}: {problems[0]}")
-    return DepthSet(scale, max_depth, pairs, problems, totals[0], totals[1], totals[2], digest.hexdigest())
+        raise SrattnError(f"no depth of {index.root} can be used; the first of {len(problems)}: {problems[0]}")
+    facts = digest.hexdigest()
+    return DepthSet(scale, max_depth, pairs, problems, totals[0], totals[1], totals[2], facts, without)
 
 
 def _look(pair: Pair, scale: float, max_depth: float) -> _Look | BadImage:
@@ -135,10 +156,10 @@ def _look(pair: Pair, scale: float, max_depth: float) -> _Look | BadImage:
         return error
     known, beyond = int((depth > 0).sum()), int((depth > max_depth).sum())
     if not known:
-        return BadImage(f"{pair.mask} knows no depth: every pixel is 0 or no number")
+        return NoDepth(f"{pair.mask} knows no depth: every pixel is 0 or no number")
     if known == beyond:
         nearest = float(depth[depth > 0].min())
-        return BadImage(
+        return NoDepth(
             f"{pair.mask} knows no depth up to {max_depth:g} metres, its nearest is {nearest:g}: is --depth_scale "
             f"{scale:g} the metres of one unit?"
         )

@@ -14,6 +14,8 @@ from srattn.errors import SrattnError
 EXTRA_ROWS = 4
 """Rows after the joints in `Joints.rows`."""
 _SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
+SIDES = {"left": (86, 180, 233), "right": (230, 159, 0), "neither": (245, 245, 245)}
+"""Colours of a person's sides in pictures: who takes left for right is seen at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Joints:
         """float32 (K + 4, 3), as tasks take them: the joints; two rows of `matrix`; `person`; width, height, 0."""
         size = torch.tensor([[self.size[1], self.size[0], 0]], dtype=torch.float64)
         return torch.cat([self.place, torch.cat([self.matrix, self.person.unsqueeze(0), size]).float()])
+
+
+def sides_of(names: Sequence[str]) -> list[str]:
+    """Of each joint by its name "left", "right" or "neither"."""
+    found = [_SIDE.search(name.casefold()) for name in names]
+    return ["neither" if side is None else side[0] for side in found]
 
 
 def flip_order(names: Sequence[str]) -> Tensor:

@@ -82,11 +82,11 @@ def index_pairs(root: Path, beside: Sequence[str] = MASKS, word: str = "mask") -
     return index
 
 
-def has_pairs(root: Path) -> bool:
+def has_pairs(root: Path, beside: Sequence[str] = MASKS) -> bool:
     """Whether `index_pairs` finds at least one pair; opens no image."""
     return root.is_dir() and any(
         _in_common(*_matched(_pictures(images), _pictures(masks)))
-        for _, images, masks in _places(root)
+        for _, images, masks in _places(root, beside)
         if images is not None and masks is not None
     )
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from srattn.data.boxes.keypoints import PeopleIndex, Person, read_coco_people_folder
-from srattn.data.decode import BadImage
 from srattn.data.dense.joints import Joints, flip_order
+from srattn.data.dense.masks import WrongSize
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
 
@@ -34,13 +34,14 @@ def open_people(data: str, mirrored: bool = False) -> tuple[Found, PeopleIndex]:
     notes = []
     if index.unlabelled:
         notes.append(f"people: {index.unlabelled:,} without a labelled joint, or crowds, are left out")
-    return Found(list(index.names), parts, list(index.problems), digest.hexdigest(), notes=notes), index
+    problems, facts = list(index.problems), digest.hexdigest()
+    return Found(list(index.names), parts, problems, facts, notes=notes, bones=index.skeleton), index
 
 
 def _unread(person: Person, order: Tensor | None) -> Unread:
     def target(size: tuple[int, int]) -> Target:
         if size != person.size:
-            raise BadImage(
+            raise WrongSize(
                 f"{person.name}: the image is {size[1]}x{size[0]}, declared is {person.size[1]}x{person.size[0]}: its "
                 f"joints may belong to another picture"
             )

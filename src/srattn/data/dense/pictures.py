@@ -1,27 +1,27 @@
-"""Pictures of images with masks or boxes: what a check found, and what augmentation makes of some."""
+"""Pictures of images with masks, boxes, depths or joints: what a check found, and what augmentation makes of some."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from srattn.data.dense import measured_pictures as measured
 from srattn.data.dense.joint import DRAWS, JointAugment
 from srattn.data.dense.scenes import SceneData, Scenes
+from srattn.data.dense.shown import Look, classes_of, colour_of, legend_of, show_scene
 from srattn.data.dense.survey import SceneReport
-from srattn.data.dense.target import VOID, Target
+from srattn.data.dense.target import Target
 from srattn.data.keyed import hashed, uniform
 from srattn.data.loader import AUGMENT_KEY
-from srattn.data.palette import Palette, standard_palette
+from srattn.data.palette import standard_palette
 from srattn.data.pictures import _figure, _short
 from srattn.files import atomic_path
 
 _MOST_CLASSES = 30  # bars with names; more become a curve
-_MOST_NAMES = 20  # in a legend
 _OTHERS = {"val": "o", "test": "x"}
 
 
@@ -31,13 +31,14 @@ def draw_scene_report(report: SceneReport, path: Path, overwrite: bool = False) 
     Raises:
         SrattnError: matplotlib is missing, or `path` exists.
     """
-    named = len(report.classes) <= _MOST_CLASSES
+    named = len(report.classes) <= _MOST_CLASSES and report.kind != "depths"
     tall = 2.0 + (0.2 * len(report.classes) if named else 2.0) + 1.5 * (report.kind == "boxes")
     low = 3.6 * _shape(report) + 0.7
     figure = _figure((11, tall + low))
     above, below = figure.subfigures(2, 1, height_ratios=(tall, low), squeeze=False).flat
     left, right = above.subfigures(1, 2, width_ratios=(2, 1), squeeze=False).flat
-    _draw_balance(left.subplots(), report)
+    balance = {"depths": measured.draw_depths, "joints": measured.draw_joints}.get(report.kind, _draw_balance)
+    balance(left.subplots(), report)
     sizes = right.subplots(2, 1, squeeze=False)[:, 0] if report.kind == "boxes" else [right.subplots()]
     _draw_sizes(sizes[0], "Shorter side of images in pixels", "images", [min(s) for s in report.sizes.elements()])
     if report.kind == "boxes":
@@ -45,8 +46,8 @@ def draw_scene_report(report: SceneReport, path: Path, overwrite: bool = False) 
         _draw_sizes(sizes[1], "Side of boxes in pixels (root of the area)", "boxes", sides)
     bad = sum(map(len, (report.unreadable, report.alone, report.mismatched, report.wrong)))
     figure.suptitle(
-        f"{_short(Path(report.data).name or report.data, 60)}: {sum(report.images.values()):,} images with "
-        f"{report.kind}, {len(report.classes)} classes{f', {bad:,} found wrong' if bad else ''}",
+        f"{_short(Path(report.data).name or report.data, 60)}: {report.heading}"
+        f"{f', {bad:,} found wrong' if bad else ''}",
         fontsize=13,
     )
     _draw_examples(below, report)
@@ -63,7 +64,7 @@ def draw_scene_preview(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Some training images in rows, each with its mask or boxes: as it is measured, then as the first epochs see it.
+    """Some training images in rows, each with its target: as it is measured, then as the first epochs see it.
 
     Args:
         data: of `srattn.data.dense.preview.read_some_scenes`.
@@ -76,16 +77,17 @@ def draw_scene_preview(
     figure = _figure((1.75 * (draws + 1) + 0.3, 1.85 * rows + 0.9))
     axes = figure.subplots(rows, draws + 1, squeeze=False)
     occur: set[int] = set()
-    for row in range(rows):
-        pixels, target = cast(Scenes, data.val).scene(row)
+    scenes = [cast(Scenes, data.val).scene(row) for row in range(rows)]
+    look = Look(palette, data.classes, data.bones, measured.depths_shown(target for _, target in scenes))
+    for row, (pixels, target) in enumerate(scenes):
         shown = [(pixels, _as_large(target, pixels))]
         scene = cast(Scenes, data.train).scene(row)
         for epoch in range(draws):
             window, moved = augment.scene(*scene, uniform(DRAWS, hashed(seed, AUGMENT_KEY, epoch, torch.tensor(row))))
             shown.append(((255 * window.clamp(0, 1)).round().to(torch.uint8), moved))
         for column, (image, found) in enumerate(shown):
-            show_scene(axes[row][column], image, found, palette)
-            occur |= _classes_of(found)
+            show_scene(axes[row][column], image, found, look)
+            occur |= classes_of(found)
         axes[row][0].set_title(_short(Path(data.train.names[row]).name, 26), fontsize=7, pad=2)
         axes[row][0].set_anchor("N")
     for column, words in ((0, "as measured"), (1, "epochs 1, 2, 3, ...")):
@@ -93,28 +95,9 @@ def draw_scene_preview(
             axes[0][column].annotate(
                 words, (0, 1), (0, 13), xycoords="axes fraction", textcoords="offset points", fontsize=9, weight="bold"
             )
-    _legend(figure, palette, sorted(occur))
+    legend_of(figure, scenes[0][1], look, sorted(occur))
     with atomic_path(path, overwrite) as aside:
         figure.savefig(aside, dpi=110)
-
-
-def show_scene(axes: Any, image: Tensor, target: Target, palette: Palette) -> None:
-    """An image, uint8 (C, H, W), under its mask or boxes; pixels of no class are left as they are."""
-    from srattn.data.overlay import overlay, rgb_of
-
-    picture = rgb_of(image) if target.mask is None else overlay(image, target.mask, palette)
-    axes.axis("off")
-    axes.imshow(picture, interpolation="nearest" if max(picture.size) < 64 else None)
-    if target.boxes is None:
-        return
-    from matplotlib.patches import Rectangle
-
-    for x1, y1, x2, y2, label in target.boxes.tolist():
-        colour = _hex(palette, int(label))
-        # Edges count from 0, and matplotlib's pixels from their centres.
-        place = (x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1
-        axes.add_patch(Rectangle(*place, fill=False, edgecolor="white", linewidth=1.8))
-        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=1.0))
 
 
 def _draw_balance(axes: Any, report: SceneReport) -> None:
@@ -132,7 +115,7 @@ def _draw_balance(axes: Any, report: SceneReport) -> None:
         axes.legend(frameon=False, fontsize=8)
         return
     places = range(len(report.classes))
-    colours = [_hex(report.palette, number) for number in places]
+    colours = [colour_of(report.palette, number) for number in places]
     axes.barh(places, shares[first], 0.7, color=colours, edgecolor="#5d6468", linewidth=0.5)
     for part, mark in _OTHERS.items():
         if part in shares and part != first:
@@ -186,44 +169,22 @@ def _draw_examples(figure: Any, report: SceneReport) -> None:
     if not report.examples:
         return
     axes = figure.subplots(2, math.ceil(len(report.examples) / 2), squeeze=False)
+    look = Look(report.palette, report.classes, report.bones, measured.depth_range(report))
     for number, one in enumerate(axes.flat):
         one.axis("off")
         if number < len(report.examples):
             example = report.examples[number]
-            show_scene(one, example.pixels, example.target, report.palette)
+            show_scene(one, example.pixels, example.target, look)
             one.set_title(_short(Path(example.name).name, 24), fontsize=7, pad=2)
-    if len(report.classes) > _MOST_CLASSES:  # else the bars are the legend
-        _legend(figure, report.palette, sorted({n for e in report.examples for n in _classes_of(e.target)}))
-
-
-def _legend(figure: Any, palette: Palette, numbers: Iterable[int]) -> None:
-    from matplotlib.patches import Patch
-
-    chosen = list(numbers)
-    patches = [
-        Patch(facecolor=_hex(palette, n), edgecolor="#5d6468", linewidth=0.5, label=_short(palette.names[n], 24))
-        for n in chosen[:_MOST_NAMES]
-    ]
-    if len(chosen) > _MOST_NAMES:
-        patches.append(Patch(fill=False, linewidth=0, label=f"and {len(chosen) - _MOST_NAMES} more"))
-    if patches:
-        figure.legend(handles=patches, loc="outside lower left", ncols=8, frameon=False, fontsize=8)
-
-
-def _classes_of(target: Target) -> set[int]:
-    found = torch.zeros(0) if target.boxes is None else target.boxes[:, 4]
-    found = found if target.mask is None else target.mask
-    return {int(number) for number in found.unique().tolist()} - {VOID}
+    if report.kind in ("depths", "joints") or len(report.classes) > _MOST_CLASSES:  # else the bars are the legend
+        numbers = sorted({n for e in report.examples for n in classes_of(e.target)})
+        legend_of(figure, report.examples[0].target, look, numbers)
 
 
 def _as_large(target: Target, pixels: Tensor) -> Target:
-    """A measured target whose mask has the size of the pixels."""
-    if target.mask is None:
+    """A measured target whose mask or depths have the size of the pixels."""
+    if not target.grid:
         return target
     size = int(pixels.shape[1]), int(pixels.shape[2])
-    down, across = (new / old for new, old in zip(size, target.mask.shape, strict=True))
+    down, across = (new / old for new, old in zip(size, target.grid, strict=True))
     return target.moved(torch.tensor([[across, 0, 0], [0, down, 0]], dtype=torch.float64), size)
-
-
-def _hex(palette: Palette, number: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*palette.colours[number])

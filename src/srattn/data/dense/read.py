@@ -49,6 +49,7 @@ class Found:
         palette: colours of the classes, where the data says them.
         notes: what a person should know of the data.
         facts: a hash of the targets: says whether a resumed run has those that it began with.
+        bones: joints by number that a line is drawn between in pictures, where the data says them.
     """
 
     classes: list[str]
@@ -57,6 +58,7 @@ class Found:
     facts: str
     palette: Palette | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
 def load_scenes(
@@ -95,7 +97,8 @@ def load_scenes(
         if not len(part):
             reason = f"; the first of {len(skipped)} that cannot be used: {skipped[0]}" if skipped else ""
             raise SrattnError(f"there is no usable image for {where}{reason}")
-    return SceneData(found.classes, parts[0], parts[1], measured, skipped, found.facts, found.palette, found.notes)
+    facts = found.facts, found.palette, found.notes, found.bones
+    return SceneData(found.classes, parts[0], parts[1], measured, skipped, *facts)
 
 
 def load_part(

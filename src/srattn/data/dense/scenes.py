@@ -117,6 +117,8 @@ class SceneData(ImageData):
     """Colours of the classes, where the data says them."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a person should know of the data."""
+    bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    """Joints by number that a line is drawn between in pictures, where the data says them."""
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{super().fingerprint()} {self.facts}".encode()).hexdigest()

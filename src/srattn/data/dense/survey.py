@@ -1,4 +1,4 @@
-"""What a check of images with masks or boxes finds, counted image by image."""
+"""What a check of images with masks, boxes, depths or joints finds, counted image by image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srattn.data.dense.joints import Joints
 from srattn.data.dense.kinds import SceneKind
+from srattn.data.dense.survey_depths import DepthCount
 from srattn.data.dense.target import VOID, Target
 from srattn.data.palette import Palette, standard_palette
 
 _NOTHING = ("background", "bg", "none")
+_UNITS = {"masks": "pixels", "boxes": "boxes", "depths": "pixels", "joints": "joints"}
 _SMALL, _LARGE = 32.0, 96.0  # the sides of COCO's three sizes of boxes, whose areas are below, between and above
 
 
@@ -31,19 +34,25 @@ class SceneReport:
     """What `srattn.data.dense.check.check_scenes` found.
 
     Attributes:
-        images: how many can be used, for each part.
-        amounts: pixels or boxes of each class, for each part.
-        present: images that have the class, for each part.
+        images: how many can be used, for each part; with joints how many people.
+        amounts: pixels or boxes of each class, or how often each joint is labelled, for each part.
+        present: images that have the class, or people of whom the joint is visible, for each part.
         void: pixels of no class, for each part.
+        depths: what is known of depths, for each part.
         box_sides: for each class the square roots of the areas of its boxes, in pixels of their image.
         unreadable: a line for each image, mask or annotation that cannot be read.
-        alone: a line for each image without a mask, and for each mask without an image.
-        mismatched: a line for each mask that is not as large as its image.
-        wrong: a line for each mask with a number that is no class, and for each box that is left out or cut.
-        without: (part, name) of images without an object: no box, or no pixel of a class but the background.
-        empty: a line for each class that a part has nothing of.
+        alone: a line for each image without a mask or depths, and the other way round.
+        mismatched: a line for each mask that is not as large as its image; likewise of depths and declared sizes.
+        wrong: a line for each mask with a number that is no class, for each box that is left out or cut, for depths of
+            which none is learnt, and for each person that is left out.
+        outside: a line for each labelled joint outside of its image.
+        unlabelled: people without a labelled joint, and crowds, which are left out.
+        without: (part, name) of images without an object: no box, or no pixel of a class but the background; and of
+            people without a visible joint.
+        empty: a line for each class or joint that a part has nothing of.
         duplicates, near, repeated, sizes, refused: as in `srattn.data.check.Report`.
         examples: some small pictures with their targets, for the eye.
+        bones: joints by number that a line is drawn between.
     """
 
     data: str
@@ -55,10 +64,13 @@ class SceneReport:
     present: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     void: dict[str, int] = dataclasses.field(default_factory=dict)
     box_sides: list[list[float]] = dataclasses.field(default_factory=list)
+    depths: dict[str, DepthCount] = dataclasses.field(default_factory=dict)
     unreadable: list[str] = dataclasses.field(default_factory=list)
     alone: list[str] = dataclasses.field(default_factory=list)
     mismatched: list[str] = dataclasses.field(default_factory=list)
     wrong: list[str] = dataclasses.field(default_factory=list)
+    outside: list[str] = dataclasses.field(default_factory=list)
+    unlabelled: int = 0
     without: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     empty: list[str] = dataclasses.field(default_factory=list)
     duplicates: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
@@ -67,25 +79,43 @@ class SceneReport:
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
     refused: list[str] = dataclasses.field(default_factory=list)
     examples: list[Example] = dataclasses.field(default_factory=list)
+    bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
     @property
     def unit(self) -> str:
         """What `amounts` counts."""
-        return "pixels" if self.kind == "masks" else "boxes"
+        return _UNITS[self.kind]
 
-    def begin(self, classes: list[str], palette: Palette | None, parts: list[str]) -> None:
-        """Nothing counted yet, of these classes and parts."""
+    @property
+    def heading(self) -> str:
+        """What the data is, in a line."""
+        many, classes = sum(self.images.values()), len(self.classes)
+        if self.kind == "joints":
+            return f"{many:,} people with {classes} joints in {sum(self.sizes.values()):,} images"
+        return f"{many:,} images with {self.kind}{'' if self.kind == 'depths' else f', {classes} classes'}"
+
+    def begin(
+        self, classes: list[str], palette: Palette | None, parts: list[str], max_depth: float | None = None
+    ) -> None:
+        """Nothing counted yet, of these classes and parts; `max_depth` in metres is that of depths."""
         self.classes, self.palette = classes, palette or standard_palette(classes)
         self.images = dict.fromkeys(parts, 0)
         self.amounts = {part: [0] * len(classes) for part in parts}
         self.present = {part: [0] * len(classes) for part in parts}
         self.void = dict.fromkeys(parts, 0) if self.kind == "masks" else {}
         self.box_sides = [[] for _ in classes] if self.kind == "boxes" else []
+        self.depths = {} if max_depth is None else {part: DepthCount(max_depth) for part in parts}
 
-    def count(self, part: str, name: str, size: tuple[int, int], target: Target) -> None:
-        """Adds a usable image of `size` (width, height)."""
+    def count(self, part: str, name: str, size: tuple[int, int], target: Target, again: bool = False) -> None:
+        """Adds a usable image of `size` (width, height), or, if `again`, one more person of an image that was added."""
         self.images[part] += 1
-        self.sizes[size] += 1
+        self.sizes[size] += not again
+        if target.depth is not None:
+            self.depths[part].add(target.depth)
+            return
+        if target.joints is not None:
+            self._count_joints(part, name, size, target.joints)
+            return
         if target.mask is not None:
             found = torch.bincount(target.mask.flatten().int(), minlength=VOID + 1).tolist()
             self.void[part] += found[VOID] if len(self.classes) <= VOID else 0
@@ -101,18 +131,35 @@ class SceneReport:
         if not any(found[first:]):
             self.without.append((part, name))
 
+    def _count_joints(self, part: str, name: str, size: tuple[int, int], joints: Joints) -> None:
+        values = joints.place[:, 2].tolist()
+        self.amounts[part] = [a + (b > 0) for a, b in zip(self.amounts[part], values, strict=True)]
+        self.present[part] = [a + (b >= 2) for a, b in zip(self.present[part], values, strict=True)]
+        if not any(value >= 2 for value in values):
+            self.without.append((part, name))
+        width, height = size
+        for joint, (x, y, seen) in zip(self.classes, joints.place.tolist(), strict=True):
+            if seen > 0 and not (0 <= x <= width and 0 <= y <= height):
+                self.outside.append(f"{name}: {joint} at ({x:g}, {y:g}) is outside of the image of {width}x{height}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the examples."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("examples", "palette", "amounts", "present", "box_sides"):
+        for name in ("examples", "palette", "amounts", "present", "box_sides", "depths", "bones"):
             del plain[name]
-        plain["counts"] = {
-            part: {
-                name: {"images": self.present[part][number], self.unit: self.amounts[part][number]}
-                for number, name in enumerate(self.classes)
+        if self.kind != "joints":
+            del plain["outside"], plain["unlabelled"]
+        first, second = ("visible", "labelled") if self.kind == "joints" else ("images", self.unit)
+        if self.kind == "depths":
+            plain["depths"] = {part: count.to_dict() for part, count in self.depths.items()}
+        else:
+            plain["counts"] = {
+                part: {
+                    name: {first: self.present[part][number], second: self.amounts[part][number]}
+                    for number, name in enumerate(self.classes)
+                }
+                for part in self.images
             }
-            for part in self.images
-        }
         if self.kind == "boxes":
             plain["box_sizes"] = {
                 name: size_words(sides) for name, sides in zip(self.classes, self.box_sides, strict=True)
