@@ -55,6 +55,14 @@ def mask_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shapes with boxes and masks, in the form of COCO; tests only read it."""
+    from scenes import write_coco
+
+    return write_coco(tmp_path_factory.mktemp("coco") / "shapes")
+
+
+@pytest.fixture(scope="session")
 def box_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same shapes with their boxes, in the form of Pascal VOC; tests only read it."""
     from scenes import write_boxes

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+from srattn.ops.run_lengths import encode_runs, write_runs
 
 CLASSES = ("background", "square", "disc")
 COLOURS = ((40, 40, 40), (220, 60, 40), (50, 90, 230))
@@ -56,6 +61,29 @@ def write_boxes(root: Path) -> Path:
         for name, (image, _, boxes) in zip(names, shapes(count, seed), strict=True):
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
             (root / "Annotations" / f"{name}.xml").write_text(_xml(name, boxes))
+    return root
+
+
+def write_coco(root: Path) -> Path:
+    """train/ and val/ beside annotations/instances_{train,val}.json; squares are polygons, discs runs."""
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": 10 * number, "name": CLASSES[number]} for number in (1, 2)]
+    for part, count, seed in (("train", TRAIN, 0), ("val", VAL, 1)):
+        (root / part).mkdir()
+        images, annotations = [], []
+        for number, (image, mask, boxes) in enumerate(shapes(count, seed), 1):
+            Image.fromarray(image).save(root / part / f"{number:02}.png")
+            images.append({"id": number, "file_name": f"{number:02}.png", "width": WIDTH, "height": HEIGHT})
+            for x1, y1, x2, y2, label in boxes:
+                runs = encode_runs(torch.from_numpy(mask == label)).tolist()
+                told: Any = {"size": [HEIGHT, WIDTH], "counts": write_runs(runs) if number % 2 else runs}
+                if label == 1:
+                    told = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+                entry: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number, "category_id": 10 * label}
+                entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0, "segmentation": told}
+                annotations.append(entry)
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
     return root
 
 

@@ -59,8 +59,8 @@ class TrainConfig:
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the model, as in --model_options.embed_dims '[16, 32, 64, 128]' --model_options.stem_stride 2."""
     head: str | None = None
-    """segment: segformer, semantic_fpn, upernet or unet. detect: fcos or retinanet. depth: glpn. pose: heatmap or
-    simcc."""
+    """segment: segformer, semantic_fpn, upernet or unet. detect: fcos, retinanet, faster_rcnn, or mask_rcnn, which
+    learns masks of objects too. depth: glpn. pose: heatmap or simcc."""
     head_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the head, as in --head_options.hidden 128; of depths --head_options.max_depth 80, in metres."""
     loss: str | None = None

@@ -45,6 +45,8 @@ class Learner:
         self.runner = spread(self.model, world)
         if config.compile and world.kind == "fsdp":
             compile_parts(self.model)
+        # Detectors of two stages: the second learns from a sample that is drawn by the targets.
+        self._gives_targets = bool(getattr(self.model, "needs_targets", False))
         self.optimiser = make_optimiser(self.model, config.lr, config.weight_decay, config.layer_decay)
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
 
@@ -104,7 +106,8 @@ class Learner:
                 inputs, labels = inputs.new_zeros(1, *inputs.shape[1:]), labels.new_zeros(1, *labels.shape[1:])
             with gradients_meet(self.runner, meet=number == parts - 1):
                 with self.precision.autocast():
-                    outputs = self.runner(inputs.contiguous(memory_format=self.memory_format))
+                    laid = inputs.contiguous(memory_format=self.memory_format)
+                    outputs = self.runner(laid, labels) if self._gives_targets else self.runner(laid)
                     mean = self.task.loss(outputs, labels, inputs=inputs)
                 # Processes average their gradients, hence the factor.
                 self.precision.scaler.scale(mean * (weight * self.world.size)).backward()

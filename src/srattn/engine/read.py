@@ -23,7 +23,7 @@ from srattn.engine.config import ResolvedConfig
 from srattn.engine.distributed import World
 from srattn.engine.progress import Progress
 from srattn.tasks.depth import MAX_DEPTH
-from srattn.tasks.models import targets_of
+from srattn.tasks.models import MASK_HEADS, targets_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _find(config: ResolvedConfig, augment: JointAugment) -> Found:
         return open_depths(config.data, config.depth_scale, most, workers=workers).found()
     if targets == "joints":
         return open_people(config.data, mirrored=bool(augment.flip or augment.flipv))[0]
-    return open_boxes(config.data, config.classes)[0]
+    return open_boxes(config.data, config.classes, masks=config.head in MASK_HEADS)[0]
 
 
 def _of_scenes(config: ResolvedConfig, size: int) -> Preprocess:

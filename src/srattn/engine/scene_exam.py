@@ -174,7 +174,7 @@ def _in_our_numbers(run: LoadedRun, data: str, classes: str | None, void: tuple[
             raise SrattnError(f"{data} has other joints ({theirs[0]}, ...) than the model ({run.classes[0]}, ...)")
         return found
     if run.task == "detection":
-        found, _ = open_boxes(data, classes)
+        found, _ = open_boxes(data, classes, masks=bool(getattr(run.model, "has_masks", False)))
         theirs = found.classes
     elif run.task == "segmentation":
         palette = named_classes(classes, Path(data)) or run.palette or standard_palette(run.classes)
@@ -197,7 +197,8 @@ def _renumbered(one: Unread, table: Tensor) -> Unread:
         boxes = target.boxes
         if boxes is not None:
             boxes = torch.cat([boxes[:, :4], table[boxes[:, 4].long()].to(boxes.dtype).unsqueeze(1)], 1)
-        return Target(None if target.mask is None else table[target.mask.int()], boxes)
+        mask = None if target.mask is None else table[target.mask.int()]
+        return dataclasses.replace(target, mask=mask, boxes=boxes)
 
     return dataclasses.replace(one, target=read)
 

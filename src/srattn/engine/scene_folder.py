@@ -14,6 +14,7 @@ from torch import Tensor
 from srattn.data.decode import BadImage, decode
 from srattn.data.depth_files import write_depth
 from srattn.data.mask_files import write_mask
+from srattn.data.object_overlay import tinted
 from srattn.data.palette import standard_palette
 from srattn.data.preprocess import to_image, to_tensor
 from srattn.data.sources import file_of
@@ -21,10 +22,11 @@ from srattn.engine.open_model import model_facts
 from srattn.engine.rows import Rows
 from srattn.engine.rows.answer import shown
 from srattn.engine.rows.base import Source
-from srattn.engine.scene_predict import Looking, predict_boxes, predict_depth, predict_joints, predict_mask, shares
+from srattn.engine.scene_predict import Looking, predict_depth, predict_joints, predict_mask, predict_objects, shares
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.files import atomic_path
+from srattn.ops.run_lengths import write_runs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,12 +40,14 @@ Draw = Callable[[Tensor, Tensor, LoadedRun, Path], None]
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """The answer for one image, see `Draw`, and what a list says of it."""
+    """The answer for one image, see `Draw`, and what a list says of it; of boxes with masks these too, as
+    `predict_objects` gives them."""
 
     name: str
     pixels: Tensor
     answer: Tensor
     record: dict[str, Any]
+    masks: list[Tensor] | None = None
 
 
 def answers(
@@ -88,6 +92,7 @@ def _answer(
     people: People | None,
 ) -> Scene:
     record: dict[str, Any] = {"name": name, "width": image.width, "height": image.height}
+    masks: list[Tensor] | None = None
     if run.task == "pose":
         boxes = None if people is None else people.get(name, people.get(Path(name).name, torch.zeros(0, 4)))
         answer = predict_joints(run, image, boxes)
@@ -97,12 +102,15 @@ def _answer(
         metres = {"least": answer.min(), "median": answer.median(), "most": answer.max()}
         record["metres"] = {key: round(float(value), 4) for key, value in metres.items()}
     elif run.task == "detection":
-        answer = predict_boxes(run, image, looking)
+        answer, masks = predict_objects(run, image, looking)
         record["boxes"] = [_box(row, run.classes) for row in answer.tolist()]
+        for box, mask in zip(record["boxes"], masks or (), strict=masks is not None):
+            # As COCO's tools have it.
+            box["segmentation"] = {"size": [image.height, image.width], "counts": write_runs(mask.tolist())}
     else:
         answer = predict_mask(run, image, looking, progress)
         record["shares"] = {key: round(value, 6) for key, value in shares(answer, run.classes).items()}
-    return Scene(name, to_tensor(image), answer, record)
+    return Scene(name, to_tensor(image), answer, record, masks)
 
 
 def write_folder(
@@ -118,8 +126,8 @@ def write_folder(
     """Answers all `rows` into a folder, or goes on with one that the same job was stopped in.
 
     masks/NAME.png holds class numbers, depths/NAME.png millimetres in 16 bits, overlays/NAME.png what `draw` makes,
-    predictions.json all records (of boxes and joints in the form of COCO's results as well: coco.json). An image whose
-    record is there is not answered again.
+    predictions.json all records (of boxes, with their masks if the model has them, and of joints in the form of COCO's
+    results as well: coco.json). An image whose record is there is not answered again.
 
     Returns:
         How many images were answered, before and now.
@@ -158,7 +166,11 @@ def _write(out: Path, name: str, scene: Scene, run: LoadedRun, draw: Draw | None
     if draw is not None:
         picture = out / OVERLAYS / f"{name}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        draw(scene.pixels, scene.answer, run, picture)
+        pixels = scene.pixels
+        if scene.masks is not None:
+            labels, palette = scene.answer[:, 5].int().tolist(), run.palette or standard_palette(run.classes)
+            pixels = tinted(pixels, scene.masks, [palette.colours[label] for label in labels])
+        draw(pixels, scene.answer, run, picture)
         record["overlay"] = picture.relative_to(out).as_posix()
     # Last: an image with a record is done.
     _write_json(out / RECORDS / f"{name}.json", record)
@@ -177,13 +189,15 @@ def _finish(out: Path, names: list[str], run: LoadedRun) -> int:
 
 
 def _coco(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Detections in the form of COCO's results: boxes as x, y, width, height; images by name, categories by number."""
+    """Detections in the form of COCO's results: boxes as x, y, width, height, masks as runs; images by name, categories
+    by number."""
     return [
         {
             "image_id": record["name"],
             "category_id": box["number"],
             "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
             "score": box["score"],
+            **({"segmentation": box["segmentation"]} if "segmentation" in box else {}),
         }
         for record in records
         for box in record["boxes"]

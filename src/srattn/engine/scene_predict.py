@@ -13,7 +13,10 @@ from torch import Tensor
 from srattn.data.dense.person import person_windows
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
+from srattn.ops.boxes import clip_boxes
+from srattn.ops.run_lengths import encode_runs
 from srattn.tasks.depth import depth_map
+from srattn.tasks.detection.stages.answers import BEFORE_MASK, paste
 from srattn.tasks.models import task_options
 from srattn.tasks.pose import in_image as joints_in_image
 from srattn.tasks.registry import make_task
@@ -134,16 +137,34 @@ def likeliest(scores: Tensor, height: int, width: int) -> Tensor:
     return found
 
 
-@torch.inference_mode()
 def predict_boxes(run: LoadedRun, image: Image.Image, looking: Looking | None = None) -> Tensor:
     """Boxes (N, 6): x1, y1, x2, y2 in pixels of the picture, score, class; the surest first."""
+    return predict_objects(run, image, looking)[0]
+
+
+@torch.inference_mode()
+def predict_objects(
+    run: LoadedRun, image: Image.Image, looking: Looking | None = None
+) -> tuple[Tensor, list[Tensor] | None]:
+    """Boxes as `predict_boxes` gives them; and of a model of masks the mask of each, int64 (L,), which
+    `srattn.ops.run_lengths.decode_runs(mask, (image.height, image.width))` writes out."""
     looking = looking or Looking()
     preprocess = run.preprocess
     device = next(run.model.parameters()).device
     pixels = preprocess.pixels(image).unsqueeze(0).to(device)
-    task: Any = make_task("detection", run.classes)
-    found = task.postprocess(run.model(preprocess.normalise(pixels.float() / 255)).float())[0].cpu()
-    return in_image(found[(found[:, 5] >= 0) & (found[:, 4] >= looking.threshold)], run, (image.height, image.width))
+    task: Any = make_task("detection", run.classes, **task_options(run.model))
+    outputs = run.model(preprocess.normalise(pixels.float() / 255)).float()
+    found, size = task.postprocess(outputs)[0].cpu(), (image.height, image.width)
+    sure = (found[:, 5] >= 0) & (found[:, 4] >= looking.threshold)
+    boxes = _seen_from(found[sure], run, size)
+    cut, inside = _cut(boxes, size)
+    if not getattr(run.model, "has_masks", False):
+        return cut[inside], None
+    parts = outputs[0].cpu()[sure, BEFORE_MASK:][inside]
+    side = round(parts.shape[1] ** 0.5)
+    # Over the box before it was cut: of the padding around the picture a part may be in it.
+    pairs = zip(parts.view(-1, side, side), boxes[inside, :4].tolist(), strict=True)
+    return cut[inside], [encode_runs(paste(part, box, size)) for part, box in pairs]
 
 
 @torch.inference_mode()
@@ -195,12 +216,24 @@ def predict_joints(run: LoadedRun, image: Image.Image, boxes: Tensor | None = No
 
 def in_image(boxes: Tensor, run: LoadedRun, size: tuple[int, int]) -> Tensor:
     """Boxes (N, 6) of the model's input in pixels of an image of `size` (height, width), cut at its edges."""
+    found, inside = _cut(_seen_from(boxes, run, size), size)
+    return found[inside]
+
+
+def _seen_from(boxes: Tensor, run: LoadedRun, size: tuple[int, int]) -> Tensor:
+    """As `in_image`, and not cut."""
     rows, columns = run.preprocess.sides(*size)
     top, left = run.preprocess.corner(*size)
     boxes = boxes.clone()
-    for axis, (start, scale, limit) in enumerate(((left, size[1] / columns, size[1]), (top, size[0] / rows, size[0]))):
-        boxes[:, axis:4:2] = ((boxes[:, axis:4:2] - start) * scale).clamp(0, limit)
-    return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+    for axis, (start, scale) in enumerate(((left, size[1] / columns), (top, size[0] / rows))):
+        boxes[:, axis:4:2] = (boxes[:, axis:4:2] - start) * scale
+    return boxes
+
+
+def _cut(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Boxes (N, 6) cut at the edges of an image, and bool (N,), of which something is left."""
+    found = torch.cat([clip_boxes(boxes[:, :4], *size), boxes[:, 4:]], 1)
+    return found, (found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])
 
 
 def shares(mask: Tensor, classes: Sequence[str]) -> dict[str, float]:

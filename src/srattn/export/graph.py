@@ -19,6 +19,7 @@ from srattn.export.pictures import Pictures
 from srattn.models.backbone import Backbone
 from srattn.tasks.dense import DenseModel, SegmentationModel
 from srattn.tasks.detection.model import DetectionModel
+from srattn.tasks.detection.stages.model import TwoStageModel
 
 INPUT = "images"
 LARGEST = 8192
@@ -108,6 +109,11 @@ def check_model(model: nn.Module, options: Options) -> None:
         raise SrattnError(f"export knows classifiers and models of masks and boxes, got {type(model).__name__}")
     if options.task not in (able, "features"):
         raise SrattnError(f"this model can be exported with --task {able} or features, got {options.task}")
+    if isinstance(model, TwoStageModel) and options.task != "features":
+        raise SrattnError(
+            "a detector of two stages is no graph, since its sizes depend on what it finds: fcos and retinanet can be "
+            "exported, and of this one --task features"
+        )
 
 
 def make_graph(model: nn.Module, options: Options, preprocess: Preprocess | None) -> Graph:

@@ -13,7 +13,7 @@ from srattn.heads import list_heads
 from srattn.heads.glpn import GLPNHead
 from srattn.models import build_model
 from srattn.tasks.dense import DepthModel, build_dense, glpn, segmentation_model
-from srattn.tasks.detection.model import build_detection, fcos, retinanet
+from srattn.tasks.detection.model import build_detection, faster_rcnn, fcos, mask_rcnn, retinanet
 from srattn.tasks.detection.stages.model import TwoStageModel
 from srattn.tasks.pose.model import HEADS as POSE_HEADS
 from srattn.tasks.pose.model import PoseModel, build_pose, pose_model
@@ -22,7 +22,9 @@ Targets = Literal["labels", "masks", "boxes", "depths", "joints"]
 
 TARGETS: dict[str, Targets] = {"segmentation": "masks", "detection": "boxes", "depth": "depths", "pose": "joints"}
 """What a task learns from, where it is not one label an image."""
-_DETECTORS = {"fcos": fcos, "retinanet": retinanet}
+MASK_HEADS = ("mask_rcnn",)
+"""Of detection those that learn the masks of objects, which the data must have."""
+_DETECTORS = {"fcos": fcos, "retinanet": retinanet, "faster_rcnn": faster_rcnn, "mask_rcnn": mask_rcnn}
 
 
 def targets_of(task: str) -> Targets:

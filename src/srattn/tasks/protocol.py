@@ -34,6 +34,9 @@ class Task(Protocol):
 
     One whose loss is a mean over other things than images has `weigh(targets)` besides: how many there are, a scalar.
     Then the parts of a step, and the processes, count by them.
+
+    A model with a true `needs_targets` is called with inputs and targets in training, as `runner(inputs, targets)`, and
+    its task takes what it then answers; see `srattn.tasks.detection.stages`.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """COCO: one JSON file for a part, with images, annotations and categories; and results as its servers take them.
 
-Its boxes are (x, y, width, height) with edges as ours, the image beginning at 0. Masks and keypoints are passed over.
+Its boxes are (x, y, width, height) with edges as ours, the image beginning at 0. Keypoints are passed over.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def read_coco(
     part: str = "train",
     on_bad_box: OnBadBox = "skip",
     check_images: bool = False,
+    masks: bool = False,
 ) -> BoxIndex:
     """One part from a JSON file and the folder of its images.
 
@@ -49,6 +50,7 @@ def read_coco(
         part: what the part is called.
         on_bad_box: see `read_voc`; a crowd ("iscrowd") is a difficult box.
         check_images: open each image's header to compare its size.
+        masks: read those of the objects too ("segmentation").
 
     Raises:
         SrattnError: no such file, or one that is not in COCO's form.
@@ -60,7 +62,7 @@ def read_coco(
         classes = list(names.values())
     ids = {name: number for number, name in names.items()}
     index = BoxIndex(list(classes), {part: []}, category_ids=[ids.get(name, -1) for name in classes])
-    boxes = _boxes(content, file, names, problems)
+    boxes = _boxes(content, file, names, problems, masks)
     known: set[int] = set()
     for entry in _entries(content, "images", file):
         number, name = entry.get("id"), entry.get("file_name")
@@ -74,7 +76,7 @@ def read_coco(
         declared = (sides[0], sides[1]) if isinstance(sides[0], int) and isinstance(sides[1], int) else None
         size = usable_size(name, images / inner, declared, problems, check_images)
         if size is not None:
-            item = make_item(name, images / inner, size, boxes.get(number, []), classes, problems, number)
+            item = make_item(name, images / inner, size, boxes.get(number, []), classes, problems, number, masks)
             index.parts[part].append(item)
     for number in boxes.keys() - known:
         problems.tell(f"{file}: {len(boxes[number])} annotation(s) of image {number}, which is not there, left out")
@@ -88,6 +90,7 @@ def read_coco_folder(
     *,
     on_bad_box: OnBadBox = "skip",
     check_images: bool = False,
+    masks: bool = False,
 ) -> BoxIndex:
     """A folder in COCO's layout: annotations/instances_NAME.json with images in NAME/ or images/NAME/.
 
@@ -109,7 +112,8 @@ def read_coco_folder(
         images = next((folder for folder in folders if folder.is_dir()), None)
         if images is None:
             raise SrattnError(f"{root} has {files[0].name}, but no folder of its images, {name}/ or images/{name}/")
-        found = read_coco(files[0], images, classes, part=part, on_bad_box=on_bad_box, check_images=check_images)
+        options: dict[str, Any] = {"on_bad_box": on_bad_box, "check_images": check_images, "masks": masks}
+        found = read_coco(files[0], images, classes, part=part, **options)
         if index is None:
             index, classes = found, found.classes
             continue
@@ -188,7 +192,9 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _boxes(content: dict[str, Any], file: Path, names: dict[int, str], problems: Problems) -> dict[int, list[RawBox]]:
+def _boxes(
+    content: dict[str, Any], file: Path, names: dict[int, str], problems: Problems, masks: bool
+) -> dict[int, list[RawBox]]:
     """By the id of the image."""
     found: dict[int, list[RawBox]] = {}
     for entry in _entries(content, "annotations", file):
@@ -199,7 +205,8 @@ def _boxes(content: dict[str, Any], file: Path, names: dict[int, str], problems:
             problems.tell(f"{file}: {words} has no image or no box of four numbers and is left out")
             continue
         x, y, width, height = (float(value) for value in box)
-        raw = RawBox((x, y, x + width, y + height), name or "", entry.get("iscrowd") in (1, True), words)
+        crowd, mask = entry.get("iscrowd") in (1, True), entry.get("segmentation") if masks else None
+        raw = RawBox((x, y, x + width, y + height), name or "", crowd, words, mask)
         found.setdefault(image, []).append(raw)
     return found
 

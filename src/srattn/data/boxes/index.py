@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from srattn.data.boxes.outlines import Outline, read_outline
 from srattn.data.decode import BadImage, opened_image, orientation_of
 from srattn.errors import SrattnError
 
@@ -29,6 +30,7 @@ class BoxItem:
         labels: int64 (N,), class numbers.
         difficult: bool (N,), boxes that a measurement should not count ("difficult" of VOC, "iscrowd" of COCO).
         number: the id of the image in a COCO file.
+        outlines: the mask of each object, None where it is not known; None where nobody asked for masks.
     """
 
     name: str
@@ -38,6 +40,7 @@ class BoxItem:
     labels: Tensor
     difficult: Tensor
     number: int | None = None
+    outlines: tuple[Outline | None, ...] | None = None
 
 
 @dataclasses.dataclass
@@ -79,12 +82,14 @@ class Problems:
 
 @dataclasses.dataclass(frozen=True)
 class RawBox:
-    """A box as a file says it, its coordinates turned into ours; `words` are what messages call it."""
+    """A box as a file says it, its coordinates turned into ours; `words` are what messages call it, and `mask` what
+    the file has for one."""
 
     edges: tuple[float, float, float, float]
     label: str
     difficult: bool
     words: str
+    mask: Any = None
 
 
 def make_item(
@@ -95,11 +100,16 @@ def make_item(
     classes: Sequence[str],
     problems: Problems,
     number: int | None = None,
+    masks: bool = False,
 ) -> BoxItem:
-    """Boxes cut at the image's edges; those of another class, or without area in the image, are left out."""
+    """Boxes cut at the image's edges; those of another class, or without area in the image, are left out.
+
+    With `masks` those are read too; one that cannot be used is left out, and its box stays.
+    """
     height, width = size
     places = {label: place for place, label in enumerate(classes)}
     boxes, labels, difficult = [], [], []
+    outlines: list[Outline | None] = []
     for box in raw:
         if box.label not in places:
             problems.tell(f"{name}: {box.words} is of no known class and is left out")
@@ -117,6 +127,8 @@ def make_item(
         boxes.append(cut)
         labels.append(places[box.label])
         difficult.append(box.difficult)
+        if masks:
+            outlines.append(_outline(name, box, size, problems))
     return BoxItem(
         name,
         source,
@@ -125,7 +137,16 @@ def make_item(
         torch.tensor(labels, dtype=torch.int64),
         torch.tensor(difficult, dtype=torch.bool),
         number,
+        tuple(outlines) if masks else None,
     )
+
+
+def _outline(name: str, box: RawBox, size: tuple[int, int], problems: Problems) -> Outline | None:
+    try:
+        return read_outline(box.mask, size)
+    except SrattnError as error:
+        problems.tell(f"{name}: the mask of {box.words} is left out: {error}")
+        return None
 
 
 def picture_size(path: Path) -> tuple[int, int]:

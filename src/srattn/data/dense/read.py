@@ -15,7 +15,7 @@ from srattn.data.decode import BadImage
 from srattn.data.dense.joint import JointAugment
 from srattn.data.dense.person import kept_person, measured_person
 from srattn.data.dense.scenes import SceneData, Scenes, shape_of
-from srattn.data.dense.target import Target, moved_boxes
+from srattn.data.dense.target import Target
 from srattn.data.index import Budget, part_called
 from srattn.data.keyed import permutation
 from srattn.data.palette import Palette
@@ -192,8 +192,7 @@ class _Measured:
         rows, columns = self.preprocess.sides(image.height, image.width)
         top, left = self.preprocess.corner(image.height, image.width)
         step = _scaling(columns / image.width, rows / image.height, left, top)
-        boxes = moved_boxes(target.boxes, step, (pixels.shape[1], pixels.shape[2]), drop=False)  # all of them count
-        return pixels, dataclasses.replace(target, boxes=boxes)
+        return pixels, target.measured(step, (pixels.shape[1], pixels.shape[2]))
 
 
 def _scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Tensor:

@@ -38,6 +38,11 @@ def warp_mask(mask: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
     return (_warp(levels, matrix, size, "nearest")[0, 0] + VOID).round().to(torch.uint8)
 
 
+def warp_objects(masks: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks bool (N, h, w) to (N, H, W), the nearest pixel's; outside where the old image ends."""
+    return _warp(masks.float().unsqueeze(0), matrix, size, "nearest")[0] > 0.5
+
+
 def warp_depth(depth: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
     """Depths float32 (h, w) to (H, W), the nearest pixel's, since between near and far nothing is; 0 where the old ones
     end."""
