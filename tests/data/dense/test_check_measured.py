@@ -75,6 +75,10 @@ def test_everything_that_can_be_wrong_with_depths(tmp_path: Path) -> None:
     far = check_scenes(str(root), "depths", max_depth=30.0)
     assert len(far.wrong) == 1 and far.depths["train"].farthest == 20 and far.depths["train"].beyond == 0
     (only,) = check_scenes(str(root), "depths", depth_scale=1.0).refused
+    assert "can be used; the first of 10: " in only
+    (tmp_path / "whole").mkdir()
+    whole = write_depths(tmp_path / "whole", {"train": 4, "val": 2})
+    (only,) = check_scenes(str(whole), "depths", depth_scale=1.0).refused
     assert "is --depth_scale 1 the metres of one unit?" in only
     with pytest.raises(SrattnError, match="is not a folder of images with depths"):
         check_scenes(str(tmp_path / "nowhere"), "depths")
