@@ -157,9 +157,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def answered(model: Path, photos: Path, out: Path) -> tuple[dict[str, Any], list[torch.Tensor]]:
+def answered(model: Path, photos: Path, out: Path, *options: str) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """The list of answers, and the masks, of a folder that predict writes."""
-    assert main(["predict", str(photos), "--model", str(model), "--out", str(out), "--threshold", "0.1"]) == 0
+    assert main(["predict", str(photos), "--model", str(model), "--out", str(out), *options]) == 0
     assert len(list((out / "overlays").rglob("*.png"))) == 3
     masks = [to_tensor(Image.open(path))[0] for path in sorted((out / "masks").rglob("*.png"))]
     return json.loads((out / "predictions.json").read_text()), masks
@@ -202,8 +202,9 @@ def test_finds_boxes_from_the_file_as_from_the_run(
 ) -> None:
     out = tmp_path / f"model{suffix}"
     assert main(["export", str(scenes["detection"]), "--out", str(out), "--images", str(photos), *options]) == 0
-    from_file, _ = answered(out, photos, tmp_path / "file")
-    from_run, _ = answered(scenes["detection"], photos, tmp_path / "run")
+    least = ("--threshold", "0.1")
+    from_file, _ = answered(out, photos, tmp_path / "file", *least)
+    from_run, _ = answered(scenes["detection"], photos, tmp_path / "run", *least)
     assert from_file["task"] == "detection" and sum(len(each["boxes"]) for each in from_run["images"]) > 10
     for file, run in zip(from_file["images"], from_run["images"], strict=True):
         # A level that is rounded differently moves scores a little, and with them the order of boxes.
