@@ -185,14 +185,15 @@ def test_a_folder_of_predictions(run: Path, mask_folder: Path, tmp_path: Path) -
             raise KeyboardInterrupt
         path.write_bytes(b"")
 
-    out = tmp_path / "out"
+    out, masks = tmp_path / "out", loaded.task == "segmentation"
+    looking, other = (Looking(), Looking(flip=True)) if masks else (Looking(threshold=0.0), Looking(threshold=0.5))
     with pytest.raises(KeyboardInterrupt):
-        write_folder(out, loaded, rows, Looking(threshold=0.0), draw, pytest.fail)
-    assert write_folder(out, loaded, rows, Looking(threshold=0.0), draw, pytest.fail) == VAL
+        write_folder(out, loaded, rows, looking, draw, pytest.fail)
+    assert write_folder(out, loaded, rows, looking, draw, pytest.fail) == VAL
     assert sorted(answered) == ["00.png", "01.png", "02.png", "02.png", "03.png"]  # the third was begun twice
     records = json.loads((out / "predictions.json").read_text())["images"]
     assert [record["width"] for record in records] == [WIDTH] * VAL
-    if loaded.task == "segmentation":
+    if masks:
         mask = read_mask(out / records[0]["mask"], classes=len(CLASSES))
         assert mask.shape == (HEIGHT, WIDTH)
         shares = [float((mask == number).float().mean()) for number in range(len(CLASSES))]
@@ -204,7 +205,7 @@ def test_a_folder_of_predictions(run: Path, mask_folder: Path, tmp_path: Path) -
         assert boxes and len(json.loads((out / "coco.json").read_text())) == len(boxes)
         assert all(0 <= x1 < x2 <= WIDTH and 0 <= y1 < y2 <= HEIGHT for x1, y1, x2, y2 in (box["box"] for box in boxes))
     with pytest.raises(SrattnError, match="another job"):
-        write_folder(out, loaded, rows, Looking(threshold=0.5), draw, pytest.fail)
+        write_folder(out, loaded, rows, other, draw, pytest.fail)
 
 
 def test_enlarged_by_strips_it_is_the_interpolation() -> None:
