@@ -18,6 +18,24 @@ COLOURS = ((40, 40, 40), (220, 60, 40), (50, 90, 230))
 TRAIN, VAL = 12, 4
 HEIGHT, WIDTH = 40, 56
 Box = tuple[int, int, int, int, int]
+SMALL: dict[str, Any] = {
+    "model": "pvt_v2_b0",
+    "model_options": {
+        "stem_stride": 4,
+        "embed_dims": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "mlp_ratios": [2, 2, 2, 2],
+        "sr_ratios": [2, 1, 1, 1],
+    },
+    "size": 32,
+    "batch_size": 4,
+    "threads": 1,
+    "num_workers": 0,
+    "epochs": 2,
+    "device": "cpu",
+}
+"""Options of a run that takes a second."""
 
 
 def shapes(count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, list[Box]]]:

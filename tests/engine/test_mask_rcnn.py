@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scenes import HEIGHT, VAL, WIDTH, shapes
+from scenes import HEIGHT, SMALL, VAL, WIDTH, shapes
 
 from srattn.cli.main import main
 from srattn.engine import Interrupted, TrainConfig, train
@@ -27,31 +27,14 @@ from srattn.tasks.detection.stages.model import TwoStageModel
 
 Launch = Callable[..., list[Any]]  # see conftest
 
-SMALL: dict[str, Any] = {
-    "task": "detect",
-    "model": "pvt_v2_b0",
-    "model_options": {
-        "stem_stride": 4,
-        "embed_dims": [8, 8, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "mlp_ratios": [2, 2, 2, 2],
-        "sr_ratios": [2, 1, 1, 1],
-    },
-    "size": 48,
-    "batch_size": 4,
-    "threads": 1,
-    "num_workers": 0,
-    "epochs": 1,
-    "device": "cpu",
-}
+TINY = SMALL | {"task": "detect", "size": 48, "epochs": 1}
 HEAD: dict[str, Any] = {"width": 16, "hidden": 16, "proposals": 30, "regions": 16, "answers": 10}
 MASKS = HEAD | {"mask_hidden": 8, "mask_convs": 1}
 
 
 @pytest.fixture(scope="module")
 def given(coco_folder: Path) -> dict[str, Any]:
-    return SMALL | {"head": "mask_rcnn", "head_options": MASKS, "data": str(coco_folder)}
+    return TINY | {"head": "mask_rcnn", "head_options": MASKS, "data": str(coco_folder)}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scenes import CLASSES, HEIGHT, VAL, WIDTH, shapes
+from scenes import CLASSES, HEIGHT, SMALL, VAL, WIDTH, shapes
 
 from srattn.data.mask_files import read_mask
 from srattn.data.preprocess import to_tensor
@@ -27,23 +27,6 @@ from srattn.errors import SrattnError
 
 Launch = Callable[..., list[Any]]  # see conftest
 
-SMALL: dict[str, Any] = {
-    "model": "pvt_v2_b0",
-    "model_options": {
-        "stem_stride": 4,
-        "embed_dims": [8, 8, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 2, 2],
-        "mlp_ratios": [2, 2, 2, 2],
-        "sr_ratios": [2, 1, 1, 1],
-    },
-    "size": 32,
-    "batch_size": 4,
-    "threads": 1,
-    "num_workers": 0,
-    "epochs": 2,
-    "device": "cpu",
-}
 HEADS: dict[str, dict[str, Any]] = {
     "segment": {"head_options": {"hidden": 16}, "augment": "scale=0.8-1.2,flip,jitter=0.2"},
     "detect": {"head_options": {"width": 16, "convs": 1}},

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from report_page import HOSTILE, Page
 
 from srattn.errors import SrattnError
 from srattn.explain import compare
 from srattn.explain import compare_sections as sections
 from srattn.explain.headlines import ACCURACY
-
-HOSTILE = "</title><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>\" {{ 7*7 }} $x^2$"
 
 
 def make_run(folder: Path, accuracy: float | None = 0.9, epochs: int = 4, classes: str = "abc", **config: Any) -> Path:
@@ -40,31 +38,6 @@ def make_run(folder: Path, accuracy: float | None = 0.9, epochs: int = 4, classe
         }
         (folder / "result.json").write_text(json.dumps(result))
     return folder
-
-
-class Page(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.style = False
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self.style = tag == "style"
-
-    def handle_data(self, data: str) -> None:
-        if not self.style:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def check(page: str) -> Page:

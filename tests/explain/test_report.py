@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from report_page import HOSTILE, Page
 
 from srattn.errors import SrattnError
 from srattn.explain import report, scaling, sections
-
-HOSTILE = "</title><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>\" {{ 7*7 }} $x^2$"
-
-
-class Page(HTMLParser):
-    """What a browser would see: elements, attributes, text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.inside: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        self.inside.append(tag)
-
-    def handle_data(self, data):
-        if self.inside[-1:] != ["style"]:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def check(page: str) -> Page:
