@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from srattn.engine import TrainConfig
 from srattn.engine.optimiser import layer_depths, make_optimiser, optimiser_state, set_learning_rate
 from srattn.engine.schedule import learning_rate, warmup_steps
+from srattn.errors import SrattnError
 from srattn.models import build_model
 from srattn.tasks.dense import segmentation_model
 
@@ -116,6 +118,82 @@ def test_primed_state_changes_nothing() -> None:
             model(torch.ones(2, 3)).square().sum().backward()
             optimiser.step()
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_muon_moves_the_linear_maps_outside_the_head() -> None:
+    model = build_model("pvt_v2_b0", num_classes=3, depths=[1, 1, 1, 1], device="meta")
+    optimiser = make_optimiser(model, 1e-3, 0.05, layer_decay=0.5, kind="muon")
+    groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
+    assert len(groups) == sum(len(group["params"]) for group in optimiser.param_groups)
+    names = dict(model.named_parameters())
+    assert groups.keys() == {id(p) for p in names.values()}
+    orthogonal = {name for name, p in names.items() if "ns_steps" in groups[id(p)]}
+    of_block = ("attn.q", "attn.k", "attn.v", "attn.reduction.proj", "attn.proj", "mlp.fc1", "mlp.fc2")
+    all_maps = {f"stages.{stage}.blocks.0.{name}.weight" for stage in range(4) for name in of_block}
+    assert orthogonal == all_maps - {"stages.3.blocks.0.attn.reduction.proj.weight"}  # its ratio is 1
+    assert {groups[id(names[name])]["scale"] for name in orthogonal} == {0.5, 0.25, 0.125, 0.0625}
+
+
+def test_muon_beside_adamw() -> None:
+    torch.manual_seed(0)
+    model, other = (nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    both = make_optimiser(model, 1.0, 0.05, kind="muon")
+    set_learning_rate(both, 0.1)
+    rest = [p for p in other.parameters() if p.ndim == 1]
+    pair = (torch.optim.AdamW(rest, 0.1, weight_decay=0.0, fused=True), torch.optim.SGD([other[0].weight], 0.1))
+    state = optimiser_state(model, both)
+    assert {name for name in state if name.startswith("0.weight")} == {"0.weight.momentum_buffer"}
+    assert {"0.bias.step", "0.bias.exp_avg", "1.weight.exp_avg_sq"} <= state.keys()
+    for _ in range(3):
+        before = model[0].weight.detach().clone()
+        for each in (model, other):
+            each.zero_grad()
+            each(torch.arange(12.0).reshape(2, 6)).pow(3).sum().backward()
+        with torch.no_grad():
+            other[0].weight.copy_(model[0].weight)
+        both.step()
+        pair[0].step()
+        with torch.no_grad():
+            other[0].weight.copy_(model[0].weight)
+        # All singular values of the step are alike, within what five iterations leave (0.5 to 1.5 of their target).
+        moved = (before * (1 - 0.1 * 0.05) - model[0].weight.detach()) / (0.1 * 0.2 * 6**0.5)
+        values = torch.linalg.svdvals(moved)
+        assert values[0] < 1.6 and values[1] > 0.4, values
+        for a, b in zip((p for p in model.parameters() if p.ndim == 1), rest, strict=True):
+            assert torch.equal(a, b)
+    both.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_muon_steps_by_a_scaler_of_losses() -> None:
+    """fp16: gradients are unscaled for both, and a step with an infinite one is left out by both."""
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    optimisers = [make_optimiser(model, 0.1, 0.05, kind="muon") for model in models]
+    for factor in (1.0, float("inf")):
+        before = [p.detach().clone() for p in models[0].parameters()]
+        losses = [model(torch.arange(12.0).reshape(2, 6)).pow(3).sum() * factor for model in models]
+        scaler.scale(losses[0]).backward()
+        scaler.unscale_(optimisers[0])
+        scaler.step(optimisers[0])
+        scaler.update()
+        optimisers[0].zero_grad()
+        if factor == 1.0:
+            losses[1].backward()
+            optimisers[1].step()
+            for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), before, strict=True))
+
+
+def test_muon_is_refused_where_it_has_no_matrix() -> None:
+    with pytest.raises(SrattnError, match="no linear map outside the head"):
+        make_optimiser(nn.Conv2d(3, 4, 3), 0.1, 0.05, kind="muon")
+    with pytest.raises(SrattnError, match="whole matrices, which fsdp divides"):
+        TrainConfig(optimiser="muon", distributed="fsdp")
 
 
 def test_warmup_is_at_most_half() -> None:

@@ -99,6 +99,9 @@ class TrainConfig:
     """Parts in which a step is computed: the same gradient with less memory."""
     eval_batch_size: int | None = None
     """Images at a time and process when measuring; by default its part of batch_size."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon moves the linear maps outside the head along orthogonal matrices, at AdamW's learning rates; AdamW moves the
+    rest."""
     lr: float | None = None
     """The highest learning rate, after warm-up."""
     min_lr: float = 1e-5
@@ -108,7 +111,7 @@ class TrainConfig:
     layer_decay: float = 1.0
     """Below 1: each layer learns at this part of the rate of the one after it; the head at the whole."""
     weight_decay: float = 0.05
-    """AdamW's decay of matrices; biases, norms and position embeddings have none."""
+    """The decay of matrices, apart from the gradient; biases, norms and position embeddings have none."""
     clip_grad: float = 1.0
     """The largest norm of all gradients together; 0 for no limit."""
     label_smoothing: float | None = None
@@ -247,5 +250,7 @@ def _check_ranges(config: TrainConfig) -> None:
         raise SrattnError(f"layer_decay must be at most 1, got {config.layer_decay}")
     if config.accumulate > config.batch_size:
         raise SrattnError(f"accumulate must be at most batch_size ({config.batch_size}), got {config.accumulate}")
+    if config.optimiser == "muon" and config.distributed == "fsdp":
+        raise SrattnError("muon needs whole matrices, which fsdp divides: take optimiser adamw, or distributed ddp")
     if not -(2**63) <= config.seed < 2**63:
         raise SrattnError(f"seed must fit in 64 bits, got {config.seed}")

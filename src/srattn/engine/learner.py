@@ -47,7 +47,9 @@ class Learner:
             compile_parts(self.model)
         # Detectors of two stages: the second learns from a sample that is drawn by the targets.
         self._gives_targets = bool(getattr(self.model, "needs_targets", False))
-        self.optimiser = make_optimiser(self.model, config.lr, config.weight_decay, config.layer_decay)
+        self.optimiser = make_optimiser(
+            self.model, config.lr, config.weight_decay, config.layer_decay, config.optimiser
+        )
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
 
     def tensors(self) -> dict[str, Tensor]:

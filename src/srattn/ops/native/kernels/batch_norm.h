@@ -22,9 +22,13 @@ static inline vec widened(hvec h) {
   return v;
 }
 static inline hvec halved(vec v) {  // to the nearest, ties to even
+#if defined(__AVX512BF16__)
+  return (hvec)_mm512_cvtneps_pbh((__m512)v);
+#else
   ivec bits = (ivec)v;
   ivec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return __builtin_convertvector(v == v ? rounded : ivec{} + 0x7fc0, hvec);
+#endif
 }
 // `count` numbers, or all lanes; a size that the compiler knows is one instruction.
 static inline vec take(const float* p, long count) { return count >= LANES ? load(p) : load_part(p, count); }
@@ -54,12 +58,18 @@ static void blocks(long rows, int threads, Each each) {
   for (long b = 0; b < count; ++b) each(b * ROWS, std::min(rows, (b + 1) * ROWS), b);
 }
 
-// each(c, left) for every vector of channels; `left` is a constant where the vector is whole.
+template <long N>
+using Constant = std::integral_constant<long, N>;
+constexpr long TILE = 4;  // vectors of channels at a time: a token's neighbours in memory, and independent work
+
+// each(c, number, left) for every tile of `number` vectors of channels from c, of `left` lanes each; both are constants
+// the compiler knows, but for the lanes of the last, narrow vector.
 template <typename Each>
-static inline void vectors(long channels, Each each) {
+static inline void tiles(long channels, Each each) {
   long c = 0;
-  for (; c + LANES <= channels; c += LANES) each(c, std::integral_constant<long, LANES>());
-  if (c < channels) each(c, channels - c);
+  for (; c + TILE * LANES <= channels; c += TILE * LANES) each(c, Constant<TILE>(), Constant<LANES>());
+  for (; c + LANES <= channels; c += LANES) each(c, Constant<1>(), Constant<LANES>());
+  if (c < channels) each(c, Constant<1>(), channels - c);
 }
 
 // Adds the blocks' pairs of sums in order, so that the result does not depend on the number of threads.
@@ -78,18 +88,22 @@ static void forward(const T* x, long rows, long channels, const float* weight, c
                     float* mean, float* var, float* inverse, int threads) {
   long count = (rows + ROWS - 1) / ROWS;
   std::vector<float> parts(2 * count * channels), shift(channels);
-  vectors(channels, [&](long c, auto left) {  // of a value that occurs: sums of squares then lose nothing
-    put(shift.data() + c, before<GELU>(take(x + c, left)), left);
+  tiles(channels, [&](long c, auto n, auto left) {  // of a value that occurs: sums of squares then lose nothing
+    for (long i = 0; i < n; ++i) put(shift.data() + c + i * LANES, before<GELU>(take(x + c + i * LANES, left)), left);
   });
-  blocks(rows, threads, [&](long first, long last, long n) {
-    vectors(channels, [&](long c, auto left) {
-      vec s = take(shift.data() + c, left), sum = {}, square = {};
+  blocks(rows, threads, [&](long first, long last, long number) {
+    float *sums = parts.data() + 2 * number * channels, *squares = sums + channels;
+    tiles(channels, [&](long c, auto n, auto left) {
+      vec s[n], sum[n], square[n];
+      for (long i = 0; i < n; ++i) s[i] = take(shift.data() + c + i * LANES, left), sum[i] = square[i] = vec{};
       for (long r = first; r < last; ++r) {
-        vec d = before<GELU>(take(x + r * channels + c, left)) - s;
-        sum += d, square += d * d;
+#pragma GCC unroll 4
+        for (long i = 0; i < n; ++i) {
+          vec d = before<GELU>(take(x + r * channels + c + i * LANES, left)) - s[i];
+          sum[i] += d, square[i] += d * d;
+        }
       }
-      put(parts.data() + (2 * n) * channels + c, sum, left);
-      put(parts.data() + (2 * n + 1) * channels + c, square, left);
+      for (long i = 0; i < n; ++i) put(sums + c + i * LANES, sum[i], left), put(squares + c + i * LANES, square[i], left);
     });
   });
   std::vector<double> sums(channels), squares(channels);
@@ -102,11 +116,16 @@ static void forward(const T* x, long rows, long channels, const float* weight, c
     offset[c] = (bias ? bias[c] : 0.0f) - mean[c] * slope[c];
   }
   blocks(rows, threads, [&](long first, long last, long) {
-    vectors(channels, [&](long c, auto left) {
-      vec a = take(slope.data() + c, left), b = take(offset.data() + c, left);
+    tiles(channels, [&](long c, auto n, auto left) {
+      vec a[n], b[n];
+      for (long i = 0; i < n; ++i)
+        a[i] = take(slope.data() + c + i * LANES, left), b[i] = take(offset.data() + c + i * LANES, left);
       for (long r = first; r < last; ++r) {
-        long at = r * channels + c;
-        put(y + at, before<GELU>(take(x + at, left)) * a + b, left);
+#pragma GCC unroll 4
+        for (long i = 0; i < n; ++i) {
+          long at = r * channels + c + i * LANES;
+          put(y + at, before<GELU>(take(x + at, left)) * a[i] + b[i], left);
+        }
       }
     });
   });
@@ -118,16 +137,24 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
                      const float* inverse, T* dx, float* dweight, float* dbias, int threads) {
   long count = (rows + ROWS - 1) / ROWS;
   std::vector<float> parts(2 * count * channels);
-  blocks(rows, threads, [&](long first, long last, long n) {
-    vectors(channels, [&](long c, auto left) {
-      vec m = take(mean + c, left), i = take(inverse + c, left), sum = {}, product = {};
-      for (long r = first; r < last; ++r) {
-        long at = r * channels + c;
-        vec d = take(dy + at, left);
-        sum += d, product += d * ((before<GELU>(take(x + at, left)) - m) * i);
+  blocks(rows, threads, [&](long first, long last, long number) {
+    float *sums = parts.data() + 2 * number * channels, *products = sums + channels;
+    tiles(channels, [&](long c, auto n, auto left) {
+      vec m[n], v[n], sum[n], product[n];
+      for (long i = 0; i < n; ++i) {
+        m[i] = take(mean + c + i * LANES, left), v[i] = take(inverse + c + i * LANES, left);
+        sum[i] = product[i] = vec{};
       }
-      put(parts.data() + (2 * n) * channels + c, sum, left);
-      put(parts.data() + (2 * n + 1) * channels + c, product, left);
+      for (long r = first; r < last; ++r) {
+#pragma GCC unroll 4
+        for (long i = 0; i < n; ++i) {
+          long at = r * channels + c + i * LANES;
+          vec d = take(dy + at, left);
+          sum[i] += d, product[i] += d * ((before<GELU>(take(x + at, left)) - m[i]) * v[i]);
+        }
+      }
+      for (long i = 0; i < n; ++i)
+        put(sums + c + i * LANES, sum[i], left), put(products + c + i * LANES, product[i], left);
     });
   });
   std::vector<double> sums(channels), products(channels);
@@ -136,17 +163,23 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
   for (long c = 0; c < channels; ++c) {
     dbias[c] = sums[c], dweight[c] = products[c];
     scale[c] = inverse[c] * (weight ? weight[c] : 1.0f);
-    flat[c] = sums[c] / rows, tilt[c] = products[c] / rows;
+    flat[c] = sums[c] / rows, tilt[c] = products[c] / rows * inverse[c];
   }
   blocks(rows, threads, [&](long first, long last, long) {
-    vectors(channels, [&](long c, auto left) {
-      vec m = take(mean + c, left), i = take(inverse + c, left), s = take(scale.data() + c, left);
-      vec f = take(flat.data() + c, left), t = take(tilt.data() + c, left);
+    tiles(channels, [&](long c, auto n, auto left) {
+      vec m[n], s[n], f[n], t[n];
+      for (long i = 0; i < n; ++i) {
+        m[i] = take(mean + c + i * LANES, left), s[i] = take(scale.data() + c + i * LANES, left);
+        f[i] = take(flat.data() + c + i * LANES, left), t[i] = take(tilt.data() + c + i * LANES, left);
+      }
       for (long r = first; r < last; ++r) {
-        long at = r * channels + c;
-        vec u = take(x + at, left), h = u, slope = splat(1.0f);
-        if (GELU) training::gelu_and_slope(u, h, slope);
-        put(dx + at, (take(dy + at, left) - f - (h - m) * i * t) * s * slope, left);
+#pragma GCC unroll 4
+        for (long i = 0; i < n; ++i) {
+          long at = r * channels + c + i * LANES;
+          vec u = take(x + at, left), h = u, slope = splat(1.0f);
+          if (GELU) training::gelu_and_slope(u, h, slope);
+          put(dx + at, (take(dy + at, left) - f[i] - (h - m[i]) * t[i]) * s[i] * slope, left);
+        }
       }
     });
   });
