@@ -9,7 +9,7 @@ The recipe is `srattn recipes cifar10`, or that for a GPU; the candidates differ
 epochs fit: each one's steps are timed first, and the cosine ends where its minutes do (--epochs gives all the same
 number instead). A run that was stopped goes on from its last checkpoint, one that is finished is left alone. The test
 images are looked at after each epoch for the curve and choose nothing: the weights of the last epoch count. Writes
-benchmarks/results/RECIPE.json, .md and .png.
+benchmarks/results/RECIPE.json, .md and .png, or what --name says in place of the recipe's name.
 """
 
 from __future__ import annotations
@@ -173,28 +173,31 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def report(runs: Path, results: Path, recipe: str = "cifar10") -> list[dict[str, Any]]:
+def report(runs: Path, results: Path, recipe: str = "cifar10", name: str | None = None) -> list[dict[str, Any]]:
     """Writes the data, the table and the curves of all finished runs of a recipe."""
+    name = name or recipe
     register()
     rows = [row for folder in sorted(runs.glob("*-seed*/")) if (row := read_run(folder))]
     rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
     if not rows:
         raise SystemExit(f"no finished run in {runs}")
     results.mkdir(parents=True, exist_ok=True)
-    (results / f"{recipe}.json").write_text(json.dumps({"runs": rows}, indent=1) + "\n")
-    (results / f"{recipe}.md").write_text(table(rows, recipe))
-    draw(rows, results / f"{recipe}.png")
+    (results / f"{name}.json").write_text(json.dumps({"runs": rows}, indent=1) + "\n")
+    (results / f"{name}.md").write_text(table(rows, recipe))
+    draw(rows, results / f"{name}.png")
     return rows
 
 
 def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
     """Markdown: a line a run, and the mean of each candidate."""
     machine = rows[0]["machine"]
+    budgets = " or ".join(sorted({f"{row['budget_minutes']:g}" for row in rows if row["budget_minutes"]}, key=float))
     lines = [
         "# CIFAR-10 from scratch",
         "",
         "Test accuracy of the last epoch's weights; minutes hold the evaluation after each epoch too. One recipe for "
-        f"all (`srattn recipes {recipe}`); the passes over the training images are those that fit the minutes.",
+        f"all (`srattn recipes {recipe}`); the passes over the training images are those that fit the minutes"
+        f"{f', {budgets} at most' if budgets else ''}.",
         "",
         "| model | seed | test accuracy | minutes | passes | parameters | M multiply-adds | images/s | loader |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -258,6 +261,7 @@ def main() -> None:
     parser.add_argument("--measure_seconds", type=float, default=20.0, help="how long steps are timed before a run")
     parser.add_argument("--runs", type=Path, help="where the run folders are kept; runs/RECIPE by default")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--name", help="of the files in --results; the recipe's name by default")
     parser.add_argument("--report", action="store_true", help="train nothing")
     args = parser.parse_args()
     args.runs = args.runs or Path("runs", args.recipe)
@@ -266,7 +270,7 @@ def main() -> None:
         for seed in args.seed:
             for candidate in args.only:
                 run_one(candidate, seed, args)
-    report(args.runs, args.results, args.recipe)
+    report(args.runs, args.results, args.recipe, args.name)
 
 
 if __name__ == "__main__":
