@@ -22,6 +22,7 @@ from srattn.engine.scene_folder import write_folder
 from srattn.engine.scene_predict import Looking, predict_boxes, predict_objects
 from srattn.engine.weights import load_run
 from srattn.errors import SrattnError
+from srattn.explain import scene_pictures
 from srattn.ops.run_lengths import decode_runs, read_runs
 from srattn.tasks.detection.stages.model import TwoStageModel
 
@@ -109,8 +110,13 @@ def test_on_the_command_line(
     assert main(["predict", images, "--model", str(run), "--out", str(out), "--threshold", "0.05"]) == 0
     assert len(list(out.rglob("overlays/**/*.png"))) == VAL and not (out / "masks").exists()
     capsys.readouterr()
-    assert main(["eval", "--model", str(run), "--data", given["data"], "--num_workers", "0", "--format", "json"]) == 0
-    assert "segm_map50" in json.loads(capsys.readouterr().out)
+    measure = ["eval", "--model", str(run), "--data", given["data"], "--num_workers", "0", "--format", "json"]
+    tints: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene_pictures, "tinted", lambda image, masks, *more: (tints.append(len(masks)), image)[1])
+        assert main([*measure, "--picture", str(tmp_path / "cases.png")]) == 0
+    assert len(tints) == 2 * VAL and any(tints[::2])  # truth and prediction of each image
+    assert "segm_map50" in json.loads(capsys.readouterr().out.rpartition("}")[0] + "}")
     assert main(["export", str(run), "--out", str(tmp_path / "model.pt2")]) == 2
     assert "two stages" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from srattn import SrattnError
-from srattn.data.palette import Palette, standard_palette
+from srattn.data.palette import UNCOUNTED, Palette, standard_palette
 from srattn.explain.box_pictures import draw_boxes, ink_on, label_place
 from srattn.explain.depth_pictures import NOTHING, colour_depth
 from srattn.explain.lettering import fitted, font_of
@@ -153,6 +153,19 @@ def test_boxes_are_drawn_around_their_pixels() -> None:
     bare = np.asarray(draw_boxes(grey(100, 100), boxes, ["a", "b"], TWO, scores=False))
     widths = [np.flatnonzero((shown[:40] != 100).any(axis=(0, 2))).max() for shown in (picture, bare)]
     assert widths[0] > widths[1] + 20  # " 0.90"
+
+
+def test_what_is_ignored_is_dashed_in_grey() -> None:
+    boxes = torch.tensor([[10.0, 40.0, 60.0, 90.0, 1.0, 1.0], [70.0, 40.0, 90.0, 60.0, 1.0, 0.0]])
+    out = torch.tensor([True, False])
+    picture = np.asarray(draw_boxes(grey(100, 100), boxes, ["a", "b"], TWO, scores=False, ignored=out))
+    dashes, between = ((picture == colour).all(-1) for colour in (UNCOUNTED, (255, 255, 255)))
+    for edge in (np.s_[40:90, 10], np.s_[40:90, 59], np.s_[40, 10:60], np.s_[89, 10:60]):
+        assert (dashes | between)[edge].all() and dashes[edge].sum() >= 25 and between[edge].sum() >= 20
+    assert not (picture == TWO.colours[1]).all(-1).any() and (picture == TWO.colours[0]).all(-1)[40, 70:90].all()
+    plain = np.asarray(draw_boxes(grey(100, 100), boxes, ["a", "b"], TWO, scores=False))
+    widths = [np.flatnonzero((shown[:40, :65] != 100).any(axis=(0, 2))).max() for shown in (picture, plain)]
+    assert widths[0] > widths[1] + 20  # ", ignored"
 
 
 def test_the_surest_box_lies_on_top() -> None:

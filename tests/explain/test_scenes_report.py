@@ -21,7 +21,10 @@ from srattn.data.dense import Target
 from srattn.data.palette import Palette, standard_palette
 from srattn.errors import SrattnError
 from srattn.explain import scene_cases, scene_pictures, scene_scores, scenes_figures, scenes_report
+from srattn.explain.scene_pictures import Objects
 from srattn.explain.scenes_report import SceneReportInputs
+from srattn.ops.boxes import ignored_class
+from srattn.ops.run_lengths import encode_runs
 from srattn.tasks.detection.metrics import average_precision
 from srattn.tasks.registry import make_task
 
@@ -228,7 +231,8 @@ def test_large_and_small_pictures_are_bounded() -> None:
     panels = scene_pictures.mask_panels(torch.rand(3, 64, 128), truth, truth, standard_palette(2))
     assert picture_of(panels[0]).shape == (180, 360, 3)
     for size, expected in [((700, 1400), (280, 560, 3)), ((1, 3), (134, 402, 3)), ((420, 300), (420, 300, 3))]:
-        panels = scene_pictures.box_panels(torch.rand(3, *size), torch.zeros(0, 5), torch.zeros(0, 6), TWO)
+        truth, found = Objects(torch.zeros(0, 5)), Objects(torch.zeros(0, 6))
+        panels = scene_pictures.box_panels(torch.rand(3, *size), truth, found, TWO)
         assert [picture_of(panel).shape for panel in panels] == [expected] * 2
 
 
@@ -238,15 +242,63 @@ TWO = Palette(("a", "b"), ((250, 0, 0), (0, 0, 250)))
 def test_boxes_move_with_their_picture() -> None:
     truth, found = torch.tensor([[10.0, 20, 40, 60, 1]]), torch.tensor([[50.0, 20, 90, 60, 0.9, 0]])
     padding = torch.full((1, 6), -1.0)
-    drawn = scene_pictures.box_panels(
-        torch.zeros(3, 80, 100), torch.cat([truth, padding[:, :5]]), torch.cat([found, padding]), TWO
-    )
+    objects = Objects(torch.cat([truth, padding[:, :5]])), Objects(torch.cat([found, padding]))
+    drawn = scene_pictures.box_panels(torch.zeros(3, 80, 100), *objects, TWO)
     left, right = map(picture_of, drawn)  # four times as large
     assert left.shape == (320, 400, 3)
     columns = np.flatnonzero(left[120, :, 2] > 128)
     assert {int(columns[0]), int(columns[-1])} == {40, 159} and left[120, 100].max() < 60
     columns = np.flatnonzero(right[120, :, 0] > 128)
     assert {int(columns[0]), int(columns[-1])} == {200, 359}
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> Tensor:
+    mask = torch.zeros(80, 100, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return encode_runs(mask)
+
+
+def test_masks_of_objects_lie_under_their_boxes() -> None:
+    truth = Objects(
+        torch.tensor([[10.0, 20, 40, 60, 1], [50, 20, 90, 60, 0], [60, 70, 70, 78, 0]]),
+        [rectangle(20, 10, 40, 40), rectangle(20, 50, 60, 90), torch.zeros(0)],  # the last is not known
+        torch.tensor([False, True, False]),
+    )
+    found = Objects(
+        torch.tensor([[50.0, 20, 90, 60, 0.9, 0], [-1, -1, -1, -1, -1, -1]]), [rectangle(20, 50, 60, 70)] * 2
+    )
+    left, right = map(picture_of, scene_pictures.box_panels(torch.zeros(3, 80, 100), truth, found, TWO))
+    assert left[120, 100, 2] > 80 and left[200, 100].max() < 20  # the upper half of its box is the object
+    assert left[200, 280].min() > 20 and np.ptp(left[200, 280]) < 12 and left[294, 260].max() < 20  # grey; nothing
+    assert right[200, 240, 0] > 80 and right[200, 320].max() < 20
+
+
+def test_what_is_ignored_is_neither_right_nor_wrong(boxes: Callable[..., SceneReportInputs]) -> None:
+    objects = torch.tensor([[0.0, 0, 10, 10, 0], [0, 0, 40, 40, 0], [-1, -1, -1, -1, -1]])
+    out = torch.tensor([False, True, False])
+    found = torch.tensor([
+        [0.0, 0, 10, 10, 0.9, 0],  # the object
+        [20, 20, 30, 30, 0.8, 0],  # within the crowd, of which it is a small part
+        [25, 25, 35, 35, 0.7, 0],  # likewise: a crowd has room for several
+        [36, 36, 46, 46, 0.6, 0],  # hardly within
+        [20, 20, 30, 30, 0.5, 1],  # of another class
+    ])  # fmt: skip
+    mine = scene_scores.match(objects, found, out)
+    assert mine.scores.tolist() == pytest.approx([0.9, 0.6, 0.5]) and mine.hits.tolist() == [True, False, False]
+    assert mine.objects == 1 and mine.precision() == 1
+    image = torch.zeros(5, 1)
+    told = objects.clone()
+    told[1, 4] = ignored_class(told[1, 4])
+    measured = average_precision(torch.cat([image[:2], told[:2]], 1), torch.cat([image, found], 1), 1, ["a", "b"])
+    assert measured["per_class_map50"]["a"] == pytest.approx(1)
+    crowd = {"scene": lambda n: (torch.full((3, HEIGHT, WIDTH), n / 12), Target(boxes=BOXES, ignored=out[:2]))}
+    page = scenes_report.render(boxes(**crowd))
+    seen = check(page)
+    # Moved by more than half of its width a box is no longer within the object that does not count.
+    assert seen.text.count("1 of 1 object found, 0 wrong boxes, 1 ignored") == 5
+    assert seen.text.count("1 of 1 object found, 1 wrong box, 1 ignored") == 3
+    assert "ignored: neither learnt nor counted" in seen.text
+    assert "ignored" not in check(scenes_report.render(boxes())).text
 
 
 @pytest.mark.parametrize("seed", range(6))

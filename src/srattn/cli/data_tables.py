@@ -40,12 +40,14 @@ def classes_of(report: SceneReport) -> Cells:
 def _counts(report: SceneReport) -> Cells:
     joints = report.kind == "joints"
     heads = ["part", *(("people", "none visible") if joints else ("images", "without objects")), "repeated"]
-    heads += [report.unit, *(["of no class"] * bool(report.void))]
+    ignored = any(report.ignored.values())
+    heads += [report.unit, *(["of no class"] * bool(report.void)), *(["ignored"] * ignored)]
     rows = []
     for part, count in report.images.items():
         without = sum(one == part for one, _ in report.without)
         amount, void = sum(report.amounts[part]), report.void.get(part, 0)
         share = [f"{100 * void / max(1, amount + void):.1f} %"] * bool(report.void)
+        share += [f"{report.ignored.get(part, 0):,}"] * ignored
         rows.append([part, f"{count:,}", f"{without:,}", f"{report.repeated.get(part, 0):,}", f"{amount:,}", *share])
     return heads, rows
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _SHOWN = 40
 
 
-OWN: dict[str, Any] = {"classes": None, "void": [], "native": False, "overlap": 0.25, "scales": [1.0]}
+OWN: dict[str, Any] = {
+    "classes": None, "void": [], "depth_scale": None, "native": False, "overlap": 0.25, "scales": [1.0],
+}  # fmt: skip
 """What `add_scene_arguments` adds, with the defaults."""
 
 
@@ -30,6 +32,11 @@ def add_scene_arguments(parser: jsonargparse.ArgumentParser) -> None:
         help="masks, boxes: names of the classes, or a file of them, where the data has none",
     )
     parser.add_argument("--void", type=list[int], default=[], help="masks: numbers that are no class, beside 255")
+    parser.add_argument(
+        "--depth_scale",
+        type=float | None,
+        help="depths: metres a unit of the files, where not the run's own (else 0.001: millimetres)",
+    )
     parser.add_argument("--native", action="store_true", help="masks: in windows of images at their own size")
     parser.add_argument("--overlap", type=float, default=0.25, help="masks: of neighbouring windows")
     parser.add_argument("--scales", type=list[float], default=[1.0], help="masks: average over sizes")
@@ -57,6 +64,7 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
     for option, given, tasks in (
         ("--void", args.void, ["segmentation"]),
         ("--classes", args.classes, ["segmentation", "detection"]),
+        ("--depth_scale", args.depth_scale is not None, ["depth"]),
     ):
         if given and run.task not in tasks:
             raise SrattnError(f"{option} has no meaning for {run.task}: leave it out")
@@ -67,6 +75,7 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
             args.split,
             classes=args.classes,
             void=tuple(args.void),
+            depth_scale=args.depth_scale,
             looking=looking,
             on_bad_image=args.on_bad_image,
             batch_size=min(args.batch_size, 8),
@@ -141,6 +150,12 @@ def _percent(value: float | None) -> str:
 
 
 def _draw(path: Path, run: LoadedRun, found: SceneMeasurement) -> None:
-    from srattn.explain.scene_sheet import draw_cases
+    from srattn.data.dense import Scenes
+    from srattn.explain.scene_sheet import draw_cases, precisions
 
-    draw_cases(path, run, found.data, found.details.get("per_image"))
+    scores = found.details.get("per_image")
+    if found.answers is not None:
+        samples = found.data.val
+        assert isinstance(samples, Scenes)
+        scores = precisions(samples, found.answers)
+    draw_cases(path, run, found.data, scores)

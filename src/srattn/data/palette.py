@@ -19,6 +19,8 @@ MOST = 256
 """Class numbers have 8 bits."""
 IGNORED = (224, 224, 224)
 """The colour of pixels that belong to no class."""
+UNCOUNTED = (93, 100, 104)
+"""The colour of objects that are neither learnt nor counted, which a dashed line is drawn around."""
 _LARGEST_FILE = 1 << 20
 
 # The first eight are those that Okabe and Ito chose for readers with any colour vision ("Color Universal Design",

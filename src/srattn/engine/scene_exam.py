@@ -22,7 +22,7 @@ from srattn.data.dense.pairs import index_pairs
 from srattn.data.dense.people import open_people
 from srattn.data.dense.read import Found, Unread, divide_scenes, load_part
 from srattn.data.dense.target import VOID
-from srattn.data.depth_files import MILLIMETRES
+from srattn.data.depth_files import MILLIMETRES, check_scale
 from srattn.data.palette import standard_palette
 from srattn.data.reader import absolute
 from srattn.data.samples import OnBadImage
@@ -50,6 +50,7 @@ class SceneMeasurement:
         skipped: a line for everything that could not be used.
         images_per_second: with loading.
         data: the images, in `data.val`.
+        answers: of a detector, its detections (N, D, 6), where every image could be read.
     """
 
     figures: dict[str, float]
@@ -59,6 +60,7 @@ class SceneMeasurement:
     skipped: list[str]
     images_per_second: float
     data: SceneData
+    answers: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -79,6 +81,7 @@ def measure_scenes(
     *,
     classes: str | None = None,
     void: tuple[int, ...] = (),
+    depth_scale: float | None = None,
     looking: Looking | None = None,
     on_bad_image: OnBadImage = "skip",
     batch_size: int = 8,
@@ -93,6 +96,7 @@ def measure_scenes(
         split: "auto" takes what the run held out where it was trained on `data`, else val, else test, else all.
         classes, void: of the data's masks or boxes, where its own files do not name them and they are not numbered as
             the model's; classes are matched by name.
+        depth_scale: metres a unit of depth files; by default that of the run, else millimetres.
         looking: other than plainly at the model's size; of masks alone.
 
     Raises:
@@ -103,7 +107,9 @@ def measure_scenes(
         void = tuple(run.config.get("void") or ())
     if own and classes is None:
         classes = run.config.get("classes")
-    found = _in_our_numbers(run, data, classes, void, workers)
+    if depth_scale is None:
+        depth_scale = float(run.config.get("depth_scale") or MILLIMETRES)
+    found = _in_our_numbers(run, data, classes, void, check_scale(depth_scale), workers)
     items, words = _part(found, run, split, own)
     looked = run.task == "segmentation" and looking is not None and looking != Looking()
     keep = 0 if looked else hold_bytes  # of images at the model's size
@@ -118,6 +124,7 @@ def measure_scenes(
     device = next(run.model.parameters()).device
     augment: Any = JointAugment(run.preprocess)
     loader = SceneLoader(loaded, augment, 1, 0, workers, eval_batch_size=batch_size)
+    answers: Tensor | None = None
     began = time.perf_counter()
     if looked and looking is not None:
         figures, details = _looked_at(run, loaded, task, looking, notify)
@@ -134,9 +141,11 @@ def measure_scenes(
         evaluation = evaluate(run.model, loader, task, device, count)
         assert evaluation is not None
         figures, details = evaluation.figures, evaluation.details
+        if run.task == "detection" and len(evaluation.answers) == len(samples):
+            answers = evaluation.answers
     speed = len(loaded.val) / max(time.perf_counter() - began, 1e-9)
     skipped = [*loaded.skipped, *loaded.val.lost.values()]
-    return SceneMeasurement(figures, details, task.headline, words, skipped, speed, loaded)
+    return SceneMeasurement(figures, details, task.headline, words, skipped, speed, loaded, answers)
 
 
 def _looked_at(
@@ -162,11 +171,13 @@ def _looked_at(
     return figures, metrics.details()
 
 
-def _in_our_numbers(run: LoadedRun, data: str, classes: str | None, void: tuple[int, ...], workers: int) -> Found:
+def _in_our_numbers(
+    run: LoadedRun, data: str, classes: str | None, void: tuple[int, ...], depth_scale: float, workers: int
+) -> Found:
     """What is in the data, its classes numbered as the model's."""
     if run.task == "depth":
         most = float(task_options(run.model)["max_depth"])
-        return open_depths(data, float(run.config.get("depth_scale") or MILLIMETRES), most, workers=workers).found()
+        return open_depths(data, depth_scale, most, workers=workers).found()
     if run.task == "pose":
         found, _ = open_people(data)
         theirs = found.classes

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from srattn.data.palette import Colour, Palette, standard_palette
+from srattn.data.palette import UNCOUNTED, Colour, Palette, standard_palette
 from srattn.errors import SrattnError
 from srattn.explain.lettering import fitted, font_of
 from srattn.explain.overlay import rgb_of
 
 _SMALLEST_TEXT, _LARGEST_TEXT = 10, 28
+_DASH = 5  # pixels, of a line as wide as one
 
 
 def draw_boxes(
-    image: Tensor, boxes: Tensor, classes: Sequence[str], palette: Palette | None = None, scores: bool = True
+    image: Tensor,
+    boxes: Tensor,
+    classes: Sequence[str],
+    palette: Palette | None = None,
+    scores: bool = True,
+    ignored: Tensor | None = None,
 ) -> Image.Image:
     """The image with boxes in the colours of their classes, the surest on top.
 
@@ -27,6 +33,7 @@ def draw_boxes(
         classes: their names.
         palette: by default the standard one.
         scores: write the score beside the name.
+        ignored: bool (N,), which of the boxes count nowhere: they are dashed in grey, below the others, and say so.
 
     Raises:
         SrattnError: boxes of another shape, numbers that are not finite, or a class without a name or colour.
@@ -37,7 +44,10 @@ def draw_boxes(
         raise SrattnError(f"boxes must be (N, 6): x1, y1, x2, y2, score, class; got {tuple(boxes.shape)}")
     if not boxes.isfinite().all():
         raise SrattnError("boxes must be finite numbers, got one that is not")
-    rows = [row for row in boxes.detach().cpu().double().tolist() if row[5] >= 0]
+    every, uncounted = boxes.detach().cpu().double().tolist(), [False] * len(boxes)
+    if ignored is not None:
+        uncounted = ignored.tolist()
+    rows = [(*row, out) for row, out in zip(every, uncounted, strict=True) if row[5] >= 0]
     for row in rows:
         if row[5] >= min(len(classes), len(palette)):
             raise SrattnError(
@@ -47,15 +57,33 @@ def draw_boxes(
     line = max(1, round(least / 200))
     size = min(_LARGEST_TEXT, max(_SMALLEST_TEXT, round(least / 30)))
     brush = ImageDraw.Draw(picture)
-    for x1, y1, x2, y2, score, number in sorted(rows, key=lambda row: row[4]):
-        colour = palette.colours[int(number)]
+    for x1, y1, x2, y2, score, number, out in sorted(rows, key=lambda row: (not row[6], row[4])):
+        colour = UNCOUNTED if out else palette.colours[int(number)]
         # Pixels whose centres the box covers, those beyond the border left out, and at least one.
         left, right = _between(x1, x2, picture.width)
         top, bottom = _between(y1, y2, picture.height)
-        brush.rectangle((left, top, right, bottom), outline=colour, width=line)
-        words = f"{classes[int(number)]} {score:.2f}" if scores else classes[int(number)]
+        (_dashed if out else _outlined)(brush, (left, top, right, bottom), colour, line)
+        words = f"{classes[int(number)]}, ignored" if out else classes[int(number)]
+        words = f"{words} {score:.2f}" if scores else words
         _label(brush, picture.size, (left, top), words, colour, size)
     return picture
+
+
+def _outlined(brush: ImageDraw.ImageDraw, place: tuple[int, int, int, int], colour: Colour, line: int) -> None:
+    brush.rectangle(place, outline=colour, width=line)
+
+
+def _dashed(brush: ImageDraw.ImageDraw, place: tuple[int, int, int, int], colour: Colour, line: int) -> None:
+    """As `_outlined`; on white, so that the dashes are seen on any ground."""
+    left, top, right, bottom = place
+    _outlined(brush, place, (255, 255, 255), line)
+    dash = _DASH * line
+    for x in range(left, right + 1, 2 * dash):
+        for y in (top, max(top, bottom - line + 1)):
+            brush.rectangle((x, y, min(x + dash - 1, right), min(y + line - 1, bottom)), fill=colour)
+    for y in range(top, bottom + 1, 2 * dash):
+        for x in (left, max(left, right - line + 1)):
+            brush.rectangle((x, y, min(x + line - 1, right), min(y + dash - 1, bottom)), fill=colour)
 
 
 def _between(low: float, high: float, size: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from srattn.tasks.pose.similarity import similarity
 
 
 def depth_cases(subject: Subject, per_image: Sequence[float | None] | None, max_depth: float) -> Cases:
-    """Depths; `per_image` is delta1 of each image, where a run of one process has measured it."""
+    """Depths; `per_image` is delta1 of each image, where it was measured."""
 
     def card(image: Tensor, target: Target, outputs: Tensor) -> dict[str, Any]:
         assert target.depth is not None
@@ -57,7 +57,7 @@ def joint_cases(
     names: Sequence[str],
     bones: Bones,
 ) -> Cases:
-    """People; `per_image` is the similarity of each, where a run of one process has measured it.
+    """People; `per_image` is the similarity of each, where it was measured.
 
     Args:
         decode: from outputs to joints (1, K, 3) in parts of the input.

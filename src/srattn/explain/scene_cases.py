@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from srattn.data.dense import Target
 from srattn.data.palette import Palette
-from srattn.explain.scene_pictures import Panel, box_panels, mask_panels
+from srattn.explain.scene_pictures import Objects, Panel, box_panels, mask_panels
 from srattn.explain.scene_scores import Matches, best_score, evenly, extremes, match
+from srattn.tasks.detection.stages.metrics import answered_mask
 from srattn.tasks.losses import VOID
 from srattn.tasks.segmentation import class_map
 
 SHOWN = 4
 """Images of each kind."""
-_MATCHED = 500  # images whose boxes are matched
+MATCHED = 500
+"""Images whose boxes are matched."""
 _DRAWN_FROM = 0.3  # score of a box, where no balance of precision and recall can be found
 
 Scene = Callable[[int], "tuple[Tensor, Target] | None"]
@@ -36,6 +38,7 @@ class Cases:
         looked_at: images that were ranked.
         drawn_from: the score from which on boxes are drawn; None of masks.
         balanced: whether that score is where precision and recall are in best balance.
+        ignored: whether any of the boxes that are drawn counts nowhere.
     """
 
     groups: list[tuple[str, list[dict[str, Any]]]]
@@ -44,6 +47,7 @@ class Cases:
     looked_at: int
     drawn_from: float | None = None
     balanced: bool = False
+    ignored: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,7 @@ def runner(model: nn.Module, normalise: Callable[[Tensor], Tensor]) -> Callable[
 
 
 def mask_cases(subject: Subject, per_image: Sequence[float | None] | None) -> Cases:
-    """Masks; `per_image` is the mean IoU of each image, where a run of one process has measured it."""
+    """Masks; `per_image` is the mean IoU of each image, where it was measured."""
 
     def card(image: Tensor, target: Target, outputs: Tensor) -> dict[str, Any]:
         assert target.mask is not None
@@ -98,34 +102,40 @@ def mask_cases(subject: Subject, per_image: Sequence[float | None] | None) -> Ca
     return grouped(subject, per_image, card)
 
 
-def box_cases(subject: Subject, decode: Callable[[Tensor], Tensor], answers: Tensor | None) -> Cases:
+def box_cases(
+    subject: Subject, decode: Callable[[Tensor], Tensor], answers: Tensor | None, masks: bool = False
+) -> Cases:
     """Boxes.
 
     Args:
         decode: from outputs to detections (1, D, 6).
         answers: detections (N, D, 6) of all images; where they are not known, a few images are looked at.
+        masks: whether outputs have the masks of the objects, as `srattn.tasks.detection.stages` answers.
     """
     count = len(subject.names)
-    chosen = evenly(count, _MATCHED if answers is not None else 2 * SHOWN)
+    chosen = evenly(count, MATCHED if answers is not None else 2 * SHOWN)
     matches: dict[int, Matches] = {}
     for index in chosen:
         scene = subject.scene(index)
         if scene is not None and scene[1].boxes is not None:
             found = decode(subject.run(scene[0]))[0] if answers is None else answers[index]
-            matches[index] = match(scene[1].boxes, found)
+            matches[index] = match(scene[1].boxes, found, scene[1].ignored)
     balance = best_score(list(matches.values()))
     least = _DRAWN_FROM if balance is None else balance
+    uncounted = False
 
     def card(image: Tensor, target: Target, outputs: Tensor) -> dict[str, Any]:
-        boxes, found = target.boxes, decode(outputs)[0]
-        assert boxes is not None
-        mine = match(boxes, found)
+        nonlocal uncounted
+        truth, found = true_objects(target), decode(outputs)[0]
+        mine = match(truth.boxes, found, truth.ignored)
         right, wrong = mine.above(least)
-        shown = found[found[:, 4] >= least]
+        out = 0 if truth.ignored is None else int(truth.ignored.sum())
+        uncounted |= out > 0
+        said = answered_objects(outputs, found, least, masks)
         return {
             "facts": f"{right} of {mine.objects} {_plural('object', mine.objects)} found, {wrong} wrong "
-            f"{_plural('box', wrong, 'boxes')}",
-            "panels": marked(box_panels(image, boxes, shown, subject.palette)),
+            f"{_plural('box', wrong, 'boxes')}{f', {out} ignored' if out else ''}",
+            "panels": marked(box_panels(image, truth, said, subject.palette)),
         }
 
     scores: list[float | None] = [None] * count
@@ -133,7 +143,25 @@ def box_cases(subject: Subject, decode: Callable[[Tensor], Tensor], answers: Ten
         scores[index] = each.precision()
     cases = grouped(subject, scores if answers is not None else None, card)
     cases.drawn_from, cases.balanced, cases.looked_at = least, balance is not None, len(matches)
+    cases.ignored = uncounted
     return cases
+
+
+def true_objects(target: Target) -> Objects:
+    """Those that are known of an image, as they are drawn."""
+    boxes = torch.zeros(0, 5) if target.boxes is None else target.boxes
+    return Objects(boxes, None if target.masks is None else target.masks.runs, target.ignored)
+
+
+def answered_objects(outputs: Tensor, found: Tensor, least: float, masks: bool) -> Objects:
+    """Those that are drawn of a model's outputs for one image, from the score `least` on.
+
+    Args:
+        found: detections (D, 6), what `outputs` (1, D, ...) decode to.
+        masks: whether the outputs have them.
+    """
+    sure = (found[:, 5] >= 0) & (found[:, 4] >= least)
+    return Objects(found[sure], [answered_mask(row)[1] for row in outputs[0][sure]] if masks else None)
 
 
 def image_iou(truth: Tensor, prediction: Tensor) -> float | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from srattn.data.palette import Palette
+from srattn.data.object_overlay import tinted
+from srattn.data.palette import UNCOUNTED, Palette
 from srattn.data.preprocess import to_image, to_tensor
 from srattn.explain.box_pictures import draw_boxes
 from srattn.explain.overlay import WRONG, overlay, rgb_of
@@ -61,25 +63,50 @@ def mask_panels(image: Tensor, truth: Tensor, prediction: Tensor, palette: Palet
     ]
 
 
-def box_panels(image: Tensor, truth: Tensor, found: Tensor, palette: Palette) -> list[Panel]:
-    """Truth and prediction.
+class Objects(NamedTuple):
+    """What is drawn of the objects in an image.
 
-    Args:
-        image: (C, H, W) in [0, 1], C 1 or 3.
-        truth: (N, 5): x1, y1, x2, y2 in pixels of the image, class; those of class -1 are padding.
-        found: (D, 6): x1, y1, x2, y2, score, class; likewise.
+    Attributes:
+        boxes: of the truth (N, 5): x1, y1, x2, y2 in pixels of the image, class; of answers (N, 6): x1, y1, x2, y2,
+            score, class. Those of class -1 are padding.
+        masks: lengths of the runs of each, see `srattn.ops.run_lengths`; empty where it is not known.
+        ignored: bool (N,), which of them count nowhere.
     """
+
+    boxes: Tensor
+    masks: Sequence[Tensor] | None = None
+    ignored: Tensor | None = None
+
+
+def box_panels(image: Tensor, truth: Objects, found: Objects, palette: Palette) -> list[Panel]:
+    """Truth and prediction; `image` is (C, H, W) in [0, 1], C 1 or 3."""
     picture = picture_of(image)
     rows, columns = drawn_on(picture.height, picture.width)
     scale = torch.tensor([columns / picture.width, rows / picture.height] * 2, dtype=torch.float64)
-    ground = to_tensor(picture.resize((columns, rows), Image.Resampling.BICUBIC))
-    truth, found = truth.detach().double().cpu(), found.detach().double().cpu()
-    true = torch.cat([truth[:, :4] * scale, torch.ones(len(truth), 1).double(), truth[:, 4:]], 1)
-    said = torch.cat([found[:, :4] * scale, found[:, 4:]], 1)
-    return [
-        Panel("truth", draw_boxes(ground, true, palette.names, palette, scores=False)),
-        Panel("prediction", draw_boxes(ground, said, palette.names, palette)),
+    panels = []
+    for caption, objects in (("truth", truth), ("prediction", found)):
+        ground = _shaded(picture, objects, palette).resize((columns, rows), Image.Resampling.BICUBIC)
+        boxes = objects.boxes.detach().double().cpu()
+        score = torch.ones(len(boxes), 1, dtype=torch.float64) if boxes.shape[1] == 5 else boxes[:, 4:5]
+        moved = torch.cat([boxes[:, :4] * scale, score, boxes[:, -1:]], 1)
+        scored = boxes.shape[1] == 6
+        drawn = draw_boxes(to_tensor(ground), moved, palette.names, palette, scored, objects.ignored)
+        panels.append(Panel(caption, drawn))
+    return panels
+
+
+def _shaded(picture: Image.Image, objects: Objects, palette: Palette) -> Image.Image:
+    """The picture under the masks of the objects."""
+    if objects.masks is None:
+        return picture
+    labels = objects.boxes[:, -1].int().tolist()
+    out = [False] * len(labels) if objects.ignored is None else objects.ignored.tolist()
+    known = [
+        (mask, UNCOUNTED if uncounted else palette.colours[label])
+        for mask, label, uncounted in zip(objects.masks, labels, out, strict=True)
+        if len(mask) and label >= 0
     ]
+    return rgb_of(tinted(to_tensor(picture), [mask for mask, _ in known], [colour for _, colour in known]))
 
 
 def data_url(picture: Image.Image) -> str:

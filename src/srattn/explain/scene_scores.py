@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from srattn.ops.boxes import box_iou
+from srattn.ops.boxes import box_area, box_iou
 
 OVERLAP = 0.5
 """Intersection over union from which on a box counts as found."""
@@ -46,14 +46,18 @@ class Matches:
         return right, int(chosen.sum()) - right
 
 
-def match(boxes: Tensor, found: Tensor) -> Matches:
+def match(boxes: Tensor, found: Tensor, ignored: Tensor | None = None) -> Matches:
     """Takes detections in the order of their scores; each may have the object of its class that it overlaps most.
 
     Args:
         boxes: objects (N, 5): x1, y1, x2, y2, class; those of class -1 are padding.
         found: detections (D, 6): x1, y1, x2, y2, score, class; likewise.
+        ignored: bool (N,), which of the objects count nowhere. A detection that has no other object, and of which such
+            a one of its class covers `OVERLAP`, is left out, as COCO's measure has it.
     """
-    boxes, found = (rows[rows[:, -1] >= 0].detach().double().cpu() for rows in (boxes, found))
+    counted = boxes[:, -1] >= 0 if ignored is None else (boxes[:, -1] >= 0) & ~ignored
+    aside = boxes[:0] if ignored is None else boxes[(boxes[:, -1] >= 0) & ignored]
+    boxes, aside, found = (rows.detach().double().cpu() for rows in (boxes[counted], aside, found[found[:, -1] >= 0]))
     found = found[found[:, 4].argsort(descending=True, stable=True)]
     overlap = box_iou(found[:, :4], boxes[:, :4])  # (D, N)
     overlap = torch.where(found[:, 5:] == boxes[:, 4], overlap, 0.0)
@@ -62,7 +66,17 @@ def match(boxes: Tensor, found: Tensor) -> Matches:
         best, place = torch.where(free, row, 0.0).max(0)
         if best >= OVERLAP:
             hits[number], free[place] = True, False
-    return Matches(found[:, 4], hits, len(boxes))
+    kept = hits | ~_covered(found, aside)
+    return Matches(found[kept, 4], hits[kept], len(boxes))
+
+
+def _covered(found: Tensor, aside: Tensor) -> Tensor:
+    """bool (D,): of which detections an object of their class covers at least `OVERLAP`."""
+    low = torch.maximum(found[:, None, :2], aside[:, :2])
+    high = torch.minimum(found[:, None, 2:4], aside[:, 2:4])
+    shared = (high - low).clamp(min=0).prod(2)
+    enough = (shared >= OVERLAP * box_area(found[:, :4]).unsqueeze(1)) & (shared > 0)
+    return (enough & (found[:, 5:] == aside[:, 4])).any(1)
 
 
 def best_score(matches: Sequence[Matches]) -> float | None:

@@ -19,14 +19,16 @@ from srattn.explain.depth_pictures import ERROR_SCALE, depth_panels, draw_scale
 from srattn.explain.lettering import PAPER
 from srattn.explain.measured_cases import depth_facts, depth_said, person_panels
 from srattn.explain.overlay import panels, side_by_side
+from srattn.explain.scene_cases import MATCHED, answered_objects, true_objects
 from srattn.explain.scene_pictures import Panel, box_panels
-from srattn.explain.scene_scores import extremes
+from srattn.explain.scene_scores import evenly, extremes, match
 from srattn.tasks.models import task_options
 from srattn.tasks.pose.joints import skeleton_of
 from srattn.tasks.registry import make_task
 
 CASES = 4
 _PANEL = 320  # pixels of the longer side of a picture
+_LEAST = 0.3  # score of a box that is drawn
 
 
 def draw_cases(
@@ -88,8 +90,24 @@ def case(
     if target.joints is not None:
         facts, drawn = person_panels(image, target, task.postprocess(outputs), run.classes, bones)
         return _row(drawn, f"{samples.names[index]}: {facts}")
-    boxes = torch.zeros(0, 5) if target.boxes is None else target.boxes
-    return _row(box_panels(image, boxes, sure(task.postprocess(outputs)[0]), palette), title)
+    said = answered_objects(outputs, task.postprocess(outputs)[0], _LEAST, getattr(task, "masks", False))
+    return _row(box_panels(image, true_objects(target), said, palette), title)
+
+
+def precisions(samples: Scenes, answers: Tensor) -> list[float | None]:
+    """Average precision of each image by itself, all classes together; None without an object that counts, and of very
+    many images for those that are not looked at.
+
+    Args:
+        answers: detections (N, D, 6), a row for each image.
+    """
+    found: list[float | None] = [None] * len(answers)
+    for index in evenly(len(answers), MATCHED):
+        scene = samples.try_scene(index)
+        if scene is not None:
+            truth = true_objects(scene[1])
+            found[index] = match(truth.boxes, answers[index], truth.ignored).precision()
+    return found
 
 
 def stacked(rows: Sequence[Image.Image]) -> Image.Image:
@@ -111,8 +129,3 @@ def small(picture: Image.Image, side: int = _PANEL) -> Image.Image:
     picture = picture.copy()
     picture.thumbnail((side, side))
     return picture
-
-
-def sure(boxes: Tensor, threshold: float = 0.3) -> Tensor:
-    """The boxes (N, 6) that are shown: no padding, and at least `threshold`."""
-    return boxes[(boxes[:, 5] >= 0) & (boxes[:, 4] >= threshold)]

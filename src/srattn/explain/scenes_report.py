@@ -12,7 +12,7 @@ from markupsafe import Markup
 from torch import Tensor, nn
 
 from srattn.data.dense.joints import SIDES
-from srattn.data.palette import MOST, Palette, standard_palette
+from srattn.data.palette import MOST, UNCOUNTED, Palette, standard_palette
 from srattn.errors import SrattnError
 from srattn.explain import pages, sections
 from srattn.explain import scenes_sections as scenes
@@ -107,6 +107,7 @@ def render(inputs: SceneReportInputs) -> str:
         cases=cases,
         looked_at="" if cases is None else counted(cases.looked_at, words.units, "validation "),
         keys=_keys(task, inputs.classes, palette),
+        ignored=hexadecimal(UNCOUNTED) if cases is not None and cases.ignored else "",
         error_scale=ERROR_SCALE,
         spread=_spread(cases, task),
         plan=sections.plan_table(backbone, inputs.size),
@@ -123,9 +124,9 @@ def _cases(inputs: SceneReportInputs, palette: Palette) -> Cases | None:
         return None
     subject = Subject(inputs.names, inputs.scene, runner(inputs.model, inputs.normalise), palette)
     if task.name == "detection":
-        return box_cases(subject, task.postprocess, inputs.answers)
+        return box_cases(subject, task.postprocess, inputs.answers, getattr(task, "masks", False))
     measured = inputs.result.get("per_image")
-    # Runs of several processes have none; nor is it known which is which after an image has become unreadable.
+    # It is not known which is which after an image has become unreadable.
     known = isinstance(measured, list) and len(measured) == len(inputs.names)
     scores = [number(value) for value in measured] if known else None  # type: ignore[union-attr]
     if task.name == "depth":

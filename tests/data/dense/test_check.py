@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import FigureBase
 from PIL import Image
 
+from srattn.cli.main import main
+from srattn.data import object_overlay
 from srattn.data.dense.check import SHOWN, check_scenes
 from srattn.data.dense.joint import parse_joint
 from srattn.data.dense.kinds import scene_kind
 from srattn.data.dense.pictures import draw_scene_preview, draw_scene_report
 from srattn.data.dense.preview import read_some_scenes
+from srattn.data.dense.shown import has_ignored
 from srattn.data.dense.survey import SceneReport, size_words
 from srattn.data.dense.target import Target
+from srattn.data.palette import UNCOUNTED
 from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
 
@@ -114,6 +121,25 @@ def test_boxes(save_voc: Maker) -> None:
     }  # fmt: skip
 
 
+def ignore(path: Path) -> None:
+    """Marks the only object as difficult."""
+    path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+
+
+def test_boxes_that_are_ignored_are_counted_apart(save_voc: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    root = save_voc({"train": 4, "val": 2})
+    ignore(root / "Annotations" / "train0.xml")
+    report = check_scenes(str(root), "boxes")
+    assert report.amounts["train"] == [1, 2] and report.ignored == {"train": 1, "val": 0}
+    assert report.without == [("train", "train0")] and len(report.box_sides[0]) == 2
+    assert report.to_dict()["ignored"] == {"train": 1, "val": 0}
+    assert main(["data", "check", str(root), "--num_workers", "0"]) == 0
+    assert "ignored" in capsys.readouterr().out
+    for number in range(1, 4):
+        ignore(root / "Annotations" / f"train{number}.xml")
+    assert "there is no box to learn from" in check_scenes(str(root), "boxes").refused[0]
+
+
 def test_everything_that_can_be_wrong_with_boxes(save_voc: Maker) -> None:
     root = save_voc({"train": 7, "val": 2})
     box = (
@@ -138,6 +164,46 @@ def test_everything_that_can_be_wrong_with_boxes(save_voc: Maker) -> None:
     assert report.without == [("train", "train6")] and report.images == {"train": 5, "val": 2}
     assert report.refused == ["2 file(s) that cannot be read", "4 wrong box(es)"]
     assert check_scenes(str(root), "boxes", strict=False).refused == []
+
+
+def test_everything_that_can_be_wrong_with_coco(coco_folder: Path, tmp_path: Path) -> None:
+    content = json.loads((coco_folder / "annotations" / "instances_train.json").read_text())
+    content["annotations"][0]["segmentation"] = {"size": [3, 4], "counts": [12]}
+    content["images"][1]["width"] = 57
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    (tmp_path / "train").symlink_to(coco_folder / "train")
+    report = check_scenes(str(tmp_path), "boxes")
+    (wrong, another), (size,) = report.wrong, report.mismatched
+    assert "01.png: the mask of annotation 1" in wrong and "of size [3, 4] (height, width) in an image" in wrong
+    assert "02.png: the mask of annotation" in another and "[40, 56]" in another
+    assert "02.png: the image is 56x40, declared is 57x40" in size and report.images == {"train": 11}
+    assert report.refused == ["1 annotation(s) of another size than their images", "2 wrong box(es)"]
+    assert all(example.target.masks is not None for example in report.examples)
+    draw_scene_report(report, tmp_path / "report.png")
+
+
+def test_masks_of_objects_are_shown_where_augmentation_puts_them(coco_folder: Path, tmp_path: Path) -> None:
+    augment = parse_joint("flip", Preprocess(size=(32, 32), fit="inside"))
+    data = read_some_scenes(str(coco_folder), "boxes", augment, 1)
+    drawn_masks: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            object_overlay, "tinted", lambda image, masks, colours: (drawn_masks.append(len(masks)), image)[1]
+        )
+        draw_scene_preview(data, augment, tmp_path / "preview.png", 1, 2)
+    assert drawn_masks == [2, 2, 2]  # as measured, and twice as it is learnt
+
+
+def test_an_image_beyond_all_bounds_is_named(save_pairs: Maker) -> None:
+    root = save_pairs({"train": 3})
+    header = struct.pack(">IIBBBBB", 30_000, 20_000, 8, 2, 0, 0, 0)
+    with (root / "images" / "train" / "0.png").open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
+    (line,) = check_scenes(str(root), "masks").unreadable
+    assert "0.png" in line and "more than the 64,000,000 pixels that are accepted" in line
 
 
 def test_a_training_part_without_boxes(save_voc: Maker) -> None:
@@ -206,6 +272,26 @@ def test_reports_of_boxes_and_of_nothing_are_drawn(save_voc: Maker, tmp_path: Pa
     draw_scene_report(check_scenes(str(root), "boxes"), tmp_path / "boxes.png")
     draw_scene_report(SceneReport("$nothing$", "masks", refused=["empty"]), tmp_path / "nothing.png")
     assert drawn(tmp_path / "boxes.png").shape[1] == drawn(tmp_path / "nothing.png").shape[1] == 1210
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_boxes_that_are_ignored_are_drawn_in_grey_and_named(save_voc: Maker, tmp_path: Path, ignored: bool) -> None:
+    root = save_voc({"train": 1, "val": 1})
+    if ignored:
+        ignore(root / "Annotations" / "train0.xml")
+    report = check_scenes(str(root), "boxes")
+    assert has_ignored(report.examples[0].target) == ignored
+    augment = parse_joint("none", Preprocess(size=(32, 32), fit="inside"))
+    legends: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            FigureBase, "legend", lambda self, **given: legends.append([h.get_label() for h in given["handles"]])
+        )
+        draw_scene_preview(read_some_scenes(str(root), "boxes", augment, 1), augment, tmp_path / "a.png", 1, 2)
+        draw_scene_report(report, tmp_path / "b.png")
+    assert legends == ([["ignored"], ["ignored"]] if ignored else [["cat"]])  # the bars name the class
+    pixels = drawn(tmp_path / "a.png")
+    assert bool((pixels == UNCOUNTED).all(-1).any()) == ignored
 
 
 @pytest.mark.parametrize("kind", ["masks", "boxes"])

@@ -11,8 +11,8 @@ import torch
 
 from srattn.data.boxes import BoxIndex, BoxItem, read_coco_folder, read_voc
 from srattn.data.boxes.outlines import Outline
-from srattn.data.decode import BadImage
 from srattn.data.dense.classes import palette_of
+from srattn.data.dense.masks import WrongSize
 from srattn.data.dense.object_masks import ObjectMasks
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
@@ -29,13 +29,13 @@ def is_coco(root: Path) -> bool:
     return any((root / "annotations").glob("*.json")) if (root / "annotations").is_dir() else False
 
 
-def open_boxes(data: str, classes: str | None = None, masks: bool = False) -> tuple[Found, BoxIndex]:
+def open_boxes(data: str, classes: str | None = None, masks: bool | None = False) -> tuple[Found, BoxIndex]:
     """Finds images and their boxes, and decodes no image.
 
     Args:
         classes: names with commas between or a file of them, in the order that numbers them; by default those that
             occur (VOC) or the categories in the order of their numbers (COCO).
-        masks: of the objects too, which COCO's form has.
+        masks: of the objects too, which COCO's form has; None takes them where there are any.
 
     Raises:
         SrattnError: neither of the two forms, classes that cannot be told, or no mask where they are asked for.
@@ -44,13 +44,14 @@ def open_boxes(data: str, classes: str | None = None, masks: bool = False) -> tu
     if is_voc(root):
         index = read_voc(root, classes=names)
     elif is_coco(root):
-        index = read_coco_folder(root, classes=names, masks=masks)
+        index = read_coco_folder(root, classes=names, masks=masks is not False)
     else:
         raise SrattnError(
             f"{root} has no boxes in a known form: Pascal VOC (Annotations/, JPEGImages/) or COCO (annotations/*.json)"
         )
-    every = (item for items in index.parts.values() for item in items)
-    if masks and not any(outline is not None for item in every for outline in item.outlines or ()):
+    every = [item for items in index.parts.values() for item in items]
+    known = any(outline is not None for item in every for outline in item.outlines or ())
+    if masks and not known:
         raise SrattnError(
             f"{root} has boxes and no masks of objects, which COCO's form has as segmentation: a model of masks cannot "
             f"do without; learn the boxes alone with --head faster_rcnn"
@@ -63,7 +64,7 @@ def open_boxes(data: str, classes: str | None = None, masks: bool = False) -> tu
                 digest.update(repr(item.difficult.tolist()).encode())
             for outline in item.outlines or ():
                 digest.update(b"-" if outline is None else outline.stamp())
-    parts = {part: [_unread(item) for item in items] for part, items in index.parts.items()}
+    parts = {part: [_unread(item, known) for item in items] for part, items in index.parts.items()}
     return Found(index.classes, parts, list(index.problems), digest.hexdigest()), index
 
 
@@ -83,17 +84,17 @@ def box_classes(given: str | None) -> list[str] | None:
     return names
 
 
-def _unread(item: BoxItem) -> Unread:
+def _unread(item: BoxItem, masks: bool) -> Unread:
     boxes = torch.cat([item.boxes, item.labels.unsqueeze(1).to(item.boxes.dtype)], 1)
 
     def target(size: tuple[int, int]) -> Target:
-        if item.outlines is None:
-            return Target(boxes=boxes, ignored=item.difficult)
         if size != item.size:
-            raise BadImage(
-                f"{item.name}: the image is {size[1]}x{size[0]}, declared is {item.size[1]}x{item.size[0]}: its masks "
+            raise WrongSize(
+                f"{item.name}: the image is {size[1]}x{size[0]}, declared is {item.size[1]}x{item.size[0]}: its boxes "
                 f"may belong to another picture"
             )
+        if item.outlines is None or not masks:
+            return Target(boxes=boxes, ignored=item.difficult)
         return Target(boxes=boxes, ignored=item.difficult, masks=ObjectMasks.of(size, _drawn(item.outlines)))
 
     return Unread(item.name, item.source, target)

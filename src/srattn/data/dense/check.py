@@ -129,9 +129,10 @@ def _open_objects(report: SceneReport, classes: str | None) -> Found:
         found, index = open_people(report.data)
         report.bones, report.unlabelled = list(found.bones), index.unlabelled
     else:
-        found, _ = open_boxes(report.data, classes)
-    for line in found.problems:  # of boxes or people, or else of images and annotations
-        (report.wrong if line.endswith(("left out", "is cut at its edge")) else report.unreadable).append(line)
+        found, _ = open_boxes(report.data, classes, masks=None)
+    for line in found.problems:  # of boxes, their masks or people, or else of images and annotations
+        ours = line.endswith(("left out", "is cut at its edge")) or " is left out: " in line
+        (report.wrong if ours else report.unreadable).append(line)
     return found
 
 

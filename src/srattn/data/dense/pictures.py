@@ -12,7 +12,7 @@ from torch import Tensor
 from srattn.data.dense import measured_pictures as measured
 from srattn.data.dense.joint import DRAWS, JointAugment
 from srattn.data.dense.scenes import SceneData, Scenes
-from srattn.data.dense.shown import Look, classes_of, colour_of, legend_of, show_scene
+from srattn.data.dense.shown import Look, colour_of, has_ignored, legend_of, show_scene
 from srattn.data.dense.survey import SceneReport
 from srattn.data.dense.target import Target
 from srattn.data.keyed import hashed, uniform
@@ -76,7 +76,7 @@ def draw_scene_preview(
     palette = data.palette or standard_palette(data.classes)
     figure = _figure((1.75 * (draws + 1) + 0.3, 1.85 * rows + 0.9))
     axes = figure.subplots(rows, draws + 1, squeeze=False)
-    occur: set[int] = set()
+    drawn: list[Target] = []
     scenes = [cast(Scenes, data.val).scene(row) for row in range(rows)]
     look = Look(palette, data.classes, data.bones, measured.depths_shown(target for _, target in scenes))
     for row, (pixels, target) in enumerate(scenes):
@@ -87,7 +87,7 @@ def draw_scene_preview(
             shown.append(((255 * window.clamp(0, 1)).round().to(torch.uint8), moved))
         for column, (image, found) in enumerate(shown):
             show_scene(axes[row][column], image, found, look)
-            occur |= classes_of(found)
+            drawn.append(found)
         axes[row][0].set_title(_short(Path(data.train.names[row]).name, 26), fontsize=7, pad=2)
         axes[row][0].set_anchor("N")
     for column, words in ((0, "as measured"), (1, "epochs 1, 2, 3, ...")):
@@ -95,7 +95,7 @@ def draw_scene_preview(
             axes[0][column].annotate(
                 words, (0, 1), (0, 13), xycoords="axes fraction", textcoords="offset points", fontsize=9, weight="bold"
             )
-    legend_of(figure, scenes[0][1], look, sorted(occur))
+    legend_of(figure, drawn, look)
     with atomic_path(path, overwrite) as aside:
         figure.savefig(aside, dpi=110)
 
@@ -176,9 +176,10 @@ def _draw_examples(figure: Any, report: SceneReport) -> None:
             example = report.examples[number]
             show_scene(one, example.pixels, example.target, look)
             one.set_title(_short(Path(example.name).name, 24), fontsize=7, pad=2)
-    if report.kind in ("depths", "joints") or len(report.classes) > _MOST_CLASSES:  # else the bars are the legend
-        numbers = sorted({n for e in report.examples for n in classes_of(e.target)})
-        legend_of(figure, report.examples[0].target, look, numbers)
+    targets = [example.target for example in report.examples]
+    named = report.kind in ("depths", "joints") or len(report.classes) > _MOST_CLASSES  # else the bars are the legend
+    if named or any(map(has_ignored, targets)):
+        legend_of(figure, targets, look, named)
 
 
 def _as_large(target: Target, pixels: Tensor) -> Target:

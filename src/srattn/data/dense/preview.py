@@ -59,7 +59,7 @@ def read_some_scenes(
             found = read_depths(index, depth_scale, max_depth).found()
     else:
         mirrored = bool(augment.flip or augment.flipv)
-        found, _ = open_people(data, mirrored) if kind == "joints" else open_boxes(data, classes)
+        found, _ = open_people(data, mirrored) if kind == "joints" else open_boxes(data, classes, masks=None)
         found = dataclasses.replace(found, parts={"train": _some(found.parts, images, seed)}, problems=[])
     found = dataclasses.replace(found, parts={**found.parts, "val": found.parts["train"]})
     return load_scenes(found, augment, augment.preprocess, hold_bytes=0)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from srattn.data.dense import measured_pictures as measured
 from srattn.data.dense.target import VOID, Target
-from srattn.data.palette import Palette
+from srattn.data.palette import UNCOUNTED, Palette
 from srattn.data.pictures import _short
 
 _MOST_NAMES = 20  # in a legend
+_DASHES = (0, (3, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ def show_scene(axes: Any, image: Tensor, target: Target, look: Look) -> None:
     from srattn.data.overlay import overlay, rgb_of
 
     palette = look.palette
+    image = _with_objects(image, target, palette)
     picture = rgb_of(image) if target.mask is None else overlay(image, target.mask, palette)
     if target.depth is not None:
         picture = measured.over_depth(picture, target.depth, *look.metres)
@@ -50,25 +52,47 @@ def show_scene(axes: Any, image: Tensor, target: Target, look: Look) -> None:
         return
     from matplotlib.patches import Rectangle
 
-    for x1, y1, x2, y2, label in target.boxes.tolist():
-        colour = colour_of(palette, int(label))
+    ignored = [False] * len(target.boxes) if target.ignored is None else target.ignored.tolist()
+    for (x1, y1, x2, y2, label), uncounted in zip(target.boxes.tolist(), ignored, strict=True):
         # Edges count from 0, and matplotlib's pixels from their centres.
         place = (x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1
         axes.add_patch(Rectangle(*place, fill=False, edgecolor="white", linewidth=1.8))
-        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=1.0))
+        colour = measured.hexadecimal(UNCOUNTED) if uncounted else colour_of(palette, int(label))
+        line = _DASHES if uncounted else "-"
+        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=1.0, linestyle=line))
 
 
-def legend_of(figure: Any, target: Target, look: Look, numbers: Iterable[int]) -> None:
-    """For targets like this one."""
-    if target.depth is not None:
+def _with_objects(image: Tensor, target: Target, palette: Palette) -> Tensor:
+    """The image under the masks of its objects, uint8 (C, H, W)."""
+    if target.masks is None or target.boxes is None:
+        return image
+    from srattn.data.object_overlay import tinted
+
+    labels = target.boxes[:, 4].int().tolist()
+    colours = [palette.colours[label] for label in labels]
+    for place in [] if target.ignored is None else target.ignored.nonzero().squeeze(1).tolist():
+        colours[place] = UNCOUNTED
+    known = [(runs, colour) for runs, colour in zip(target.masks.runs, colours, strict=True) if len(runs)]
+    return tinted(image, [runs for runs, _ in known], [colour for _, colour in known])
+
+
+def legend_of(figure: Any, targets: Sequence[Target], look: Look, named: bool = True) -> None:
+    """For what occurs in these targets, which are of one kind.
+
+    Args:
+        named: of classes too, where nothing else says their colours.
+    """
+    if targets[0].depth is not None:
         measured.scale_legend(figure, *look.metres)
-    elif target.joints is not None:
+    elif targets[0].joints is not None:
         measured.side_legend(figure)
     else:
-        _legend(figure, look.palette, numbers)
+        numbers = sorted({number for target in targets for number in classes_of(target)}) if named else []
+        _legend(figure, look.palette, numbers, any(has_ignored(target) for target in targets))
 
 
-def _legend(figure: Any, palette: Palette, numbers: Iterable[int]) -> None:
+def _legend(figure: Any, palette: Palette, numbers: Iterable[int], ignored: bool) -> None:
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     chosen = list(numbers)
@@ -78,14 +102,22 @@ def _legend(figure: Any, palette: Palette, numbers: Iterable[int]) -> None:
     ]
     if len(chosen) > _MOST_NAMES:
         patches.append(Patch(fill=False, linewidth=0, label=f"and {len(chosen) - _MOST_NAMES} more"))
-    if patches:
-        figure.legend(handles=patches, loc="outside lower left", ncols=8, frameon=False, fontsize=8)
+    line = Line2D([], [], color=measured.hexadecimal(UNCOUNTED), linewidth=1.0, linestyle=_DASHES, label="ignored")
+    handles = [*patches, *([line] if ignored else [])]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower left", ncols=8, frameon=False, fontsize=8)
+
+
+def has_ignored(target: Target) -> bool:
+    """Whether any of its boxes is neither learnt nor counted."""
+    return target.ignored is not None and bool(target.ignored.any())
 
 
 def classes_of(target: Target) -> set[int]:
-    """Numbers of the classes that occur; of depths and joints none."""
-    boxed = target.boxes is not None and target.joints is None
-    found = target.boxes[:, 4] if boxed and target.boxes is not None else torch.zeros(0)
+    """Numbers of the classes that occur and count; of depths and joints none."""
+    found = torch.zeros(0)
+    if target.boxes is not None and target.joints is None:
+        found = target.boxes[:, 4] if target.ignored is None else target.boxes[~target.ignored, 4]
     found = found if target.mask is None else target.mask
     return {int(number) for number in found.unique().tolist()} - {VOID}
 

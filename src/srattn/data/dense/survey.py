@@ -35,9 +35,11 @@ class SceneReport:
 
     Attributes:
         images: how many can be used, for each part; with joints how many people.
-        amounts: pixels or boxes of each class, or how often each joint is labelled, for each part.
+        amounts: pixels or boxes of each class, or how often each joint is labelled, for each part; without the boxes
+            that are ignored.
         present: images that have the class, or people of whom the joint is visible, for each part.
         void: pixels of no class, for each part.
+        ignored: boxes that are neither learnt nor counted, for each part.
         depths: what is known of depths, for each part.
         box_sides: for each class the square roots of the areas of its boxes, in pixels of their image.
         unreadable: a line for each image, mask or annotation that cannot be read.
@@ -63,6 +65,7 @@ class SceneReport:
     amounts: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     present: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     void: dict[str, int] = dataclasses.field(default_factory=dict)
+    ignored: dict[str, int] = dataclasses.field(default_factory=dict)
     box_sides: list[list[float]] = dataclasses.field(default_factory=list)
     depths: dict[str, DepthCount] = dataclasses.field(default_factory=dict)
     unreadable: list[str] = dataclasses.field(default_factory=list)
@@ -103,6 +106,7 @@ class SceneReport:
         self.amounts = {part: [0] * len(classes) for part in parts}
         self.present = {part: [0] * len(classes) for part in parts}
         self.void = dict.fromkeys(parts, 0) if self.kind == "masks" else {}
+        self.ignored = dict.fromkeys(parts, 0) if self.kind == "boxes" else {}
         self.box_sides = [[] for _ in classes] if self.kind == "boxes" else []
         self.depths = {} if max_depth is None else {part: DepthCount(max_depth) for part in parts}
 
@@ -122,6 +126,9 @@ class SceneReport:
             found = found[: len(self.classes)]
         else:
             boxes = torch.zeros(0, 5) if target.boxes is None else target.boxes
+            if target.ignored is not None:
+                self.ignored[part] += int(target.ignored.sum())
+                boxes = boxes[~target.ignored]
             found = torch.bincount(boxes[:, 4].long(), minlength=len(self.classes)).tolist()
             for label, side in zip(boxes[:, 4].long().tolist(), box_sides(boxes).tolist(), strict=True):
                 self.box_sides[label].append(side)
@@ -149,6 +156,8 @@ class SceneReport:
             del plain[name]
         if self.kind != "joints":
             del plain["outside"], plain["unlabelled"]
+        if self.kind != "boxes":
+            del plain["ignored"]
         first, second = ("visible", "labelled") if self.kind == "joints" else ("images", self.unit)
         if self.kind == "depths":
             plain["depths"] = {part: count.to_dict() for part, count in self.depths.items()}
