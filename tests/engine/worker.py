@@ -53,6 +53,7 @@ def main() -> int:
     try:
         result = train(TrainConfig(**job["options"]), on_step=on_step)
         report |= {"history": result.history, "answers": len(result.evaluation.answers), "first": result.first}
+        report |= {"per_image": result.result.get("per_image")}
     except Interrupted as stopped:
         print(f"stopped after step {stopped.step}")
         return 130

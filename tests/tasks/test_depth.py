@@ -201,7 +201,8 @@ def test_several_processes_have_the_figures_of_one() -> None:
     parts[0].reduce(lambda _: next(totals))
     assert parts[0].compute() == pytest.approx(whole.compute(), rel=1e-14)
     details, expected = parts[0].details(), whole.details()
-    assert "per_image" not in details and expected.pop("per_image")
+    alone = [value for pair in zip(*(part.per_image for part in parts), strict=True) for value in pair]
+    assert "per_image" not in details and expected.pop("per_image") == pytest.approx(alone)
     for name, values in expected.pop("by_distance").items():
         none = [value is None for value in values]
         assert none == [value is None for value in details["by_distance"][name]]

@@ -251,6 +251,7 @@ def test_processes_have_the_figures_of_one(
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: own.rank)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    own_values = [value for metrics in split for value in metrics.per_image]
     threads = [threading.Thread(target=reduce, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
@@ -259,6 +260,7 @@ def test_processes_have_the_figures_of_one(
     figures = whole.compute()
     details = whole.details()
     alone = details.pop("per_image")  # who is which is not known of several processes
+    assert sorted(own_values) == pytest.approx(sorted(alone))
     for metrics in split:
         assert metrics.compute() == pytest.approx(figures) and metrics.details() == details
     assert figures["loss"] == pytest.approx(float(task.loss(outputs, target)))

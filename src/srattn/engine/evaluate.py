@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,8 @@ from srattn.tasks.protocol import Task
 class Evaluation:
     """`figures` as in the history, `details` as in result.json, and the answers (N, ...) in the order of the data.
 
-    Of several processes the first has all answers, each of the others its own part.
+    Of several processes the first has all answers, and in the details what was measured of each image, where a task
+    measures that ("per_image"); each of the others has its own answers.
     """
 
     figures: dict[str, float]
@@ -59,8 +61,19 @@ def evaluate(
                 return None
     finally:
         model.train(training)
+    own: list[float | None] | None = getattr(metrics, "per_image", None) if world.size > 1 else None
     metrics.reduce(world.sum)
-    return Evaluation(metrics.compute(), metrics.details(), _in_order(answers, indices, world))
+    details = metrics.details()
+    if own is not None:
+        details |= _per_image(own, indices, world)
+    return Evaluation(metrics.compute(), details, _in_order(answers, indices, world))
+
+
+def _per_image(own: list[float | None], indices: list[Tensor], world: World) -> dict[str, list[float | None]]:
+    """What the first process adds to the details: the values of all images in the order of the data."""
+    values = torch.tensor([math.nan if value is None else value for value in own], dtype=torch.float64)
+    together = _in_order([values], indices, world).tolist()
+    return {"per_image": [None if math.isnan(value) else value for value in together]} if world.first else {}
 
 
 def _in_step(loader: Loader, world: World) -> Iterator[Batch | None]:

@@ -81,6 +81,10 @@ class DepthMetrics:
     - delta1, delta2, delta3: share of pixels with max(p / t, t / p) below 1.25, 1.25 ** 2, 1.25 ** 3.
     - abs_rel: mean |p - t| / t. rmse: root of the mean (p - t) ** 2, metres. rmse_log: the same of natural logarithms.
     - silog: 100 times the standard deviation of log p - log t, as KITTI's benchmark has it.
+
+    Attributes:
+        per_image: delta1 of each image in the order of `update`, None for one without a known pixel. Of several
+            processes each has its own.
     """
 
     def __init__(self, max_depth: float, balance: float = 0.5) -> None:
@@ -88,7 +92,7 @@ class DepthMetrics:
         self._sums = torch.zeros(len(_FIGURES) + 1, dtype=torch.float64)  # the loss comes last
         self._counts = torch.zeros(2, dtype=torch.int64)  # images, pixels
         self._distance = ByDistance(max_depth)
-        self._per_image: list[float | None] = []
+        self.per_image: list[float | None] = []
         self._processes = 1
 
     @torch.no_grad()
@@ -103,7 +107,7 @@ class DepthMetrics:
         self._counts += torch.stack([measured.sum(), valid.sum().cpu()])
         self._distance.update(depth[valid].clamp(LEAST, self.max_depth), targets[valid])
         near = figures[:, 0].tolist()
-        self._per_image += [value if there else None for value, there in zip(near, measured.tolist(), strict=True)]
+        self.per_image += [value if there else None for value, there in zip(near, measured.tolist(), strict=True)]
 
     def reduce(self, add: Sum) -> None:
         self._processes = int(add(torch.ones((), dtype=torch.int64)))
@@ -121,7 +125,7 @@ class DepthMetrics:
         """
         images, pixels = self._counts.tolist()
         found = {"measured_images": images, "measured_pixels": pixels, "by_distance": self._distance.details()}
-        return found if self._processes > 1 else found | {"per_image": list(self._per_image)}
+        return found if self._processes > 1 else found | {"per_image": list(self.per_image)}
 
 
 def known(targets: Tensor, max_depth: float) -> Tensor:

@@ -12,7 +12,11 @@ Sum = Callable[[Tensor], Tensor]
 
 
 class Metrics(Protocol):
-    """Collects a whole pass over the validation data, batch by batch."""
+    """Collects a whole pass over the validation data, batch by batch.
+
+    One that says how good each image is has `per_image` besides, in the order of `update`: numbers, and None where
+    there is nothing to measure. `details` has them too, where one process has seen all images.
+    """
 
     def update(self, outputs: Tensor, targets: Tensor) -> None: ...
 

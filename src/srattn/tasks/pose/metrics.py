@@ -84,8 +84,7 @@ class PoseMetrics:
         """By joint, of those that are labelled at all, the share that was found and the mean similarity; how often each
         is labelled; people; and "curves", the precision at 101 recalls from 0 to 1 for each similarity of `oks_ap`.
 
-        "per_image" is the similarity of each person in the order of `update`, None without a labelled joint; it is left
-        out of a pass that several processes shared.
+        `per_image` is left out of a pass that several processes shared.
         """
         facts, true, found = self._tables()
         near, labelled = pck(true, found, facts[:, 2]).sum(0).tolist(), true[..., 2] > 0
@@ -98,10 +97,16 @@ class PoseMetrics:
             "people": len(facts),
             "curves": {} if curves is None else dict(zip(OVERLAPS, curves.tolist(), strict=True)),
         }
-        if self._processes > 1:
-            return details
-        own = zip(alike.sum(1).tolist(), labelled.sum(1).tolist(), strict=True)
-        return details | {"per_image": [total / count if count else None for total, count in own]}
+        return details if self._processes > 1 else details | {"per_image": self.per_image}
+
+    @property
+    def per_image(self) -> list[float | None]:
+        """The similarity of each person in the order of `update`, None without a labelled joint; after `reduce` of all,
+        process by process."""
+        facts, true, found = self._tables()
+        sums = similarity(facts, true, found, self.sigmas).sum(1).tolist()
+        labelled = (true[..., 2] > 0).sum(1).tolist()
+        return [total / count if count else None for total, count in zip(sums, labelled, strict=True)]
 
     def _curves(self) -> Tensor | None:
         if self._precision is None:
