@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from scenes import SMALL
 
-from srattn.engine import TrainConfig
-from srattn.engine.batch_probe import Trial
-from srattn.engine.batch_size import _of_group, batch_size_search, free_memory, predicted, search
+from srattn.engine import TrainConfig, batch_probe
+from srattn.engine.batch_probe import Steps, Trial
+from srattn.engine.batch_size import _of_group, batch_size_search, count_classes, free_memory, predicted, search
+from srattn.engine.config import to_dict
+from srattn.engine.defaults import resolve
+from srattn.engine.made_up import OBJECTS, made_up
 from srattn.engine.tune import _judged, lr_range, smooth
 from srattn.errors import SrattnError
 
@@ -140,6 +144,40 @@ def test_child_process_measures_its_own_peak(tiny: dict[str, Any]) -> None:
     assert all(50e6 < trial.peak < 4e9 and trial.images_per_second > 0 for trial in found.trials)
     assert found.recommended in (8, 16, 32) and found.largest == 32
     assert found.facts == {"device": "cpu", "model": "pvt_v2_b0", "size": 8, "precision": "fp32"}
+
+
+STAGES = {"width": 16, "hidden": 16, "proposals": 20, "regions": 8, "mask_hidden": 8, "mask_convs": 1}
+SCENES: dict[str, dict[str, Any]] = {
+    "segment": {"loss": "ce+dice", "head_options": {"hidden": 16}},
+    "depth": {"head_options": {"hidden": 16, "max_depth": 4}},
+    "pose": {"head_options": {"width": 16}},
+    "fcos": {"head_options": {"width": 16, "convs": 1}},
+    "mask_rcnn": {"head_options": STAGES},
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_steps_have_the_targets_of_their_task(
+    name: str, coco_folder: Path, mask_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_probe, "_SECONDS", 0.0)
+    task = {"fcos": "detect", "mask_rcnn": "detect"}.get(name, name)
+    head = {"head": name} if task == "detect" else {}
+    data = mask_folder if task == "segment" else coco_folder
+    config = resolve(TrainConfig(task=task, data=str(data), **SMALL | SCENES[name] | head))
+    classes = {"segment": 3, "depth": 1, "pose": 4}.get(task, 2)
+    assert task == "pose" or count_classes(config) == classes
+    steps = Steps({"config": to_dict(config), "classes": classes})
+    before = [parameter.clone() for parameter in steps.learner.model.parameters()]
+    assert steps.time(2) > 0
+    moved = [not torch.equal(*pair) for pair in zip(before, steps.learner.model.parameters(), strict=True)]
+    assert any(moved)
+    labels = made_up(config, classes, 3).labels
+    if task == "detect":
+        assert labels.shape[:2] == (3, OBJECTS) and (labels.shape[2] > 5) == (name == "mask_rcnn")
+        assert bool((labels[..., 2:4] > labels[..., :2]).all()) and float(labels[..., :4].max()) < config.size + 1e-3
+    if task == "depth":
+        assert float(labels.min()) > 0 and float(labels.max()) <= 4
 
 
 def test_free_memory_counts_the_container(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from srattn.data.loader import Batch
 from srattn.engine.config import from_dict
 from srattn.errors import SrattnError
 
@@ -48,6 +47,7 @@ class Steps:
         from srattn.engine.distributed import World
         from srattn.engine.learner import Learner
         from srattn.engine.start import prepare_model
+        from srattn.tasks.models import task_options
         from srattn.tasks.registry import make_task
 
         config = from_dict(job["config"])
@@ -56,13 +56,16 @@ class Steps:
         if self.device.type == "cpu":
             torch.set_num_threads(config.threads)
         model, _ = prepare_model(config, names, weights=False)
-        self.learner = Learner(config, model, make_task(config.task, names), World(self.device))
+        options = task_options(model) if config.loss is None else {"loss": config.loss}
+        task = make_task(config.task, names, config.label_smoothing, **options)
+        self.learner = Learner(config, model, task, World(self.device))
 
     def time(self, batch: int) -> float:
         """Seconds of a step with `batch` images, the median of several."""
+        from srattn.engine.made_up import made_up
+
         config = self.config
-        images = torch.randn(batch, config.channels, config.size, config.size)
-        made = Batch(images, torch.randint(0, self.classes, (batch,)), torch.arange(batch))
+        made = made_up(config, self.classes, batch)
         times: list[float] = []
         began = time.perf_counter()
         while len(times) < 4 or (time.perf_counter() - began < _SECONDS and len(times) < _STEPS):

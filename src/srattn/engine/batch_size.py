@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 
+from srattn.data.dense import JointAugment
 from srattn.data.reader import is_built_in, open_data
 from srattn.engine.batch_probe import Child, CudaProbe, Probe, Trial
 from srattn.engine.config import ResolvedConfig, TrainConfig, to_dict
 from srattn.engine.defaults import resolve
 from srattn.engine.device import pick_device
+from srattn.engine.read import find_scenes, make_augment
 from srattn.errors import SrattnError
+from srattn.tasks.models import targets_of
 
 _PART_OF_FREE = 0.8  # of the memory that is free now is taken without being told
 _GAIN = 0.02  # a larger batch must be faster by this part to be recommended
@@ -175,10 +178,14 @@ def _halve(probe: Probe, trials: list[Trial], failed: int, limit: int, notify: N
 
 
 def count_classes(config: ResolvedConfig) -> int:
-    """The classes of the data, without decoding an image."""
-    if is_built_in(config.data):
-        return 10
-    return len(open_data(config.data).classes)
+    """The classes or joints of the data, without decoding an image; masks without a list of classes are read."""
+    targets = targets_of(config.task)
+    if targets == "depths":
+        return 1
+    augment = make_augment(config)
+    if isinstance(augment, JointAugment):
+        return len(find_scenes(config, augment).classes)
+    return 10 if is_built_in(config.data) else len(open_data(config.data).classes)
 
 
 def free_memory(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from srattn.data.augment import Augment
@@ -14,6 +14,7 @@ from srattn.data.dense.masks import open_masks
 from srattn.data.dense.people import open_people
 from srattn.data.dense.person import PersonAugment
 from srattn.data.dense.read import Found, load_scenes
+from srattn.data.index import part_called
 from srattn.data.loader import Loader
 from srattn.data.preprocess import Preprocess
 from srattn.data.reader import default_preprocess, is_built_in, load_data
@@ -22,6 +23,7 @@ from srattn.data.spec import parse_augment
 from srattn.engine.config import ResolvedConfig
 from srattn.engine.distributed import World
 from srattn.engine.progress import Progress
+from srattn.errors import SrattnError
 from srattn.tasks.depth import MAX_DEPTH
 from srattn.tasks.models import MASK_HEADS, targets_of
 
@@ -72,8 +74,10 @@ def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress:
     """
     if not isinstance(augment, JointAugment):
         return read_images(config, augment, progress)
+    found = find_scenes(config, augment)
+    _check_choice(config, [part for part, items in found.parts.items() if items])
     return load_scenes(
-        _find(config, augment),
+        found,
         augment,
         _of_scenes(config, config.eval_size),
         val=config.val,
@@ -86,7 +90,20 @@ def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress:
     )
 
 
-def _find(config: ResolvedConfig, augment: JointAugment) -> Found:
+def _check_choice(config: ResolvedConfig, parts: Sequence[str]) -> None:
+    """Refuses weights that would be chosen by test images."""
+    part = next((name for name in ("val", "test") if name in parts), None)
+    if config.val is not None:
+        part = part_called(config.val)
+    for option, chooses in (("--keep best", config.keep == "best"), ("--patience", config.patience > 0)):
+        if chooses and part == "test":
+            raise SrattnError(
+                f"{option} would choose weights by the test images of {config.data}, whose figures would then say too "
+                f"much: hold out a part of the training images with --val split, or leave {option} out"
+            )
+
+
+def find_scenes(config: ResolvedConfig, augment: JointAugment) -> Found:
     """The images and their targets, by what the task learns from."""
     targets, workers = targets_of(config.task), config.num_workers
     if targets == "masks":
