@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 
 from srattn.cli.main import main
 from srattn.data.check import check
+from srattn.data.preprocess import Preprocess
+from srattn.engine.weights import save_weights
+from srattn.tasks.models import build_task_model
 
 
 def photo(path: Path, seed: int, quality: int | None = None) -> None:
@@ -165,6 +169,25 @@ def test_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read: 1" in capsys.readouterr().out
     assert main(["data", "check", str(root), "--task", "segment"]) == 1
     assert "has no images with masks" in capsys.readouterr().out
+
+
+def test_classes_are_compared_with_those_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, file, out = street(tmp_path / "street"), tmp_path / "model.safetensors", tmp_path / "report.json"
+    body = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+    model: Any = build_task_model("segmentation", "mit_b0", 3, "segformer", {"hidden": 8}, **body)
+    preprocess = Preprocess(size=(32, 32), fit="shorter")
+    save_weights(file, model.eval(), ["car", "road", "tree"], preprocess, task="segmentation")
+    given = ["data", "check", str(root), "--model", str(file), "--classes"]
+    assert main([*given, "road,car"]) == 0
+    said = capsys.readouterr().out
+    assert "'road' is 0 here and 1 in the model" in said and "'car' is 1 here and 0 in the model" in said
+    assert main([*given, "car,road"]) == 0 and "not the model's" not in capsys.readouterr().out
+    assert main([*given, "road,cra", "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "'cra' is unknown to the model" in said and "does not know the class 'cra' of the data; did you mean" in said
+    assert "'cra'" in json.loads(out.read_text())["refused"][0]
+    assert main(["data", "preview", str(root), "--model", str(file), "--out", "x.png"]) == 2
+    assert "--model belongs to check" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [street, cells])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,23 @@ def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "true distance pixels delta1 abs_rel rmse" in words and "9 to 10 m" in words
     rmse = next(line for line in words.split("rmse_log")[0].split("abs_rel ") if "rmse" in line)
     assert "%" not in rmse  # metres, and no share
+
+
+def test_a_file_alone_is_measured_in_its_own_reach_and_the_units_of_the_data(
+    rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, found = tmp_path / "model.safetensors", []
+    model: Any = build_task_model("depth", "mit_b0", 1, "glpn", {"hidden": 8, "max_depth": 5}, **BODY)
+    save_weights(file, model.eval(), ["depth"], Preprocess(size=(32, 32), fit="shorter"), task="depth")
+    given = ["eval", "--model", str(file), "--data", str(rooms), "--num_workers", "0", "--format", "json"]
+    for scale in ([], ["--depth_scale", "0.0001"]):
+        assert main([*given, *scale]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    millimetres, tenths = (values["by_distance"] for values in found)
+    assert millimetres["edges"][-1] == tenths["edges"][-1] == 5
+    assert found[1]["measured_pixels"] == 5 * 32 * 40 > found[0]["measured_pixels"]  # all within 5 metres; some beyond
+    assert sum(tenths["pixels"][:2]) == found[1]["measured_pixels"]  # none is beyond 1 metre
+    assert main([*given, "--depth_scale", "-1"]) == 2 and "above 0" in capsys.readouterr().err
 
 
 def test_people_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

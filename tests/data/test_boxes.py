@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 
 from srattn import SrattnError
-from srattn.data.boxes import BoxIndex, read_coco, read_coco_folder, read_voc, voc, write_coco_results, write_voc
+from srattn.data.boxes import (
+    BoxIndex,
+    read_coco,
+    read_coco_folder,
+    read_voc,
+    voc,
+    write_coco,
+    write_coco_results,
+    write_voc,
+)
 
 OBJECT = (
     "<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
@@ -275,6 +284,31 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
         read_coco_folder(tmp_path)
     with pytest.raises(SrattnError, match="no folder in COCO's layout"):
         read_coco_folder(tmp_path / "annotations")
+
+
+def test_coco_goes_round(tmp_path: Path) -> None:
+    content = coco()
+    polygons, counts = [[10.5, 5, 12.5, 5, 12.5, 9]], {"size": [30, 40], "counts": [40, 1100, 60]}
+    for entry, mask in zip(content["annotations"], (polygons, counts), strict=True):
+        entry["segmentation"] = mask
+    make_coco(tmp_path / "in", content)
+    make_coco(tmp_path / "in", coco(annotations=[]), "val2017")
+    index = read_coco_folder(tmp_path / "in", masks=True)
+    again = read_coco_folder(write_coco(tmp_path / "out", index), masks=True, on_bad_box="error", check_images=True)
+    assert again.classes == index.classes == ["cat", "dog"] and again.category_ids == [3, 18]
+    for part, items in index.parts.items():
+        for item, other in zip(items, again.parts[part], strict=True):
+            assert torch.equal(item.boxes, other.boxes) and torch.equal(item.labels, other.labels)
+            assert torch.equal(item.difficult, other.difficult) and item.outlines == other.outlines
+            assert (item.name, item.size, item.number) == (other.name, other.size, other.number)
+            assert item.source.read_bytes() == other.source.read_bytes()
+    voc_index = read_voc(make_voc(tmp_path / "v", {"a": annotation(("x", 1, 1, 1, 9, 9))}, train=["a"]))
+    other = read_coco_folder(write_coco(tmp_path / "of_voc", voc_index))
+    assert other.classes == ["x"] and torch.equal(other.parts["train"][0].boxes, voc_index.parts["train"][0].boxes)
+    assert other.parts["train"][0].difficult.tolist() == [True]
+    with pytest.raises(SrattnError, match="two images of the part train are called"):
+        write_coco(tmp_path / "twice", BoxIndex(index.classes, {"train": index.parts["train"] * 2}))
+    assert not (tmp_path / "twice").exists()
 
 
 def test_results_are_what_its_tools_take(tmp_path: Path) -> None:

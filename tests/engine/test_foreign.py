@@ -16,7 +16,7 @@ from srattn.engine.foreign import task_of_head
 from srattn.engine.open_model import open_model, task_of
 from srattn.engine.scene_predict import Looking, predict_boxes, predict_mask
 from srattn.errors import SrattnError
-from srattn.tasks.models import build_task_model
+from srattn.tasks.models import build_task_model, task_options
 from srattn.tasks.registry import make_task
 
 SMALL: dict[str, Any] = {
@@ -205,6 +205,13 @@ def test_glpn_of_transformers_gives_depths(shared: Path, tmp_path: Path) -> None
     with torch.inference_mode():
         depths = run.model(found["run1.input"])
     torch.testing.assert_close(depths, found["run1.output"], rtol=1e-4, atol=1e-5)
+    # Of streets: how far it sees stands in its configuration alone, and in what measuring goes by.
+    file = tmp_path / "hub" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_depth": 80}))
+    streets = open_model(str(tmp_path / "hub"))
+    assert task_options(streets.model) == {"max_depth": 80}
+    with torch.inference_mode():
+        torch.testing.assert_close(streets.model(found["run1.input"]), 8 * depths)
 
 
 def test_widths_of_nobody_need_the_number_of_heads(shared: Path, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from scenes import CLASSES, HEIGHT, SMALL, VAL, WIDTH, shapes
 from srattn.data.mask_files import read_mask
 from srattn.data.preprocess import to_tensor
 from srattn.engine import Interrupted, TrainConfig, train
+from srattn.engine.defaults import resolve
 from srattn.engine.open_model import open_model, task_of
 from srattn.engine.rows import open_rows
 from srattn.engine.scene_exam import measure_scenes
 from srattn.engine.scene_folder import write_folder
 from srattn.engine.scene_predict import Looking, in_image, likeliest, predict_boxes, predict_mask
+from srattn.engine.start import prepare_model
 from srattn.engine.weights import load_run
 from srattn.errors import SrattnError
 
@@ -104,6 +106,9 @@ def test_two_processes_do_what_one_does(task: str, options: Any, launch: Launch,
         )
     assert two[0].report["history"] == two[1].report["history"]
     assert two[0].report["answers"] == VAL
+    if task == "segment":  # of each image as one process has it, in the order of the data
+        found = measure_scenes(load_run(tmp_path / "two"), given["data"]).details["per_image"]
+        assert len(found) == VAL and two[0].report["per_image"] == pytest.approx(found)
 
 
 def test_it_learns_to_segment(options: Any, tmp_path: Path) -> None:
@@ -156,6 +161,33 @@ def test_what_is_refused_before_a_folder_is_made(
     with pytest.raises(SrattnError, match=words):
         train(TrainConfig(**given | wrong, out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("chooses", [{"keep": "best"}, {"patience": 2}])
+def test_test_images_choose_nothing(chooses: dict[str, Any], mask_folder: Path, options: Any, tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for part, source in (("train", "train"), ("test", "val")):
+            (tmp_path / "data" / folder / part).symlink_to(mask_folder / folder / source)
+    given = options("segment") | {"data": str(tmp_path / "data"), "epochs": 1, "classes": ",".join(CLASSES)}
+    for val in ({}, {"val": "test"}):
+        with pytest.raises(SrattnError, match=r"would choose weights by the test images .* --val split"):
+            train(TrainConfig(**given | val | chooses, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    train(TrainConfig(**given | chooses, val="split", out=str(tmp_path / "run")))
+
+
+def test_a_head_is_taken_for_the_same_classes_alone(run: Path, options: Any) -> None:
+    task = load_run(run).task
+    classes = list(load_run(run).classes)
+    config = resolve(TrainConfig(**options("segment" if task == "segmentation" else "detect") | {"init": str(run)}))
+    theirs = load_run(run).model.state_dict()
+    for names, taken in ((classes, True), ([str(n) for n in range(len(classes))], True), (classes[::-1], False)):
+        model, notes = prepare_model(config, names)
+        heads = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in heads.items()) == taken
+        told = "those of its head" if taken else f"a new head: class 0 is {names[0]!r} here and {classes[0]!r} in {run}"
+        assert any(told in note for note in notes)
 
 
 def test_a_folder_of_predictions(run: Path, mask_folder: Path, tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_figures_are_torchmetrics_own() -> None:
         assert list(details[name].values()) == pytest.approx(metric.compute().tolist(), rel=1e-6), name
 
 
+@pytest.mark.parametrize("classes", [2, 150])
+def test_any_number_of_classes(classes: int) -> None:
+    task = make_task("segmentation", [str(number) for number in range(classes)], loss="ce+dice+lovasz")
+    logits, target = drawn((40, 60), classes=classes)
+    assert task.loss(logits, target).isfinite()
+    metrics = task.metrics()
+    metrics.update(logits, target)
+    theirs = MulticlassJaccardIndex(classes, ignore_index=VOID)
+    theirs.update(logits, target)
+    assert metrics.compute()["miou"] == pytest.approx(float(theirs.compute()), rel=1e-6)
+    assert len(metrics.details()["per_class_iou"]) == classes
+
+
 def test_per_image_is_torchmetrics_mean_iou() -> None:
     logits, target = drawn((9, 12))
     target[target == VOID] = 2  # torchmetrics' metric knows no void

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from srattn.data.check import Report
     from srattn.data.columns import Columns
     from srattn.data.dense.kinds import SceneKind
+    from srattn.data.dense.survey import SceneReport
 
 _PICTURES = (".png", ".svg", ".pdf")
+_DIFFERENCES = "classes that are not the model's"
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -47,6 +49,11 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--void", type=list[int], default=[], help="numbers in masks that are no class, beside 255")
     parser.add_argument("--depth_scale", type=float | None, help="metres a unit of depth files (0.001: millimetres)")
     parser.add_argument("--max_depth", type=float | None, help="metres; what is farther is not learnt (10)")
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        help="check: a run or checkpoint that the data is for; whether it knows the classes, and by which numbers",
+    )
     parser.add_argument("--out", type=str, default=None, help="check: the report as .json; preview: the picture")
     parser.add_argument("--picture", type=str, default=None, help="check: balance, sizes and examples as .png")
     parser.add_argument(
@@ -91,6 +98,8 @@ def run(args: jsonargparse.Namespace) -> int:
             raise SrattnError("preview needs the picture to write: --out preview.png")
         if args.picture is not None:
             raise SrattnError("--picture belongs to check; preview writes its picture to --out")
+        if args.model is not None:
+            raise SrattnError("--model belongs to check: leave it out")
     kind = kind_of(args)
     columns = Columns(args.image_column, args.label_column, args.split_column)
     if args.action == "check":
@@ -122,7 +131,10 @@ def _check(args: jsonargparse.Namespace, columns: Columns) -> int:
             workers=args.num_workers,
             notify=notify,
         )
+    differences = against(args.model, report)
     _print(report)
+    _list(_DIFFERENCES, differences)
+    _say_verdict(report.refused)
     if out is not None:
         with atomic_path(out, args.overwrite) as aside:
             aside.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
@@ -141,13 +153,31 @@ def _check_scenes(args: jsonargparse.Namespace, kind: SceneKind) -> int:
     out = _target(args.out, (".json",), args.overwrite, "--out")
     picture = _target(args.picture, _PICTURES, args.overwrite, "--picture")
     with _Bar("reading") as notify:
-        report = check_of(args, kind, out, picture, notify)
+        report, differences = check_of(args, kind, out, picture, notify)
     print_scenes(report, _safe, _list)
+    _list(_DIFFERENCES, differences)
     _say_verdict(report.refused)
     for what, path in (("report", out), ("picture", picture)):
         if path is not None:
             print(f"{what} {path}")
     return 1 if report.refused else 0
+
+
+def against(model: str | None, report: Report | SceneReport) -> list[str]:
+    """Where a model's classes are not the data's, as lines; what it does not know at all is a reason to refuse."""
+    if model is None or not report.classes:
+        return []
+    from srattn.engine.exam import class_numbers
+    from srattn.engine.open_model import open_model
+
+    ours = open_model(model).classes
+    try:
+        numbers = class_numbers(report.classes, ours)
+    except SrattnError as error:
+        report.refused.append(f"{model}: {error}")
+        return [f"{name!r} is unknown to the model" for name in report.classes if name not in ours]
+    pairs = enumerate(zip(report.classes, numbers, strict=True))
+    return [f"{name!r} is {own} here and {theirs} in the model" for own, (name, theirs) in pairs if own != theirs]
 
 
 def _preview(args: jsonargparse.Namespace, columns: Columns, out: Path) -> None:
@@ -205,7 +235,6 @@ def _print(report: Report) -> None:
     found = (("unreadable", report.unreadable), ("left out", report.left_out), ("empty", report.empty), *pairs)
     for what, lines in found:
         _list(what, lines)
-    _say_verdict(report.refused)
 
 
 def _list(what: str, lines: list[str]) -> None:

@@ -42,6 +42,7 @@ def kind_of(args: jsonargparse.Namespace) -> SceneKind | None:
         ("void", bool(args.void), kind == "masks"),
         ("depth_scale", args.depth_scale is not None, kind == "depths"),
         ("max_depth", args.max_depth is not None, kind == "depths"),
+        ("model", args.model is not None, kind != "depths"),
         ("on_empty_class", args.on_empty_class is not None, kind is None),
         ("image_column", args.image_column is not None, kind is None),
         ("label_column", args.label_column is not None, kind is None),
@@ -64,8 +65,9 @@ def _metres(args: jsonargparse.Namespace) -> dict[str, float]:
 
 def check_of(
     args: jsonargparse.Namespace, kind: SceneKind, out: Path | None, picture: Path | None, notify: Callable
-) -> SceneReport:
-    """Reads everything, and writes what is asked for."""
+) -> tuple[SceneReport, list[str]]:
+    """Reads everything, and writes what is asked for; and where classes are not those of `--model`."""
+    from srattn.cli.data import against
     from srattn.data.dense.check import check_scenes
     from srattn.files import atomic_path
 
@@ -79,6 +81,7 @@ def check_of(
         workers=args.num_workers,
         notify=notify,
     )
+    differences = against(args.model, report)
     if out is not None:
         with atomic_path(out, args.overwrite) as aside:
             aside.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
@@ -86,7 +89,7 @@ def check_of(
         from srattn.data.dense.pictures import draw_scene_report
 
         draw_scene_report(report, picture, args.overwrite)
-    return report
+    return report, differences
 
 
 def preview_of(args: jsonargparse.Namespace, kind: SceneKind, out: Path) -> None:

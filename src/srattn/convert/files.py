@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srattn.convert import hf
-from srattn.convert.head_numbers import ASSUMED, part_configs, saved_backbone, saved_kind, saved_parts
+from srattn.convert.head_numbers import ASSUMED, saved_backbone, saved_kind, saved_parts, told_parts
 from srattn.convert.heads import Head
 from srattn.convert.layouts import get_layout
 from srattn.convert.layouts.mm_heads import AUXILIARY
@@ -145,11 +145,8 @@ def _describe(ours: Ours, read: Source, model: str | None) -> tuple[str | None, 
 
 def _parts(head: Head, read: Source) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """The configuration of what stands beside the backbone, by its shapes and its file, and what of it was assumed."""
-    saved = saved_parts(read.metadata)
-    parts = {part: {**told, **saved.get(part, {})} for part, told in part_configs(head.kind, head.state).items()}
-    if head.kind == "glpn":
-        parts["head"].setdefault("max_depth", read.config.get("max_depth", 10))
-    return parts, (ASSUMED[head.kind],) if head.kind in ASSUMED and not saved else ()
+    parts = told_parts(head.kind, head.state, read.metadata, read.config)
+    return parts, (ASSUMED[head.kind],) if head.kind in ASSUMED and not saved_parts(read.metadata) else ()
 
 
 def _is_run(read: Source) -> bool:

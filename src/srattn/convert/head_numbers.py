@@ -43,6 +43,15 @@ def part_configs(kind: str, state: State) -> Parts:
     return {**parts, "head": {"kind": kind, **parts.get("head", {})}}
 
 
+def told_parts(kind: str, state: State, metadata: Mapping[str, Any], config: Mapping[str, Any]) -> Parts:
+    """As `part_configs`, with what the file says of itself and what the config of transformers beside it does."""
+    saved = saved_parts(metadata)
+    parts = {part: {**told, **saved.get(part, {})} for part, told in part_configs(kind, state).items()}
+    if kind == "glpn":
+        parts["head"].setdefault("max_depth", config.get("max_depth", 10))
+    return parts
+
+
 def describe(kind: str, state: State) -> str:
     """What would fit these weights, as the end of an error message; empty where it cannot be told."""
     try:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from srattn.convert import hf, load_checkpoint
-from srattn.convert.head_numbers import part_configs, saved_backbone, saved_kind, saved_parts
+from srattn.convert.head_numbers import saved_backbone, saved_kind, saved_parts, told_parts
 from srattn.convert.heads import Head
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, to_ours
@@ -134,9 +134,8 @@ def _config(read: Source, ours: Ours, head: Head | None) -> dict[str, Any]:
         backbone = {"name": name, **found.config, **told}
     if head is None:
         return backbone
-    saved = saved_parts(read.metadata)
-    parts = {part: {**told, **saved.get(part, {})} for part, told in part_configs(head.kind, head.state).items()}
-    return {"backbone": backbone, **{**saved, **parts}}
+    parts = told_parts(head.kind, head.state, read.metadata, read.config)
+    return {"backbone": backbone, **{**saved_parts(read.metadata), **parts}}
 
 
 def _check_size(config: dict[str, Any], ours: Ours, head: Head | None) -> None:

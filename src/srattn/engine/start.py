@@ -93,7 +93,7 @@ def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> l
     found = open_model(source)
     edge = model.edge
     if "backbone" in model.config:
-        return _load_backbone(model, found, source, edge if own_edge else None)
+        return _load_backbone(model, found, source, classes, edge if own_edge else None)
     if "backbone" in found.model.config:
         raise SrattnError(f"{source} is a model for {found.task}; start a classifier from one that classifies")
     same = found.classes == classes
@@ -107,8 +107,9 @@ def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> l
     return notes
 
 
-def _load_backbone(model: Backbone, found: LoadedRun, source: str, edge: str | None) -> list[str]:
-    """Weights of another task's model, or of the same: the backbone's, and the head's where all of it fits."""
+def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list[str], edge: str | None) -> list[str]:
+    """Weights of another task's model, or of the same: the backbone's, and the head's where all of it fits and it
+    answers in the same classes."""
     from srattn.convert import load_checkpoint
 
     body, theirs = cast(Any, model).backbone, getattr(found.model, "backbone", found.model)
@@ -124,11 +125,23 @@ def _load_backbone(model: Backbone, found: LoadedRun, source: str, edge: str | N
     if "backbone" in found.model.config and all(
         name in others and others[name].shape == ours[name].shape for name in rest
     ):
+        other = _another_class(classes, found.classes)
+        if other is not None:
+            told = f"class {other} is {classes[other]!r} here and {found.classes[other]!r} in {source}"
+            return [*notes, f"a new head: {told}"]
         with torch.no_grad():
             for name in rest:
                 ours[name].copy_(others[name])
         return [*notes, "and those of its head"]
     return [*notes, "a new head"]
+
+
+def _another_class(ours: list[str], theirs: list[str]) -> int | None:
+    """The first number that means another class; None where all mean the same, or one side has numbers for names."""
+    numbers = [str(number) for number in range(len(ours))]
+    if numbers in (ours, theirs):
+        return None
+    return next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
 
 
 def _adapt(model: Backbone, config: ResolvedConfig) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,9 +24,12 @@ from srattn.data.boxes.index import (
     read_bounded,
     usable_size,
 )
+from srattn.data.boxes.outlines import Outline
+from srattn.data.decode import SUFFIXES
 from srattn.errors import SrattnError
-from srattn.files import atomic_path
+from srattn.files import atomic_dir, atomic_path
 from srattn.ops.boxes import convert_boxes
+from srattn.ops.run_lengths import write_runs
 
 MAX_JSON = 1 << 30
 """Bytes of a file; the instances of COCO's own training part are 470 million."""
@@ -124,6 +128,60 @@ def read_coco_folder(
     if index is None:
         raise SrattnError(f"{root} is no folder in COCO's layout: no annotations/instances_train.json or the like")
     return index
+
+
+def write_coco(root: str | Path, index: BoxIndex, overwrite: bool = False) -> Path:
+    """Writes images (as they are), boxes and masks in COCO's layout; the folder is complete or absent.
+
+    What is read from it is what was written. Images and categories keep their numbers where they have some.
+
+    Raises:
+        SrattnError: `root` exists, or two images of a part have one name.
+    """
+    ids = index.category_ids or list(range(1, len(index.classes) + 1))
+    categories = [{"id": number, "name": name} for number, name in zip(ids, index.classes, strict=True)]
+    with atomic_dir(root, overwrite) as aside:
+        (aside / "annotations").mkdir()
+        for part, items in index.parts.items():
+            numbered = all(item.number is not None for item in items)
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for place, item in enumerate(items, 1):
+                inner = PurePosixPath(item.name)
+                name = item.name if inner.suffix.lower() in SUFFIXES else f"{item.name}{item.source.suffix}"
+                target = aside / part / name
+                if target.exists():
+                    raise SrattnError(f"two images of the part {part} are called {name!r}: rename one")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(item.source, target)
+                number = item.number if numbered else place
+                images.append({"id": number, "file_name": name, "height": item.size[0], "width": item.size[1]})
+                for entry in _annotations(item, ids):
+                    annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            file = aside / "annotations" / f"instances_{part}.json"
+            file.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    return Path(root)
+
+
+def _annotations(item: BoxItem, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The objects of an image, without their own numbers."""
+    boxes = convert_boxes(item.boxes.double(), "xyxy", "xywh").tolist()
+    outlines = item.outlines or [None] * len(boxes)
+    found = []
+    for box, label, difficult, outline in zip(
+        boxes, item.labels.tolist(), item.difficult.tolist(), outlines, strict=True
+    ):
+        mask = {} if outline is None else {"segmentation": _segmentation(outline)}
+        facts = {"category_id": ids[label], "bbox": box, "area": box[2] * box[3], "iscrowd": int(difficult)}
+        found.append({**facts, **mask})
+    return found
+
+
+def _segmentation(outline: Outline) -> Any:
+    if outline.runs is None:
+        return [polygon.tolist() for polygon in outline.polygons]
+    return {"size": list(outline.size), "counts": write_runs(outline.runs.tolist())}
 
 
 def write_coco_results(
