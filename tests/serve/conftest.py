@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import srattn
+from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess
 from srattn.engine.weights import LoadedRun
 
@@ -37,6 +38,30 @@ def tiny() -> LoadedRun:
         )  # fmt: skip
     preprocess = Preprocess(size=(32, 48), fit="crop", crop_fraction=0.8)
     return LoadedRun(model.eval(), CLASSES, preprocess, {}, Path("tiny"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def scenes() -> dict[str, LoadedRun]:
+    """By task, a model of masks and one of boxes, which finds something."""
+    from srattn.tasks.dense import segmentation_model
+    from srattn.tasks.detection.model import fcos
+
+    short = {"embed_dims": (4, 8), "num_heads": (1, 2), "mlp_ratios": (1, 1), "depths": (1, 1), "sr_ratios": (2, 1)}
+    long = {"embed_dims": (4, 4, 8, 8), "num_heads": (1, 1, 2, 2), "mlp_ratios": (1,) * 4, "depths": (1,) * 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        masks = segmentation_model("pvt_v2_b0", 3, "segformer", {"hidden": 8}, **short)
+        boxes: Any = fcos("pvt_v2_b0", 3, width=8, convs=1, levels=3, norm="none", **long)
+        with torch.no_grad():
+            boxes.head.classifier.weight.mul_(60)
+            boxes.head.classifier.bias.fill_(-2.0)
+    palette = Palette(("ant", "bee", "cat"), ((0, 0, 0), (200, 0, 0), (0, 0, 200)))
+    return {
+        task: LoadedRun(
+            model.eval(), list(palette.names), Preprocess(size=(64, 64), fit=fit), {}, Path(task), task, palette
+        )
+        for task, model, fit in (("segmentation", masks, "shorter"), ("detection", boxes, "inside"))
+    }  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,17 +29,17 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which i
 # Flags that keep the browser from asking anybody else for anything.
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 TOKEN = "s3cret"
 
 
-@pytest.fixture(scope="module")
-def url(tiny: LoadedRun) -> Iterator[str]:
-    """The service of the tiny model, which asks for a token."""
+@contextlib.contextmanager
+def served(run: LoadedRun, token: str | None = None) -> Iterator[str]:
+    """The address of a service in this process."""
     from srattn.serve.server import bind, url_of
 
-    app = make_app(tiny, Options(max_wait_ms=0, token=TOKEN), attention)
+    app = make_app(run, Options(max_wait_ms=0, token=token), attention)
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
@@ -45,17 +47,35 @@ def url(tiny: LoadedRun) -> Iterator[str]:
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    yield url_of(bound)
-    server.should_exit = True
-    thread.join(60)
+    try:
+        yield url_of(bound)
+    finally:
+        server.should_exit = True
+        thread.join(60)
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def url(tiny: LoadedRun) -> Iterator[str]:
+    """The service of the tiny model, which asks for a token."""
+    with served(tiny, TOKEN) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    assert BROWSER is not None
+    if subprocess.run([BROWSER, "--version"], capture_output=True, timeout=60, check=False).returncode:
+        pytest.skip(f"{BROWSER} does not start")  # as where its installation was cut short
     with playwright.sync_playwright() as started:
         found = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield found
         found.close()
+
+
+def shot(page: Any, name: str) -> None:
+    """A picture of the page for whoever asks for one."""
+    if folder := os.environ.get("SRATTN_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 @pytest.mark.parametrize(("name", "width", "height"), [("desk", 1200, 900), ("phone", 360, 740)])
@@ -113,8 +133,7 @@ def test_a_visit(
     page.get_by_label("Show the map").check()
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
-    if folder := os.environ.get("SRATTN_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+    shot(page, name)
 
     other = tmp_path / "other.png"
     other.write_bytes(b"no picture")
@@ -149,3 +168,46 @@ def test_everything_has_a_name_and_can_be_reached(url: str, browser: Any, pictur
     for control in ("Choose a picture", "Stage", "Head", "Show the map", "The picture dropped.png"):
         assert page.get_by_label(control).count() == 1
     page.close()
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_masks_and_boxes(
+    task: str, width: int, scenes: dict[str, LoadedRun], browser: Any, picture_of: Callable[..., bytes], tmp_path: Path
+) -> None:
+    file = tmp_path / "noise.png"
+    file.write_bytes(picture_of(size=(120, 80)))
+    with served(scenes[task]) as url:
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.goto(url)
+        page.locator("#model").filter(has_text="pvt_v2_b0").wait_for()
+        page.get_by_label("Choose a picture").set_input_files(str(file))
+        page.locator("#classes li").first.wait_for()
+        image = page.locator("#image").bounding_box()
+        drawn = page.get_by_label("Show the mask" if task == "segmentation" else "Show the boxes")
+        if task == "segmentation":
+            assert page.locator("#mask").bounding_box() == pytest.approx(image, abs=0.5)
+            assert page.evaluate("document.getElementById('mask').naturalWidth") == 120
+            texts = page.locator("#classes li > span:not(.name)").all_text_contents()
+            assert sum(float(text.split()[0]) for text in texts) == pytest.approx(100, abs=0.5)
+        else:
+            frames = page.locator("#boxes .box")
+            before = frames.count()
+            assert before == page.locator("#classes li").count() > 0
+            first = frames.first.bounding_box()
+            assert image["x"] <= first["x"] + 1 and first["x"] + first["width"] <= image["x"] + image["width"] + 1
+            page.get_by_label("Least score").fill("0.8")
+            assert page.locator("#least-value").text_content() == "0.80"
+            assert frames.count() == page.locator("#classes li").count() < before
+        shot(page, f"{task}-{width}")
+        drawn.uncheck()
+        assert not page.locator("#mask").is_visible() and not page.locator("#boxes .box").first.is_visible()
+        drawn.check()
+        page.get_by_role("application").click(position={"x": image["width"] / 2, "y": image["height"] / 2})
+        page.locator("#words").filter(has_text="mean of all heads").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert problems == []
+        page.close()

@@ -100,20 +100,21 @@ def _add_answers(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None
             pictures = await _within(options.timeout_s, reading, Fault(408, "the body did not arrive in time"))
             return await _within(options.timeout_s, answer(pictures), Fault(504, "the answer took too long"))
 
-    @app.post(
-        "/predict",
-        dependencies=guarded,
-        summary="Classes of pictures",
-        responses={200: {"model": schema.Predictions}, **schema.errors(*codes)},
-        openapi_extra=schema.picture_body(several=True),
-    )
-    async def predict(
-        request: Request, top: Annotated[int, Query(ge=1, description="classes of each picture")] = 5
-    ) -> JSONResponse:
-        """One picture as raw bytes, several as multipart files or as base64 in JSON. If one of them cannot be read,
-        none is answered and the error names it."""
-        answers = await pictures_of(request, ("top",), None, lambda pictures: service.predict(pictures, top))
+    async def predict(request: Request, **options: Any) -> JSONResponse:
+        answers = await pictures_of(request, tuple(options), None, lambda found: service.predict(found, **options))
         return JSONResponse({"task": service.task.task, "model": service.model, "answers": answers})
+
+    summary, predictions = schema.PREDICTIONS[service.task.task]
+    app.post(
+        "/predict",
+        name="predict",
+        dependencies=guarded,
+        summary=summary,
+        description="One picture as raw bytes, several as multipart files or as base64 in JSON. If one of them cannot "
+        "be read, none is answered and the error names it.",
+        responses={200: {"model": predictions}, **schema.errors(*codes)},
+        openapi_extra=schema.picture_body(several=True),
+    )(_with_options(service.task.task, predict))
 
     @app.post(
         "/embed",
@@ -123,7 +124,7 @@ def _add_answers(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None
         openapi_extra=schema.picture_body(several=True),
     )
     async def embed(request: Request) -> JSONResponse:
-        """What the classifier reads, for each picture."""
+        """What a classifier reads, for each picture."""
         answers = await pictures_of(request, (), None, service.embed)
         return JSONResponse({"model": service.model, "length": len(answers[0]["vector"]), "answers": answers})
 
@@ -169,6 +170,25 @@ def _add_answers(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None
                 "weights": [[float(f"{share:.6g}") for share in row] for row in answer.weights.tolist()],
             }
         )
+
+
+def _with_options(task: str, predict: Callable[..., Awaitable[JSONResponse]]) -> Callable[..., Awaitable[JSONResponse]]:
+    """`predict` with the options that the task has."""
+
+    async def classes(
+        request: Request, top: Annotated[int, Query(ge=1, description="classes of each picture")] = 5
+    ) -> JSONResponse:
+        return await predict(request, top=top)
+
+    async def masks(request: Request) -> JSONResponse:
+        return await predict(request)
+
+    async def boxes(
+        request: Request, threshold: Annotated[float, Query(ge=0, le=1, description="the least score of a box")] = 0.3
+    ) -> JSONResponse:
+        return await predict(request, threshold=threshold)
+
+    return {"classification": classes, "segmentation": masks, "detection": boxes}[task]
 
 
 def _add_facts(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None:

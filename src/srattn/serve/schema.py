@@ -33,11 +33,50 @@ class Classified(Named):
 
 
 class Predictions(BaseModel):
-    """The answer for each picture, in their order. What `answers` hold depends on `task`."""
+    """The answer for each picture, in their order."""
 
     task: str = Field(examples=["classification"])
     model: str = Field(examples=["pvt_v2_b0"])
     answers: list[Classified]
+
+
+class NamedPart(BaseModel):
+    name: str = Field(examples=["road"])
+    share: float = Field(ge=0, le=1.000001, examples=[0.41])
+
+
+class Masked(Named):
+    shares: list[NamedPart] = Field(description="of the picture, the largest first")
+    mask: str = Field(
+        description="class numbers of the picture's pixels: an indexed PNG in the classes' colours, as base64",
+        examples=["iVBORw0KGgo..."],
+    )
+
+
+class Masks(BaseModel):
+    """The answer for each picture, in their order."""
+
+    task: str = Field(examples=["segmentation"])
+    model: str = Field(examples=["pvt_v2_b0"])
+    answers: list[Masked]
+
+
+class Box(BaseModel):
+    name: str = Field(examples=["cat"])
+    score: float = Field(ge=0, le=1.000001, examples=[0.93])
+    box: list[float] = Field(description="x1, y1, x2, y2 in pixels of the picture", examples=[[12.5, 30, 200.25, 180]])
+
+
+class Boxed(Named):
+    boxes: list[Box] = Field(description="the surest first")
+
+
+class Boxes(BaseModel):
+    """The answer for each picture, in their order."""
+
+    task: str = Field(examples=["detection"])
+    model: str = Field(examples=["pvt_v2_b0"])
+    answers: list[Boxed]
 
 
 class Embedded(Named):
@@ -45,7 +84,7 @@ class Embedded(Named):
 
 
 class Embeddings(BaseModel):
-    """The pooled vector of each picture, which the model's classifier reads."""
+    """The pooled vector of each picture, as a classifier reads it."""
 
     model: str = Field(examples=["pvt_v2_b0"])
     length: int = Field(examples=[256])
@@ -85,6 +124,7 @@ class ModelFacts(BaseModel):
     model: str = Field(examples=["pvt_v2_b0"])
     version: str = Field(description="of srattn", examples=["1.2.3"])
     classes: list[str] = Field(examples=[["cat", "dog"]])
+    colours: list[str] | None = Field(None, description="of the classes of masks and boxes", examples=[["#e69f00"]])
     size: list[int] = Field(description="height and width that the model sees", examples=[[224, 224]])
     embeds: bool = Field(description="whether /embed answers")
     stages: list[StageFacts] = Field(description="what /explain can be asked for; empty if it does not answer")
@@ -92,6 +132,13 @@ class ModelFacts(BaseModel):
     max_bytes: int = Field(examples=[16777216])
     max_pixels: int = Field(examples=[40000000])
 
+
+PREDICTIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "classification": ("Classes of pictures", Predictions),
+    "segmentation": ("Masks of pictures", Masks),
+    "detection": ("Boxes of objects on pictures", Boxes),
+}
+"""Of each task what /predict gives."""
 
 _BINARY = {"type": "string", "format": "binary"}
 _BASE64 = {"type": "string", "contentEncoding": "base64", "examples": ["iVBORw0KGgo..."]}

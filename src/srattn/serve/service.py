@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from srattn.engine.embed import Vectors
+from srattn.data.preprocess import Preprocess
+from srattn.engine.embed import Vectors, body_of
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.serve.attention import Answer, Maps, Order, Stage, explain, order_of, stages_of
@@ -21,6 +23,9 @@ from srattn.serve.options import Options
 from srattn.serve.picture import Picture, Seen, see
 from srattn.serve.tasks import answers_of
 from srattn.serve.worker import Worker
+from srattn.tasks.models import backbone_config
+
+Value = TypeVar("Value")
 
 
 class Service:
@@ -36,12 +41,14 @@ class Service:
     def __init__(self, run: LoadedRun, options: Options, attention: Maps | None = None) -> None:
         self.run, self.options = run, options
         self.task = answers_of(run)
-        self.model = str(getattr(run.model, "config", {}).get("name", type(run.model).__name__))
+        self.model = str(backbone_config(getattr(run.model, "config", {})).get("name", type(run.model).__name__))
         self.gate = Gate(options.queue, options.held_bytes)
         self.metrics = Metrics(lambda: self.gate.images)
         self.stages: list[Stage] = []
         self.embeds = False
-        self._maps, self._vectors = attention, Vectors(run)
+        # Vectors and maps are those of the backbone, which a classifier is itself.
+        self._body = body_of(run)
+        self._maps, self._vectors = attention, Vectors(self._body)
         self._device = next(run.model.parameters()).device
         # Accepted images that are still being decoded are worth waiting for; a lone one does not wait.
         self._worker = Worker(
@@ -68,17 +75,19 @@ class Service:
         self._worker.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    async def predict(self, pictures: Sequence[Picture], top: int) -> list[dict[str, Any]]:
-        """An answer for each picture, in their order."""
-        seen = await self._see(pictures)
-        values = await self._ask("predict", seen)
-        return [_named(each) | self.task.answer(value, top) for each, value in zip(seen, values, strict=True)]
+    async def predict(self, pictures: Sequence[Picture], **options: Any) -> list[dict[str, Any]]:
+        """An answer for each picture, in their order; `options` are those of the task."""
+        seen = await self._see(pictures, self.run.preprocess)
+        pairs = list(zip(await self._ask("predict", seen), seen, strict=True))
+        told = functools.partial(self.task.answer, **options)
+        answers = await self._in_pool(told, pairs) if self.task.slow else [told(*pair) for pair in pairs]
+        return [_named(each) | answer for each, answer in zip(seen, answers, strict=True)]
 
     async def embed(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-        """The pooled vector of each picture, which its classifier reads."""
+        """The pooled vector of each picture, as a classifier reads it."""
         if not self.embeds:
             raise Fault(404, "this model has no vectors; those of an exported file has the model it was made of")
-        seen = await self._see(pictures)
+        seen = await self._see(pictures, self._body.preprocess)
         try:
             values = await self._ask("embed", seen)
         except SrattnError:
@@ -91,17 +100,23 @@ class Service:
         """The map of a point, which is given in shares of the picture's sides."""
         if not self.stages:
             raise Fault(404, "this model has no attention maps; those of an exported file has the model it was made of")
-        (seen,) = await self._see([picture])
+        (seen,) = await self._see([picture], self.run.preprocess)
         order = order_of(self.stages, seen, x, y, stage, block, head)
         # A key of its own: maps are computed one by one.
         future = self._worker.submit(("explain", next(self._numbers)), (seen.pixels, order))
-        return seen, order, await asyncio.wrap_future(future)
-
-    async def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
-        loop = asyncio.get_running_loop()
-        preprocess, most = self.run.preprocess, self.options.max_pixels
         try:
-            jobs = [loop.run_in_executor(self._pool, see, each, preprocess, most) for each in pictures]
+            return seen, order, await asyncio.wrap_future(future)
+        except SrattnError as error:  # too large a map
+            raise Fault(422, str(error)) from None
+
+    async def _see(self, pictures: Sequence[Picture], preprocess: Preprocess) -> list[Seen]:
+        return await self._in_pool(see, [(each, preprocess, self.options.max_pixels) for each in pictures])
+
+    async def _in_pool(self, work: Callable[..., Value], given: Sequence[tuple[Any, ...]]) -> list[Value]:
+        """What `work` makes of each of the arguments, in the threads that decode."""
+        loop = asyncio.get_running_loop()
+        try:
+            jobs = [loop.run_in_executor(self._pool, work, *each) for each in given]
         except RuntimeError:  # the pool is closed
             raise busy("the service is stopping") from None
         try:
@@ -116,7 +131,7 @@ class Service:
 
     @torch.inference_mode()
     def _compute(self, key: tuple[Any, ...], items: list[Any]) -> list[Any]:
-        model = self.run.model
+        model = self._body.model
         if key[0] == "warm":
             inputs = self._inputs(items)
             self.task.compute(inputs)

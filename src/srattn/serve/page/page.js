@@ -5,6 +5,7 @@ let token = "";       // kept in this page alone
 let facts = null;     // the answer of /model
 let picture = null;   // the file that is shown
 let point = null;     // {x, y}, shares of the picture's sides
+let predicted = null; // the answer of /predict
 let answer = null;    // the answer of /explain
 let asked = { predict: null, explain: null };
 
@@ -40,25 +41,79 @@ function fail(error) {
 
 function settle() { part("error").hidden = true; part("status").textContent = ""; }
 
-// How an answer is shown, by task.
-const show = {
-  classification(found) {
-    part("classes").replaceChildren(...found.classes.map(({ name, probability }) => {
-      const row = document.createElement("li");
-      const label = document.createElement("span");
-      const share = document.createElement("span");
-      const bar = document.createElement("progress");
-      label.className = "name";
-      label.textContent = name;
-      share.textContent = `${(100 * probability).toFixed(1)} %`;
-      bar.max = 1;
-      bar.value = probability;
-      bar.setAttribute("aria-hidden", "true"); // the number beside it says the same
-      row.append(label, share, bar);
-      return row;
-    }));
+// A line of the list: a name, a share in words, and a bar of it.
+function line(name, share, colour) {
+  const row = document.createElement("li");
+  const label = document.createElement("span");
+  const words = document.createElement("span");
+  const bar = document.createElement("progress");
+  label.className = "name";
+  label.textContent = name;
+  if (colour) {
+    const swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.backgroundColor = colour;
+    label.prepend(swatch);
+  }
+  words.textContent = percent(share);
+  bar.max = 1;
+  bar.value = share;
+  bar.setAttribute("aria-hidden", "true"); // the number beside it says the same
+  row.append(label, words, bar);
+  return row;
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const colourOf = (name) => facts.colours[facts.classes.indexOf(name)];
+
+// By task: what is asked for, what the list and the drawing are called, and how an answer is shown, which gives words.
+const tasks = {
+  classification: {
+    query: { top: 5 }, title: "Classes", drawing: "",
+    show({ classes }) {
+      part("classes").replaceChildren(...classes.map(({ name, probability }) => line(name, probability)));
+      return classes.length ? `${classes[0].name}, ${percent(classes[0].probability)}` : "";
+    },
+  },
+  segmentation: {
+    query: {}, title: "Shares of the picture", drawing: "mask",
+    show({ shares, mask }) {
+      part("classes").replaceChildren(...shares.map(({ name, share }) => line(name, share, colourOf(name))));
+      part("mask").src = `data:image/png;base64,${mask}`;
+      return shares.slice(0, 3).map(({ name, share }) => `${name} ${percent(share)}`).join(", ");
+    },
+  },
+  detection: {
+    query: { threshold: 0.05 }, title: "Objects", drawing: "boxes",
+    show({ boxes, width, height }) {
+      const least = Number(part("least").value), sure = boxes.filter(({ score }) => score >= least);
+      part("least-value").textContent = least.toFixed(2);
+      part("classes").replaceChildren(...sure.map(({ name, score }) => line(name, score, colourOf(name))));
+      part("boxes").replaceChildren(...sure.map(({ name, score, box: [left, top, right, bottom] }) => {
+        const frame = document.createElement("div"), label = document.createElement("span");
+        frame.className = "box";
+        Object.assign(frame.style, {
+          borderColor: colourOf(name), left: `${100 * left / width}%`, top: `${100 * top / height}%`,
+          width: `${100 * (right - left) / width}%`, height: `${100 * (bottom - top) / height}%`,
+        });
+        label.textContent = `${name} ${percent(score)}`;
+        frame.append(label);
+        return frame;
+      }));
+      const counts = new Map();
+      for (const { name } of sure) counts.set(name, (counts.get(name) ?? 0) + 1);
+      return [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "Nothing was found.";
+    },
   },
 };
+
+// Shows the answer of /predict.
+function tellAnswer() {
+  const { drawing, show } = tasks[facts.task];
+  part("status").textContent = show(predicted);
+  part("mask").hidden = drawing !== "mask" || !part("drawn").checked;
+  part("boxes").hidden = drawing !== "boxes" || !part("drawn").checked;
+}
 
 async function load() {
   try {
@@ -70,6 +125,11 @@ async function load() {
   const names = facts.classes ?? [], more = names.length > 12 ? ", …" : "";
   if (names.length) part("status").textContent = `It knows ${names.length} classes: ${names.slice(0, 12).join(", ")}${more}`;
   document.title = `${facts.model} – srattn`;
+  const { title, drawing } = tasks[facts.task];
+  part("classes-title").textContent = title;
+  part("drawn-row").hidden = !drawing;
+  part("drawn-name").textContent = drawing;
+  part("least-row").hidden = drawing !== "boxes";
   const stages = facts.stages.map(({ stage, grid }) => new Option(`${stage} (${grid.join(" × ")})`, stage));
   part("stage").replaceChildren(...stages);
   part("explain").hidden = !stages.length;
@@ -92,7 +152,8 @@ async function open(file) {
   if (!facts) await load();
   if (!facts) return;
   picture = file;
-  point = answer = null;
+  point = answer = predicted = null;
+  part("mask").hidden = part("boxes").hidden = true;
   part("words").textContent = "";
   draw();
   URL.revokeObjectURL(part("image").src);
@@ -102,12 +163,11 @@ async function open(file) {
   part("status").textContent = "Asking the model…";
   part("error").hidden = true;
   try {
-    const { task, answers } = await post("predict", { top: 5 });
+    const { answers } = await post("predict", tasks[facts.task].query);
     settle();
-    show[task](answers[0]);
+    predicted = answers[0];
+    tellAnswer();
     part("result").hidden = false;
-    const best = answers[0].classes?.[0];
-    if (best) part("status").textContent = `${best.name}, ${(100 * best.probability).toFixed(1)} %`;
   } catch (error) {
     if (error.name !== "AbortError") part("result").hidden = true;
     fail(error);
@@ -138,11 +198,11 @@ function tell() {
   const [left, top, right, bottom] = answer.box;
   const across = left + (right - left) * (column + 0.5) / answer.grid[1];
   const down = top + (bottom - top) * (row + 0.5) / answer.grid[0];
-  const percent = (share) => `${Math.round(100 * Math.min(1, Math.max(0, share)))} %`;
+  const whole = (share) => `${Math.round(100 * within(share))} %`;
   const head = answer.head === null ? "mean of all heads" : `head ${answer.head}`;
   part("words").textContent =
-    `Stage ${answer.stage}, ${head}: the point at ${percent(point.x)} from the left and ${percent(point.y)} from the top ` +
-    `attends most to ${percent(across)} from the left and ${percent(down)} from the top.`;
+    `Stage ${answer.stage}, ${head}: the point at ${whole(point.x)} from the left and ${whole(point.y)} from the top ` +
+    `attends most to ${whole(across)} from the left and ${whole(down)} from the top.`;
 }
 
 function draw() {
@@ -189,8 +249,10 @@ part("file").addEventListener("change", (event) => open(event.target.files[0]));
 part("stage").addEventListener("change", () => { listHeads(); explain(); });
 part("head").addEventListener("change", explain);
 part("shown").addEventListener("change", draw);
+part("drawn").addEventListener("change", () => { if (predicted) tellAnswer(); });
+part("least").addEventListener("input", () => { if (predicted) tellAnswer(); });
 part("image").addEventListener("error", () => {
-  if (picture) part("words").textContent = "This browser cannot draw the picture; the model could read it if it has classes.";
+  if (picture) part("words").textContent = "This browser cannot draw the picture; the model could read it if it has an answer.";
 });
 
 part("token").addEventListener("submit", (event) => {
