@@ -180,18 +180,15 @@ def _say_quantised(found: dict[str, Any]) -> None:
 
 
 def _card(loaded: LoadedRun) -> dict[str, Any]:
-    """What a run says of its training."""
-    import json
+    """What a run says of its training, without places on this machine."""
+    from srattn.engine.card import recipe_of, result_of
 
-    from srattn.engine import run_folder
-
+    recipe, result = recipe_of(loaded), result_of(loaded)
     card: dict[str, Any] = {"source": loaded.path.name}
-    keys = ("data", "epochs", "seed", "recipe")
-    card |= {key: loaded.config[key] for key in keys if key in loaded.config}
-    result = loaded.path / run_folder.RESULT
-    if loaded.path.is_dir() and result.is_file():
-        found = json.loads(result.read_text(encoding="utf-8"))
-        card["result"] = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+    card |= {key: recipe[key] for key in ("data", "epochs", "seed", "recipe") if key in recipe}
+    if result:
+        plain = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+        card["result"] = {key: value for key, value in plain.items() if key != "data"}  # a path
     return card
 
 

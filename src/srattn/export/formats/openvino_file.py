@@ -13,6 +13,7 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.export.formats import STAMP, Runner
+from srattn.ops.native.build import processor_flags
 from srattn.tasks.detection.decode import Choice
 
 NEEDS = ("openvino", "numpy")
@@ -99,7 +100,8 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     if threads is not None:
         config |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     core = ov.Core()
-    free = core.compile_model(model, "CPU", config).create_infer_request()
+    fragile = _is_fragile(model)
+    free = None if fragile else core.compile_model(model, "CPU", config).create_infer_request()
     seen: set[tuple[int, ...]] = set()
     fixed: dict[tuple[int, ...], Any] = {}
 
@@ -107,7 +109,10 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
         """A shape that comes again gets a request of its own: OpenVINO is several times as fast where it knows it."""
         if shape in fixed:
             return fixed[shape]
-        if not model.is_dynamic() or shape not in seen or len(fixed) == _MOST_SHAPES:
+        if fragile:
+            if len(fixed) == _MOST_SHAPES:
+                del fixed[next(iter(fixed))]
+        elif not model.is_dynamic() or shape not in seen or len(fixed) == _MOST_SHAPES:
             seen.add(shape)
             return free
         known = model.clone()
@@ -120,6 +125,19 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
         return [torch.from_numpy(each.copy()) for each in found.to_tuple()]
 
     return run
+
+
+def _is_fragile(model: Any) -> bool:
+    """Whether OpenVINO would crash unless it knows the size of its images.
+
+    On processors with AMX it does so in whole numbers on dynamic heights and widths (its issue 37577, 2026.1 to
+    2026.4). A graph that resizes pictures has one size from there on.
+    """
+    whole = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    port = model.input(0)
+    sizes = list(port.get_partial_shape())[2:]
+    varies = port.get_element_type().get_type_name() == "f32" and any(size.is_dynamic for size in sizes)
+    return whole and varies and "amx_int8" in processor_flags()
 
 
 def _read(path: Path) -> Any:
