@@ -188,6 +188,7 @@ def test_masks_and_boxes(
         page.locator("#classes li").first.wait_for()
         image = page.locator("#image").bounding_box()
         drawn = page.get_by_label("Show the mask" if task == "segmentation" else "Show the boxes")
+        shot(page, f"{task}-{width}")
         if task == "segmentation":
             assert page.locator("#mask").bounding_box() == pytest.approx(image, abs=0.5)
             assert page.evaluate("document.getElementById('mask').naturalWidth") == 120
@@ -202,7 +203,6 @@ def test_masks_and_boxes(
             page.get_by_label("Least score").fill("0.8")
             assert page.locator("#least-value").text_content() == "0.80"
             assert frames.count() == page.locator("#classes li").count() < before
-        shot(page, f"{task}-{width}")
         drawn.uncheck()
         assert not page.locator("#mask").is_visible() and not page.locator("#boxes .box").first.is_visible()
         drawn.check()

@@ -128,7 +128,7 @@ async function load() {
   const { title, drawing } = tasks[facts.task];
   part("classes-title").textContent = title;
   part("drawn-row").hidden = !drawing;
-  part("drawn-name").textContent = drawing;
+  part("drawn-name").textContent = `Show the ${drawing}`;
   part("least-row").hidden = drawing !== "boxes";
   const stages = facts.stages.map(({ stage, grid }) => new Option(`${stage} (${grid.join(" × ")})`, stage));
   part("stage").replaceChildren(...stages);
