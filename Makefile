@@ -11,7 +11,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c const
 
 help:
 	@echo "make demo    train on scanned digits and write a report (about two minutes after the installation)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, one process for each processor"
 	@echo "make lint    run ruff, pyright and import-linter"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make docs    build the documentation into site/"
@@ -20,8 +20,9 @@ help:
 demo: $(VENV)/installed-train
 	@$(BIN)/srattn train --data digits
 
+# A file of tests stays in one process, so that what it trains once is trained once.
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
