@@ -25,8 +25,8 @@ from srattn.export.formats import MODULES, format_of, get_format
 from srattn.export.formats.archive import refuse_code
 from srattn.export.formats.torch_compiled import TRUST
 from srattn.export.graph import make_graph, make_program
-from srattn.export.opened import read_facts
-from srattn.export.options import SUFFIXES
+from srattn.export.opened import open_export, read_facts
+from srattn.export.options import LEAST_OPSET, OPSET, SUFFIXES
 
 
 def available(name: str) -> Any:
@@ -83,6 +83,18 @@ def test_onnx_holds_no_names_of_this_machine(traced: dict[str, Any], tmp_path: P
     assert b"site-packages" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("opset", [LEAST_OPSET, OPSET])
+def test_the_opset_is_the_one_that_is_asked_for(opset: int, traced: dict[str, Any], tmp_path: Path) -> None:
+    available("onnx")
+    import onnx
+
+    facts = traced["fixed"].facts
+    options = dataclasses.replace(facts.options, format="onnx", opset=opset)
+    one = dataclasses.replace(traced["fixed"], facts=dataclasses.replace(facts, options=options))
+    path, _ = make_one(one, "onnx", tmp_path)
+    assert {each.domain: each.version for each in onnx.load(str(path)).opset_import}[""] == opset
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AOTInductor's archive of one block: verified, known for what it is, and run on trust."""
@@ -103,6 +115,10 @@ def test_compiled_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     facts = Facts.from_text(make(str(tmp_path / "program.pt2"), str(path), cases, facts.to_text()), path)
     assert 0 <= facts.verified["error"] <= facts.verified["tolerance"]
     assert format_of(path) == "torch-compiled" and read_facts(path) == facts
+    monkeypatch.setenv(TRUST, "1")
+    images = torch.randn(3, 3, 16, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(open_export(path).model(images), model(images), rtol=1e-4, atol=1e-5)
     monkeypatch.setenv(TRUST, "0")
     with pytest.raises(SrattnError, match=TRUST):
         get_format("torch-compiled").open_file(path)
