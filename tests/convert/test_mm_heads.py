@@ -294,6 +294,29 @@ def test_the_relu_between_extra_maps_goes_with_the_weights(tmp_path) -> None:
         srattn.save_checkpoint(again, tmp_path / "theirs.pth", layout="mmdet")
 
 
+@pytest.mark.parametrize(("backbone", "layout", "norm"), [row[1:] for row in PUBLISHED if row[0] == "upernet"])
+def test_an_auxiliary_head_is_read_and_written_by_a_model_that_has_one(backbone, layout, norm, tmp_path) -> None:
+    state = whole("upernet", backbone, layout, norm)
+    model = model_for("upernet", backbone, norm, auxiliary=0.4, auxiliary_width=HIDDEN)
+    report = srattn.load_checkpoint(model, {"state_dict": state})
+    assert not report.missing and not report.unexpected and len(report.loaded) == len(model.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = read_source(srattn.save_checkpoint(model, tmp_path / "theirs.pth", layout=layout)).state
+    assert set(written) == set(state)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in written.items())
+    # Files of ours with it fit models without it, and the other way round.
+    own = srattn.save_checkpoint(model, tmp_path / "own.safetensors")
+    plain = model_for("upernet", backbone, norm)
+    dropped = srattn.load_checkpoint(plain, own).adapted
+    assert dropped and all(key.startswith("head.auxiliary.") for key in dropped)
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in plain.state_dict().items())
+    missing = srattn.load_checkpoint(model, srattn.save_checkpoint(plain, tmp_path / "plain.safetensors")).missing
+    assert missing and all(key.startswith("head.auxiliary.") for key in missing)
+    convert_file(own, tmp_path / "again.pth", layout)
+    assert set(read_source(tmp_path / "again.pth").state) == set(state)
+
+
 @pytest.mark.parametrize(("kind", "backbone"), [("upernet", "twins_svt_small"), ("retinanet", "pvt_v2_b0")])
 def test_a_file_of_theirs_becomes_one_of_ours_that_says_what_it_is(kind: str, backbone: str, tmp_path) -> None:
     norm = None if kind == "retinanet" else "bn"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scenes import CLASSES, HEIGHT, SMALL, VAL, WIDTH, shapes
 
 from srattn.data.mask_files import read_mask
-from srattn.data.preprocess import to_tensor
+from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.engine import Interrupted, TrainConfig, train
 from srattn.engine.defaults import resolve
 from srattn.engine.open_model import open_model, task_of
@@ -24,8 +24,9 @@ from srattn.engine.scene_exam import measure_scenes
 from srattn.engine.scene_folder import write_folder
 from srattn.engine.scene_predict import Looking, in_image, likeliest, predict_boxes, predict_mask
 from srattn.engine.start import prepare_model
-from srattn.engine.weights import load_run
+from srattn.engine.weights import load_run, save_weights
 from srattn.errors import SrattnError
+from srattn.tasks.models import task_options
 
 Launch = Callable[..., list[Any]]  # see conftest
 
@@ -121,9 +122,12 @@ def test_it_learns_to_segment(options: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["upernet", "unet"])
 def test_heads_and_losses_by_name(head: str, loss: str, options: Any, tmp_path: Path) -> None:
     given = options("segment") | {"head": head, "loss": loss, "epochs": 1, "head_options": {}}
-    given["head_options"] = {"width": 16} if head == "upernet" else {"widths": [8, 8, 8]}
+    beside = {"auxiliary": 0.4, "auxiliary_width": 8}
+    given["head_options"] = {"width": 16, **beside} if head == "upernet" else {"widths": [8, 8, 8]}
     train(TrainConfig(**given, out=str(tmp_path / "run")))
-    assert load_run(tmp_path / "run").model.config["head"]["kind"] == head
+    loaded = load_run(tmp_path / "run")
+    assert loaded.model.config["head"]["kind"] == head
+    assert task_options(loaded.model) == ({"auxiliary": 0.4} if head == "upernet" else {})
 
 
 def test_weights_of_a_classifier_start_a_segmenter(finished: Path, mask_folder: Path, tmp_path: Path) -> None:
@@ -188,6 +192,19 @@ def test_a_head_is_taken_for_the_same_classes_alone(run: Path, options: Any) -> 
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in heads.items()) == taken
         told = "those of its head" if taken else f"a new head: class 0 is {names[0]!r} here and {classes[0]!r} in {run}"
         assert any(told in note for note in notes)
+
+
+def test_an_auxiliary_head_begins_anew_where_the_other_model_has_none(options: Any, tmp_path: Path) -> None:
+    given = options("segment") | {"head": "upernet", "head_options": {"width": 16}}
+    plain: Any = prepare_model(resolve(TrainConfig(**given)), list(CLASSES))[0]
+    torch.nn.init.normal_(plain.head.classifier.weight)
+    file = tmp_path / "plain.safetensors"
+    save_weights(file, plain, list(CLASSES), Preprocess(size=(32, 32), fit="shorter"), task="segmentation")
+    given |= {"init": str(file), "head_options": {"width": 16, "auxiliary": 0.4, "auxiliary_width": 8}}
+    model, notes = prepare_model(resolve(TrainConfig(**given)), list(CLASSES))
+    state = model.state_dict()
+    assert "and those of its head" in notes and any(name.startswith("head.auxiliary.") for name in state)
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
 
 
 def test_a_folder_of_predictions(run: Path, mask_folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,25 @@ def test_the_head_is_its_definition(norm: str, training: bool) -> None:
     assert_same_with_gradients(shuffled(head).train(training), definition, random_maps())
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_an_auxiliary_head_answers_in_training_alone(norm: str) -> None:
+    numbers = {"width": 16, "norm": norm, "drop_rate": 0.0}
+    head = shuffled(UPerNetHead(CHANNELS, 5, auxiliary=0.4, auxiliary_width=8, **numbers))
+    assert head.config["auxiliary"] == 0.4 and "auxiliary" not in UPerNetHead(CHANNELS, 5, **numbers).config
+
+    def both(head: UPerNetHead, features: list[Tensor]) -> Tensor:
+        beside = plain(head, "auxiliary.classifier", block(head, "auxiliary.conv", features[2]))
+        return torch.cat([definition(head, features), up(beside, features[0])], 1)
+
+    assert_same_with_gradients(head.train(), both, random_maps())
+    assert head.eval()(random_maps()).shape[1] == 5
+    for wrong in ({"auxiliary": -1.0}, {"auxiliary": float("inf")}):
+        with pytest.raises(SrattnError, match="auxiliary is a weight from 0 up"):
+            UPerNetHead(CHANNELS, 5, **wrong)
+    with pytest.raises(SrattnError, match=r"got 0\.4 for 1 map"):
+        UPerNetHead(CHANNELS[:1], 5, auxiliary=0.4)
+
+
 def test_maps_above_and_below_the_scales() -> None:
     head = shuffled(UPerNetHead(CHANNELS, 5, width=8)).eval()
     for grids in ([(40, 33), (20, 17), (10, 9), (7, 8)], [(2, 3), (1, 2), (1, 1), (1, 1)]):

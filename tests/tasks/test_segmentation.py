@@ -21,7 +21,9 @@ from srattn.engine.evaluate import evaluate
 from srattn.errors import SrattnError
 from srattn.tasks import make_task
 from srattn.tasks.contours import boundary_f
+from srattn.tasks.dense import segmentation_model
 from srattn.tasks.losses import cross_entropy, dice, lovasz
+from srattn.tasks.models import rebuild, task_options
 from srattn.tasks.segmentation import Segmentation, class_map, nearest_on
 
 VOID = 255
@@ -331,6 +333,20 @@ def test_a_loss_is_remembered_for_its_own_outputs_only() -> None:
     assert float(task.tally(logits, void)["loss"]) == 0 and task.summary(
         {k: float(v) for k, v in task.tally(logits, void).items()}
     ) == {"loss": 0.0, "miou": 0.0, "pixel_accuracy": 0.0}
+
+
+def test_an_auxiliary_head_is_learnt_by_and_not_reported() -> None:
+    logits, target = drawn((9, 12))
+    beside = drawn((9, 12), seed=7)[0]
+    task, alone = Segmentation(CLASSES, loss="ce+dice", auxiliary=0.4), Segmentation(CLASSES, loss="ce+dice")
+    both = torch.cat([logits, beside], 1)
+    expected = alone.loss(logits, target) + 0.4 * alone.loss(beside, target)
+    torch.testing.assert_close(task.loss(both, target), expected)
+    sums, others = task.tally(both, target), alone.tally(logits, target)
+    assert sums.keys() == others.keys() and all(torch.allclose(sums[name], others[name]) for name in sums)
+    torch.testing.assert_close(task.loss(logits, target), alone.loss(logits, target))  # as in evaluation
+    model = segmentation_model("pvt_v2_b0", 4, "upernet", {"width": 8, "auxiliary": 0.4}, device="meta")
+    assert task_options(model) == {"auxiliary": 0.4} and task_options(rebuild(model.config)) == {"auxiliary": 0.4}
 
 
 def test_a_model_learns_through_the_task() -> None:

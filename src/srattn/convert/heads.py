@@ -17,6 +17,7 @@ from srattn.convert.head_numbers import describe
 from srattn.convert.layouts.base import Layout
 from srattn.convert.layouts.heads import TELLING
 from srattn.convert.layouts.keys import Rule, apply_rules, fill, find_rule
+from srattn.convert.layouts.mm_heads import AUXILIARY, AUXILIARY_HEAD, BESIDE
 from srattn.convert.layouts.transforms import Context
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
@@ -54,18 +55,21 @@ def find_head(
     rest: Mapping[str, torch.Tensor],
     told: str | None = None,
     otherwise: str | None = None,
+    auxiliary: bool = False,
 ) -> FoundHead | None:
     """The head among `rest`, the tensors that belong to no backbone.
 
     Args:
         told: its kind as the file says it; keys of our own layout need not tell it then.
         otherwise: the kind that keys of our own layout are taken for where nothing tells it.
+        auxiliary: with the head beside it that serves training alone.
     """
     if layout.parts:
         known = {key: tensor for key, tensor in rest.items() if key.startswith(layout.parts)}
         kind = told or next((kind for kind, key in TELLING.items() if key in known), otherwise)
         return FoundHead(kind, None, known) if kind and known else None
     for kind, rules in layout.heads.get(family, {}).items():
+        rules = rules + AUXILIARY_HEAD if auxiliary else rules
         found = {key: find_rule(key, rules, theirs=True, keys=rest) for key in rest}
         named = {key: fill(rules[rule[0]].ours[0], rule[2]) for key, rule in found.items() if rule is not None}
         if TELLING[kind] in named.values():
@@ -82,7 +86,8 @@ def write_head(head: Head, layout: Layout, family: str) -> dict[str, torch.Tenso
     check_head(head.kind, layout, family)
     if layout.parts:
         return dict(head.state)
-    applied = apply_rules(head.state, layout.heads[family][head.kind], to_ours=False, context=Context())
+    rules = layout.heads[family][head.kind] + AUXILIARY_HEAD
+    applied = apply_rules(head.state, rules, to_ours=False, context=Context())
     if applied.unknown:
         raise SrattnError(f"the {layout.name} layout of a {head.kind} head has no rule for {applied.unknown[0]!r}")
     return applied.state
@@ -155,13 +160,16 @@ def fit_head(found: FoundHead | None, mine: Head, *, strict: bool, keep: bool) -
             named = ", ".join(repr(name) for name in theirs.names[key])
             shapes = f"{key!r} (their {named}) is {tuple(tensor.shape)}, the model's is {tuple(target.shape)}"
             raise SrattnError(f"{shapes}{told}; {_KEEP}")
-        elif strict and not key.endswith("num_batches_tracked"):  # files of long ago have no such counter
+        elif strict and not key.endswith("num_batches_tracked") and not key.startswith(BESIDE):
+            # Files of long ago have no such counter, and most have no head that serves training alone.
             raise SrattnError(f"these weights have no {key!r} {tuple(target.shape)}{told}; {_KEEP}")
         else:
             fit.missing.append(key)
     for key in theirs.state:
         if key not in mine.state:
-            if strict:
+            if key.startswith(BESIDE):
+                fit.adapted[key] = AUXILIARY
+            elif strict:
                 raise SrattnError(f"the model has no place for {key!r}{told}; {_KEEP}")
             fit.unexpected.append(key)
     return fit

@@ -14,7 +14,7 @@ from srattn.convert import hf
 from srattn.convert.fit import Fit, Fitter, Mismatch
 from srattn.convert.head_numbers import check_parts, saved_backbone, saved_kind, saved_parts
 from srattn.convert.heads import Head, fit_head, head_of, own_head, parts_of, set_relu
-from srattn.convert.layouts.mm_heads import AUXILIARY
+from srattn.convert.layouts.mm_heads import AUXILIARY, BESIDE
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, merged, to_ours
 from srattn.convert.variants import backbone_of, context_of, describe, family_of
@@ -148,6 +148,7 @@ def _read_ours(read: Source, backbone: Backbone, mine: Head | None, layout: str 
         context=context,
         kind=saved_kind(read.metadata),
         own_kind=None if mine is None else mine.kind,
+        auxiliary=mine is not None and any(key.startswith(BESIDE) for key in mine.state),
     )
 
 

@@ -40,6 +40,7 @@ def to_ours(
     context: Context | None = None,
     kind: str | None = None,
     own_kind: str | None = None,
+    auxiliary: bool = False,
 ) -> Ours:
     """Recognises `state` (wrappers included) and converts it to our layout.
 
@@ -47,6 +48,7 @@ def to_ours(
         layout, prefer: see `recognise`.
         kind: of the head beside the backbone, where the file says it.
         own_kind: of the model's own head, which one in our layout is taken for where nothing tells its kind.
+        auxiliary: with the head that serves training alone.
     """
     detected = recognise(state, layout=layout, prefer=prefer)
     rules = detected.layout.rules[detected.family]
@@ -54,7 +56,7 @@ def to_ours(
     tensors = unwrap(state) if detected.beside else {}
     rest = {key.removeprefix(detected.outer): tensors[key] for key in detected.beside}
     rest |= {key: detected.state[key] for key in applied.unknown}
-    head = find_head(detected.layout, detected.family, rest, kind, own_kind)
+    head = find_head(detected.layout, detected.family, rest, kind, own_kind, auxiliary)
     taken = () if head is None else head.state
     unknown = tuple(key for key in applied.unknown if key not in taken)
     beside = tuple(key for key in detected.beside if key.removeprefix(detected.outer) not in taken)

@@ -56,7 +56,7 @@ class Steps:
         if self.device.type == "cpu":
             torch.set_num_threads(config.threads)
         model, _ = prepare_model(config, names, weights=False)
-        options = task_options(model) if config.loss is None else {"loss": config.loss}
+        options = {**task_options(model), **({} if config.loss is None else {"loss": config.loss})}
         task = make_task(config.task, names, config.label_smoothing, **options)
         self.learner = Learner(config, model, task, World(self.device))
 

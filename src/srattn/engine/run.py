@@ -154,7 +154,7 @@ def _prepare(
         progress.note(f"skipped {line}")
     loader = make_loader(config, augment, data, world)
     model, notes = prepare_model(config, data.classes, weights=weights)
-    options = task_options(model) if config.loss is None else {"loss": config.loss}
+    options = {**task_options(model), **({} if config.loss is None else {"loss": config.loss})}
     task = make_task(config.task, data.classes, config.label_smoothing, **options)
     task = with_teacher(task, config, augment.preprocess, data.classes)
     for line in (*getattr(data, "notes", ()), *notes):

@@ -122,15 +122,15 @@ def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list
     notes += [f"{key} resized {how}" for key, how in report.resized.items()]
     ours, others = model.state_dict(), found.model.state_dict()
     rest = [name for name in ours if not name.startswith("backbone.")]
-    if "backbone" in found.model.config and all(
-        name in others and others[name].shape == ours[name].shape for name in rest
-    ):
+    fits = [name for name in rest if name in others and others[name].shape == ours[name].shape]
+    # A head that serves training alone begins anew where the other model has none.
+    if "backbone" in found.model.config and all(name in fits or name.startswith("head.auxiliary.") for name in rest):
         other = _another_class(classes, found.classes)
         if other is not None:
             told = f"class {other} is {classes[other]!r} here and {found.classes[other]!r} in {source}"
             return [*notes, f"a new head: {told}"]
         with torch.no_grad():
-            for name in rest:
+            for name in fits:
                 ours[name].copy_(others[name])
         return [*notes, "and those of its head"]
     return [*notes, "a new head"]

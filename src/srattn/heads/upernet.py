@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -47,15 +48,41 @@ class PooledContext(nn.Module):
         return self.fuse(torch.cat([x, *parts], 1))
 
 
+class AuxiliaryHead(nn.Module):
+    """A convolution and a classifier on one map (arXiv:1411.4038), for training alone."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        width: int,
+        *,
+        norm: str = "batch",
+        drop_rate: float = 0.1,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.conv = ConvNormReLU(channels, width, norm=norm, **factory)
+        self.classifier = PixelClassifier(width, num_classes, drop_rate, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to logits (B, num_classes, H, W)."""
+        return self.classifier(self.conv(x))
+
+
 class UPerNetHead(nn.Module):
     """A feature pyramid whose coarsest map has pooled context; all its maps are fused at the finest grid.
 
     The paper concatenates the enlarged maps and convolves them. A convolution is a sum over channels, so each map is
     convolved here by its own columns of that weight and the results are added: no concatenated map is ever written.
-    The auxiliary head that is published beside it, for training alone, is not part of this.
+    With `auxiliary` a second head learns from the last map but one, as published: in training its logits, enlarged to
+    the finest grid, follow those of the first in the channels, and `srattn.tasks.segmentation` weighs their loss. In
+    evaluation it is not computed.
 
     Parameters: `context` for the coarsest map; `laterals.{n}` and `outputs.{n}` for the others, finest first; `fuse`,
-    whose weight has its columns in the order of the maps; `classifier`.
+    whose weight has its columns in the order of the maps; `classifier`; `auxiliary`, if there is one.
 
     Args:
         channels: of the feature maps, finest first, as `feature_info.channels()` gives them.
@@ -64,6 +91,8 @@ class UPerNetHead(nn.Module):
         scales: numbers of parts, a side, that the coarsest map is pooled to.
         norm: "batch" or "group".
         drop_rate: dropout of whole channels before the classifier.
+        auxiliary: the weight of the second head's loss, 0.4 as published; 0 is without.
+        auxiliary_width: of the map inside of it.
     """
 
     kind: ClassVar[str] = "upernet"
@@ -77,11 +106,19 @@ class UPerNetHead(nn.Module):
         scales: Sequence[int] = (1, 2, 3, 6),
         norm: str = "batch",
         drop_rate: float = 0.1,
+        auxiliary: float = 0.0,
+        auxiliary_width: int = 256,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_numbers(self.kind, channels, num_classes=num_classes, width=width, drop_rate=drop_rate)
+        sizes = {"num_classes": num_classes, "width": width, "auxiliary_width": auxiliary_width}
+        check_numbers(self.kind, channels, drop_rate=drop_rate, **sizes)
+        if not 0 <= auxiliary < math.inf or (auxiliary and len(channels) < 2):
+            raise SrattnError(
+                f"auxiliary is a weight from 0 up, of a head on the last map but one; got {auxiliary} for "
+                f"{len(channels)} map(s)"
+            )
         if not scales or min(scales) < 1:
             raise SrattnError(f"scales are numbers of parts of at least 1, got {list(scales)}")
         factory = {"device": device, "dtype": dtype}
@@ -93,16 +130,25 @@ class UPerNetHead(nn.Module):
             "norm": norm,
             "drop_rate": drop_rate,
         }
+        if auxiliary:
+            self.config |= {"auxiliary": auxiliary, "auxiliary_width": auxiliary_width}
         self.channels, self.num_classes, self.width = list(channels), num_classes, width
+        self.auxiliary_weight = auxiliary
         finer = self.channels[:-1]
         self.context = PooledContext(self.channels[-1], width, scales, norm=norm, **factory)
         self.laterals = nn.ModuleList(ConvNormReLU(c, width, 1, norm=norm, **factory) for c in finer)
         self.outputs = nn.ModuleList(ConvNormReLU(width, width, norm=norm, **factory) for _ in finer)
         self.fuse = ConvNormReLU(len(self.channels) * width, width, norm=norm, **factory)
         self.classifier = PixelClassifier(width, num_classes, drop_rate, **factory)
+        self.auxiliary: AuxiliaryHead | None = None
+        if auxiliary:
+            self.auxiliary = AuxiliaryHead(
+                self.channels[-2], num_classes, auxiliary_width, norm=norm, drop_rate=drop_rate, **factory
+            )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """maps [(B, C_n, H_n, W_n)], finest first. Returns logits (B, num_classes, H_0, W_0)."""
+        """maps [(B, C_n, H_n, W_n)], finest first. Returns logits (B, num_classes, H_0, W_0); in training with an
+        auxiliary head (B, 2 * num_classes, H_0, W_0)."""
         check_maps(maps, self.channels)
         grid = maps[0].shape[2:]
         columns = self.fuse.conv.weight.split(self.width, dim=1)
@@ -116,4 +162,7 @@ class UPerNetHead(nn.Module):
             part = F.conv2d(enlarged(out, grid) if n else out, columns[n], padding=1)
             total = part if total is None else total + part
         assert total is not None
-        return self.classifier(self.fuse.finish(total))
+        logits = self.classifier(self.fuse.finish(total))
+        if self.auxiliary is None or not self.training:
+            return logits
+        return torch.cat([logits, enlarged(self.auxiliary(maps[-2]), grid)], 1)

@@ -106,7 +106,8 @@ class SegmentationModel(DenseModel):
         return int(self.head.num_classes)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W), H and W from the backbone's `min_size` up, to logits (B, classes, ceil(H / 4), ceil(W / 4))."""
+        """(B, C, H, W), H and W from the backbone's `min_size` up, to logits (B, classes, ceil(H / 4), ceil(W / 4)); in
+        training those of an auxiliary head follow in the channels, if there is one."""
         return self.head(self.features(images))
 
 

@@ -12,7 +12,7 @@ from srattn.errors import SrattnError, nearest
 from srattn.heads import list_heads
 from srattn.heads.glpn import GLPNHead
 from srattn.models import build_model
-from srattn.tasks.dense import DepthModel, build_dense, glpn, segmentation_model
+from srattn.tasks.dense import DepthModel, SegmentationModel, build_dense, glpn, segmentation_model
 from srattn.tasks.detection.model import build_detection, faster_rcnn, fcos, mask_rcnn, retinanet
 from srattn.tasks.detection.stages.model import TwoStageModel
 from srattn.tasks.pose.model import HEADS as POSE_HEADS
@@ -89,6 +89,9 @@ def task_options(model: nn.Module) -> dict[str, Any]:
     """What the task of a whole model has to know of it, as options of `srattn.tasks.make_task`."""
     if isinstance(model, DepthModel):
         return {"max_depth": model.max_depth}
+    if isinstance(model, SegmentationModel):
+        weight = float(getattr(model.head, "auxiliary_weight", 0.0))
+        return {"auxiliary": weight} if weight else {}
     if isinstance(model, TwoStageModel):
         return {"stages": 2, "masks": model.has_masks}
     return {"columns": model.columns} if isinstance(model, PoseModel) else {}

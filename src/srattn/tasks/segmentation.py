@@ -22,27 +22,39 @@ class Segmentation:
         label_smoothing: part of each target that is spread over all classes, training only; of cross-entropy, the
             other losses have none.
         loss: as `srattn.tasks.losses.parse_loss` reads it: "ce", "ce+dice", "0.5*ce+lovasz".
+        auxiliary: the weight of the same loss of a model's auxiliary head, whose logits follow the others in training,
+            (B, 2 K, h, w); it is learnt by and not reported.
     """
 
     name = "segmentation"
     headline = "miou"
 
-    def __init__(self, classes: list[str], label_smoothing: float = 0.0, loss: str = "ce") -> None:
+    def __init__(
+        self, classes: list[str], label_smoothing: float = 0.0, loss: str = "ce", auxiliary: float = 0.0
+    ) -> None:
         if not 2 <= len(classes) <= VOID:
             raise SrattnError(
                 f"segmentation is of 2 to {VOID} classes, the background among them, got {len(classes)}: "
                 f"{', '.join(classes[:5])}"
             )
-        self.classes, self.label_smoothing = classes, label_smoothing
+        self.classes, self.label_smoothing, self.auxiliary = classes, label_smoothing, auxiliary
         self.objective = parse_loss(loss, label_smoothing=label_smoothing)
         self.measured = parse_loss(loss)  # without smoothing, so that training compares with validation
         self._taken: tuple[Tensor, Tensor, Tensor] | None = None
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor | None = None) -> Tensor:
         """`outputs` (B, K, h, w) logits, `targets` (B, H, W); the mean over the valid pixels of the batch."""
-        value = self.objective(of_outputs(outputs, self.classes), targets)
+        logits, beside = self._divided(outputs)
+        value = self.objective(of_outputs(logits, self.classes), targets)
         self._taken = None if self.objective.smooths else (outputs.detach(), targets, value.detach())
-        return value
+        return value if beside is None else value + self.auxiliary * self.objective(beside, targets)
+
+    def _divided(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits, and those of the auxiliary head where there are any."""
+        count = len(self.classes)
+        if not self.auxiliary or outputs.shape[1] != 2 * count:
+            return outputs, None
+        return outputs[:, :count], outputs[:, count:]
 
     def weigh(self, targets: Tensor) -> Tensor:
         """What a batch counts beside others in a mean over all of them: its valid pixels."""
@@ -54,7 +66,7 @@ class Segmentation:
 
         Pixels are counted on the outputs' own grid, where the target is read at the nearest pixel.
         """
-        logits, count = of_outputs(outputs, self.classes), len(self.classes)
+        logits, count = of_outputs(self._divided(outputs)[0], self.classes), len(self.classes)
         predicted = logits.argmax(1)
         target = nearest_on(targets, predicted.shape[1], predicted.shape[2])
         valid = target != VOID
@@ -72,7 +84,7 @@ class Segmentation:
         taken, self._taken = self._taken, None
         if taken is not None and taken[1] is targets and taken[0].is_set_to(outputs.detach()):
             return taken[2]
-        return self.measured(of_outputs(outputs, self.classes), targets)
+        return self.measured(of_outputs(self._divided(outputs)[0], self.classes), targets)
 
     def summary(self, sums: dict[str, float]) -> dict[str, float]:
         numbers = range(len(self.classes))

@@ -11,7 +11,8 @@ mmdet.models.necks.fpn, .dense_heads.retina_head). What it computes otherwise th
   that loads such weights has none either (`extra_relu`).
 - RetinaHead is ours, its anchors in our order (ratio by ratio) and, as published, at the left upper corners of cells
   (`offset=0`). Its coder limits how far a box shrinks, too: below a 62nd of its anchor, where ours goes on.
-- An auxiliary head serves training alone and has no place here.
+- An auxiliary head serves training alone: a model that has one reads and writes it (UPerHead's FCNHead of one
+  convolution), others leave it out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from __future__ import annotations
 from srattn.convert.layouts.keys import Rule, same
 
 AUXILIARY = "dropped: an auxiliary head serves training alone"
+BESIDE = "head.auxiliary."
+"""What our keys of it begin with."""
 _CLASSIFIER = same("head.classifier.{p}", "decode_head.conv_seg.{p}")
 _MAPS = 4  # of a backbone: the pyramid begins at one of them
 
@@ -75,6 +78,11 @@ UPERNET: tuple[Rule, ...] = (
     *_normed("head.outputs.{n}", "decode_head.fpn_convs.{n}"),
     *_normed("head.fuse", "decode_head.fpn_bottleneck"),
     _CLASSIFIER,
+)
+
+AUXILIARY_HEAD: tuple[Rule, ...] = (
+    *_normed("head.auxiliary.conv", "auxiliary_head.convs.0"),
+    same("head.auxiliary.classifier.{p}", "auxiliary_head.conv_seg.{p}"),
 )
 
 RETINANET: tuple[Rule, ...] = (
