@@ -44,17 +44,21 @@ def test_every_verb_has_its_options_and_an_example() -> None:
     assert set(re.findall(r"(?m)^srattn (\w+)", text)) == set(VERBS)
 
 
-def test_every_example_of_a_verb_is_understood() -> None:
+def test_every_command_of_the_pages_is_understood() -> None:
     from srattn.cli.main import VERBS
     from srattn.cli.parser import make_parser
 
-    lines = re.findall(r"(?m)^srattn (.*)$", (DOCS / "verbs.md").read_text("utf-8"))
-    assert lines
-    for line in lines:
-        verb, *rest = shlex.split(line, comments=True)
-        parser = make_parser(verb, VERBS[verb])
-        importlib.import_module(f"srattn.cli.{verb}").add_arguments(parser)
-        parser.parse_args(rest)  # a wrong option raises
+    seen = set()
+    for page in [DOCS.parent / "README.md", *DOCS.glob("*.md")]:
+        blocks = re.findall(r"(?m)^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL)
+        for block in (text for language, text in blocks if language in ("", "sh")):
+            for line in re.findall(r"(?m)^(?:torchrun .* -m )?srattn (?!.*\.\.\.$)(.*)$", block):
+                verb, *rest = shlex.split(line, comments=True)
+                parser = make_parser(verb, VERBS[verb])
+                importlib.import_module(f"srattn.cli.{verb}").add_arguments(parser)
+                parser.parse_args(rest)  # a wrong option raises
+                seen.add(verb)
+    assert seen == set(VERBS)
 
 
 def test_linked_files_are_there() -> None:

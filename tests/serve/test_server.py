@@ -44,7 +44,8 @@ def service(**options: Any) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 @contextlib.asynccontextmanager
 async def client_of(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None)
+    # A connection that is used again may be one that the service closes at that moment, where the machine is busy.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as client:
         yield client
 
