@@ -33,7 +33,8 @@ MAX_BYTES, MAX_LOSS = 8_000_000, 0.002
 SEVERITIES = [1, 3, 5]
 _OF_THE_RECIPE = (
     "model", "model_options", "size", "augment", "epochs", "batch_size", "optimiser", "lr", "min_lr",
-    "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay", "clip_grad", "drop_rate", "drop_path_rate", "precision", "seed",
+    "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay", "clip_grad", "drop_rate", "drop_path_rate",
+    "precision", "seed",
 )  # fmt: skip
 
 
