@@ -193,7 +193,7 @@ def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[
     if found.corruptions:
         console.print(_robustness(found, Table(box=box.SIMPLE_HEAD)))
     for line in left_out[:5]:
-        console.print(f"left out {line}", highlight=False, markup=False)
+        console.print(f"left out {line}", highlight=False, markup=False, soft_wrap=True)
     if len(left_out) > 5:
         console.print(f"and {len(left_out) - 5} more that could not be used")
 

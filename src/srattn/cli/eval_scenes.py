@@ -120,7 +120,7 @@ def _print(found: SceneMeasurement, facts: dict[str, Any]) -> None:
         if len(rows[1]) > _SHOWN:
             console.print(f"the first {_SHOWN} of {len(rows[1])} rows; --out has all of them")
     for line in found.skipped[:5]:
-        console.print(f"left out {line}", highlight=False, markup=False)
+        console.print(f"left out {line}", highlight=False, markup=False, soft_wrap=True)
     if len(found.skipped) > 5:
         console.print(f"and {len(found.skipped) - 5} more that could not be used")
 
