@@ -133,8 +133,7 @@ def card(facts: dict[str, Any]) -> str:
         f"{training['epochs']} epochs in {training['minutes']:g} minutes with {training['machine']['threads']} threads "
         f"of {training['machine']['processor']}, torch {training['versions']['torch']}. The weights are "
         "those of the last epoch; the recipe was chosen among a few by minutes of training, compared on test images "
-        "first, and its last choice, a finer map, on 5,000 held-out training images. "
-        "The recipe:",
+        "but for the fineness of the map, which 5,000 held-out training images chose. The recipe:",
         "",
         "```yaml",
         yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
