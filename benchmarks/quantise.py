@@ -135,7 +135,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['model']} on {result['data']}; {machine['cpu']}, one thread, torch {machine['torch']}, {packages}, "
         f"srattn {machine['commit']}. Accuracy of the model itself and of the file, and the difference in points with "
         f"what chance makes of it; the bar is {BAR} points lost. Noise "
-        "is that of the logits, below their signal, on images that were not calibrated on.",
+        f"is that of the logits, below their signal, on images that were not calibrated on.{_note(result)}",
         "",
         "| runtime | precision | MB | images | before | after | points | same answer | noise | ms, 1 | ms, 50 |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -163,6 +163,10 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _note(result: dict[str, Any]) -> str:
+    return f" {result['note']}" if result.get("note") else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="images with classes: what srattn eval takes")
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["onnx", "openvino", "torch"])
     parser.add_argument("--precision", nargs="+", help="these alone")
     parser.add_argument("--add", action="store_true", help="keep the rows of --out that are not measured anew")
+    parser.add_argument("--note", default="", help="a sentence for the table, such as what else the machine did")
     parser.add_argument("--out", type=Path, default=RESULTS / "quantise.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -194,6 +199,7 @@ def main() -> None:
             "versions": versions(),
             "model": loaded.path.name,
             "data": Path(args.data).name,
+            "note": args.note,
             "rows": rows,
         }
         args.out.write_text(json.dumps(result, indent=1) + "\n")
