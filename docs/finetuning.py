@@ -86,7 +86,13 @@ def run_all(photos: Path, args: argparse.Namespace) -> dict[str, Any]:
                         "options": {**COMMON, **options},
                     }
                 )
-    return {"photos": args.title, "epochs": args.epochs, "runs": rows, "machine": describe(args.threads)}
+    return {
+        "photos": args.title,
+        "epochs": args.epochs,
+        "runs": rows,
+        "note": args.note,
+        "machine": describe(args.threads),
+    }
 
 
 def _like_the_box() -> dict[str, Any]:
@@ -139,7 +145,8 @@ def render(figures: dict[str, Any] | None) -> str:
         seconds = statistics.median(row["seconds"] for row in rows)
         lines.append(f"| {way} | {len(rows)} | {early} | {late} | {seconds:.0f} |")
     versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "srattn", "commit"))
-    lines += ["", f"{machine['cpu']}, {machine['threads']} threads; {versions}.", ""]
+    note = f" {figures['note']}" if figures.get("note") else ""
+    lines += ["", f"{machine['cpu']}, {machine['threads']} threads; {versions}.{note}", ""]
     return text + "\n".join(lines)
 
 
@@ -179,6 +186,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--note", default="", help="a sentence for the page, such as what else the machine did")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--page", type=Path, default=PAGE)

@@ -27,9 +27,9 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state = {**muon.state, **adamw.state}  # pyright: ignore[reportAttributeAccessIssue]
 
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for part in self.parts:
-            part.step(closure)
+            part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
@@ -71,7 +71,7 @@ def make_optimiser(
 
 
 def _linear_maps(model: nn.Module) -> set[str]:
-    """The trained weights of linear maps outside the head, whose rows are classes."""
+    """Names of the trained weights of linear maps; not of the head, whose rows are classes and no directions."""
     names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = {name for name, p in model.named_parameters() if name in names and p.requires_grad}
     return {name for name in found if "head" not in name.split(".")}
