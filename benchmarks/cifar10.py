@@ -3,6 +3,7 @@
     python benchmarks/cifar10.py --data FOLDER --only ours --seed 0     # one run
     python benchmarks/cifar10.py --data FOLDER                          # all of them, seeds 0 and 1
     python benchmarks/cifar10.py --report                               # the tables again, from what is there
+    python benchmarks/cifar10.py --report --add                         # beside the runs that the tables hold already
     python benchmarks/cifar10.py --data FOLDER --recipe cifar10_gpu --only ours --seed 0 --minutes 5   # on a GPU
 
 The recipe is `srattn recipes cifar10`, or that for a GPU; the candidates differ in the model alone, and in how many
@@ -173,11 +174,17 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def report(runs: Path, results: Path, recipe: str = "cifar10", name: str | None = None) -> list[dict[str, Any]]:
-    """Writes the data, the table and the curves of all finished runs of a recipe."""
+def report(
+    runs: Path, results: Path, recipe: str = "cifar10", name: str | None = None, add: bool = False
+) -> list[dict[str, Any]]:
+    """Writes the data, the table and the curves of all finished runs of a recipe; `add` keeps others already there."""
     name = name or recipe
     register()
     rows = [row for folder in sorted(runs.glob("*-seed*/")) if (row := read_run(folder))]
+    if add and (results / f"{name}.json").is_file():
+        found = {(row["candidate"], row["seed"]) for row in rows}
+        before = json.loads((results / f"{name}.json").read_text())["runs"]
+        rows += [row for row in before if (row["candidate"], row["seed"]) not in found]
     rows.sort(key=lambda row: (list(CANDIDATES).index(row["candidate"]), row["seed"]))
     if not rows:
         raise SystemExit(f"no finished run in {runs}")
@@ -190,7 +197,6 @@ def report(runs: Path, results: Path, recipe: str = "cifar10", name: str | None 
 
 def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
     """Markdown: a line a run, and the mean of each candidate."""
-    machine = rows[0]["machine"]
     budgets = " or ".join(sorted({f"{row['budget_minutes']:g}" for row in rows if row["budget_minutes"]}, key=float))
     lines = [
         "# CIFAR-10 from scratch",
@@ -199,15 +205,18 @@ def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
         f"all (`srattn recipes {recipe}`); the passes over the training images are those that fit the minutes"
         f"{f', {budgets} at most' if budgets else ''}.",
         "",
-        "| model | seed | test accuracy | minutes | passes | parameters | M multiply-adds | images/s | loader |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | optimiser | seed | test accuracy | minutes | passes | parameters | M multiply-adds | images/s | "
+        "loader | machine |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    machines = list(dict.fromkeys(_machine(row) for row in rows))
     for row in rows:
-        passes = row["epochs"] * row["config"].get("passes", 1)
+        optimiser, passes = (row["config"].get(key, other) for key, other in (("optimiser", "adamw"), ("passes", 1)))
         lines.append(
-            f"| {row['candidate']} | {row['seed']} | {100 * row['accuracy']:.2f} % | {row['minutes']:.1f} | "
-            f"{passes} | {row['parameters'] / 1e6:.2f} M | {row['mega_macs']:.0f} | "
-            f"{row['images_per_second']:.0f} | {100 * row['loader_share']:.1f} % |"
+            f"| {row['candidate']} | {optimiser} | {row['seed']} | {100 * row['accuracy']:.2f} % | "
+            f"{row['minutes']:.1f} | {row['epochs'] * passes} | {row['parameters'] / 1e6:.2f} M | "
+            f"{row['mega_macs']:.0f} | {row['images_per_second']:.0f} | {100 * row['loader_share']:.1f} % | "
+            f"{1 + machines.index(_machine(row))} |"
         )
     lines += ["", "| model | mean | lowest | highest | seeds |", "|---|--:|--:|--:|--:|"]
     for name in CANDIDATES:
@@ -215,10 +224,16 @@ def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
         if found:
             mean = statistics.fmean(found)
             lines.append(f"| {name} | {mean:.2f} % | {min(found):.2f} % | {max(found):.2f} % | {len(found)} |")
+    lines += ["", *(f"{number}. {machine}" for number, machine in enumerate(machines, 1)), ""]
+    return "\n".join(lines)
+
+
+def _machine(row: dict[str, Any]) -> str:
+    """Where and with what a run was made."""
+    machine = row["machine"]
     versions = ", ".join(f"{key} {machine[key]}" for key in ("torch", "srattn", "python", "commit"))
     place = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    lines += ["", f"{place}; {versions}.", ""]
-    return "\n".join(lines)
+    return f"{place}; {versions}."
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -263,6 +278,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--name", help="of the files in --results; the recipe's name by default")
     parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--add", action="store_true", help="keep the runs in --results that are not among --runs")
     args = parser.parse_args()
     args.runs = args.runs or Path("runs", args.recipe)
     register()
@@ -270,7 +286,7 @@ def main() -> None:
         for seed in args.seed:
             for candidate in args.only:
                 run_one(candidate, seed, args)
-    report(args.runs, args.results, args.recipe, args.name)
+    report(args.runs, args.results, args.recipe, args.name, args.add)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,13 @@ def test_runs_tables_and_the_box(
     assert (tmp_path / "cifar10.md").read_text().count("| ours |") == 3
     with Image.open(tmp_path / "cifar10.png") as picture:
         assert picture.size == (1080, 432)
+    shutil.copytree(runs / "ours-seed1", tmp_path / "few" / "ours-seed1")
+    shutil.copy(runs / "ours-seed1.json", tmp_path / "few")
+    few = ("--runs", tmp_path / "few", "--results", tmp_path, "--report")
+    run(cifar10, monkeypatch, *few, "--add")
+    assert json.loads((tmp_path / "cifar10.json").read_text())["runs"] == rows
+    run(cifar10, monkeypatch, *few, "--name", "one")
+    assert json.loads((tmp_path / "one.json").read_text())["runs"] == rows[1:]
 
     run(box, monkeypatch, runs / "ours-seed0", "--data", images, "--target", tmp_path / "weights", "--threads", 1)
     facts = json.loads((tmp_path / "weights" / "cifar10.json").read_text())

@@ -187,9 +187,44 @@ def test_muon_steps_by_a_scaler_of_losses() -> None:
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_a_kernel_as_the_linear_map_of_patches(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    kernel, linear = nn.Conv2d(3, 5, 2, stride=2), nn.Linear(12, 5)
+    with torch.no_grad():
+        linear.weight.copy_(kernel.weight.flatten(1))
+        linear.bias.copy_(kernel.bias)
+    kernel.weight.data = kernel.weight.data.contiguous(memory_format=layout)
+    models = (kernel, linear)
+    optimisers = [make_optimiser(model, 1.0, 0.05, kind="muon_conv") for model in models]
+    x = torch.randn(4, 3, 2, 2)
+    for rate in (0.1, 0.05, 0.02):  # the rate of a step reaches the views too
+        for model, optimiser, given in zip(models, optimisers, (x, x.flatten(1)), strict=True):
+            set_learning_rate(optimiser, rate)
+            optimiser.zero_grad()
+            model(given).flatten(1).pow(3).sum().backward()
+            optimiser.step()
+        assert kernel.weight.stride() == torch.empty(5, 3, 2, 2).to(memory_format=layout).stride()
+        # Muon computes its directions in bfloat16: columns in another order are rounded otherwise.
+        torch.testing.assert_close(kernel.weight.flatten(1), linear.weight, atol=0.05 * rate, rtol=0)
+    state = optimiser_state(kernel, optimisers[0])
+    assert state["weight.momentum_buffer"].count_nonzero() == 60
+
+
+def test_muon_conv_leaves_depthwise_kernels_to_adamw() -> None:
+    model = build_model("pvt_v2_b0", num_classes=3, depths=[1, 1, 1, 1], device="meta")
+    optimiser = make_optimiser(model, 1e-3, 0.05, kind="muon_conv")
+    moved = {id(p) for group in optimiser.param_groups if "ns_steps" in group for p in group["params"]}
+    kernels = {name: id(p) in moved for name, p in model.named_parameters() if p.ndim == 4}
+    assert {name for name, by_muon in kernels.items() if by_muon} == {n for n in kernels if "dwconv" not in n}
+    assert len(set(kernels.values())) == 2
+
+
 def test_muon_is_refused_where_it_has_no_matrix() -> None:
-    with pytest.raises(SrattnError, match="no linear map outside the head"):
+    with pytest.raises(SrattnError, match=r"no linear map outside the head .* optimiser muon_conv or adamw"):
         make_optimiser(nn.Conv2d(3, 4, 3), 0.1, 0.05, kind="muon")
+    with pytest.raises(SrattnError, match=r"no matrix outside the head .* take optimiser adamw"):
+        make_optimiser(nn.Conv2d(4, 4, 3, groups=4), 0.1, 0.05, kind="muon_conv")
     with pytest.raises(SrattnError, match="whole matrices, which fsdp divides"):
         TrainConfig(optimiser="muon", distributed="fsdp")
 

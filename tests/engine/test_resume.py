@@ -21,10 +21,10 @@ from srattn.engine import Interrupted, TrainConfig, train
 from srattn.errors import SrattnError
 
 # Everything random is on: augmentation, dropout, stochastic depth; the average has weights of its own,
-# and linear maps an optimiser of theirs.
+# and matrices an optimiser of theirs.
 RANDOM = {
     "drop_rate": 0.2, "drop_path_rate": 0.3, "ema_decay": 0.9, "augment": "affine,flip,mixup", "epochs": 3,
-    "accumulate": 2, "layer_decay": 0.8, "optimiser": "muon",
+    "accumulate": 2, "layer_decay": 0.8, "optimiser": "muon_conv",
 }  # fmt: skip
 TIMES = ("images_per_second", "loader_share", "seconds")
 Launch = Callable[..., list[Any]]  # see conftest

@@ -99,9 +99,9 @@ class TrainConfig:
     """Parts in which a step is computed: the same gradient with less memory."""
     eval_batch_size: int | None = None
     """Images at a time and process when measuring; by default its part of batch_size."""
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: Literal["adamw", "muon", "muon_conv"] = "adamw"
     """muon moves the linear maps outside the head along orthogonal matrices, at AdamW's learning rates; AdamW moves the
-    rest."""
+    rest. muon_conv: the kernels of convolutions that mix channels too."""
     lr: float | None = None
     """The highest learning rate, after warm-up."""
     min_lr: float = 1e-5
@@ -250,7 +250,9 @@ def _check_ranges(config: TrainConfig) -> None:
         raise SrattnError(f"layer_decay must be at most 1, got {config.layer_decay}")
     if config.accumulate > config.batch_size:
         raise SrattnError(f"accumulate must be at most batch_size ({config.batch_size}), got {config.accumulate}")
-    if config.optimiser == "muon" and config.distributed == "fsdp":
-        raise SrattnError("muon needs whole matrices, which fsdp divides: take optimiser adamw, or distributed ddp")
+    if config.optimiser != "adamw" and config.distributed == "fsdp":
+        raise SrattnError(
+            f"{config.optimiser} needs whole matrices, which fsdp divides: take optimiser adamw, or distributed ddp"
+        )
     if not -(2**63) <= config.seed < 2**63:
         raise SrattnError(f"seed must fit in 64 bits, got {config.seed}")

@@ -13,27 +13,61 @@ from torch.optim import AdamW, Optimizer
 from srattn.engine.schedule import learning_rate as learning_rate
 from srattn.errors import SrattnError
 
-Kind = Literal["adamw", "muon"]
+Kind = Literal["adamw", "muon", "muon_conv"]
 
 _STATE = ("exp_avg", "exp_avg_sq")
 _WITH_THE_LAYER_BEFORE = 99998  # suffixes from this on mark norms behind the blocks of a stage
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimisers as one: Muon's groups first, then those of AdamW. Their state is there from the start."""
+    """Two optimisers as one: Muon's groups first, then those of AdamW. Their state is there from the start.
 
-    def __init__(self, muon: Optimizer, adamw: AdamW) -> None:  # the base class would make groups of its own
-        self.parts = (muon, adamw)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-        self.state = {**muon.state, **adamw.state}  # pyright: ignore[reportAttributeAccessIssue]
+    Muon knows matrices alone: it is given the kernels of convolutions as such, (out, in x height x width).
+    """
 
+    def __init__(self, groups: list[dict[str, Any]], adamw: AdamW, lr: float) -> None:  # the base would make groups
+        views = [group | {"params": [_as_matrix(p) for p in group["params"]]} for group in groups]
+        self.muon, self.adamw = torch.optim.Muon(views, lr=lr, adjust_lr_fn="match_rms_adamw"), adamw
+        self.state = {**adamw.state}  # pyright: ignore[reportAttributeAccessIssue]
+        muons: list[dict[str, Any]] = []
+        for group, view in zip(groups, self.muon.param_groups, strict=True):
+            muons.append(view | {"params": group["params"]})
+            for parameter, matrix in zip(group["params"], view["params"], strict=True):  # from the start, as `_prime`
+                self.state[parameter] = self.muon.state[matrix]
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(matrix)
+        self.param_groups = muons + adamw.param_groups
+
+    @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for part in self.parts:
-            part.step()
+        for view, group in zip(self.muon.param_groups, self.param_groups, strict=False):
+            matrices = view["params"]
+            view.update(group | {"params": matrices})
+            for parameter, matrix in zip(group["params"], matrices, strict=True):
+                if matrix is not parameter:
+                    grad = parameter.grad
+                    matrix.grad = None if grad is None else _laid(grad, parameter).reshape_as(matrix)
+        self.muon.step()
+        self.adamw.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if set_to_none:
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    parameter.grad.detach_().zero_()
+
+
+def _as_matrix(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter itself where it is one, else a view of it: who changes it changes the parameter."""
+    if parameter.ndim == 2:
+        return parameter
+    return nn.Parameter(_laid(parameter.detach(), parameter).view(len(parameter), -1))
+
+
+def _laid(tensor: Tensor, kernel: Tensor) -> Tensor:
+    """Its columns in the order in which the kernel's lie in memory; Muon does the same in any order."""
+    return tensor.permute(0, *sorted(range(1, kernel.ndim), key=lambda dim: -kernel.stride(dim)))
 
 
 def make_optimiser(
@@ -45,15 +79,16 @@ def make_optimiser(
     times less for every layer below (arXiv:2106.08254). Without `layer_decay` there are two groups.
 
     `kind` "muon": the linear maps outside the head are moved along orthogonal matrices instead (Jordan, 2024), scaled
-    so that learning rate and decay mean what they mean to AdamW (arXiv:2502.16982), which moves the rest.
+    so that learning rate and decay mean what they mean to AdamW (arXiv:2502.16982), which moves the rest. "muon_conv":
+    the kernels of convolutions that mix channels too.
 
     Raises:
-        SrattnError: the model has no linear map for Muon.
+        SrattnError: the model has nothing for Muon.
     """
     exempt: set[str] = set(getattr(model, "no_weight_decay", set)())
     depth = layer_depths(model) if layer_decay < 1 else {}
     top = max(depth.values(), default=0)
-    orthogonal = _linear_maps(model) if kind == "muon" else set()
+    orthogonal = _for_muon(model, kind)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -67,24 +102,27 @@ def make_optimiser(
         by_kind[muon].append({"params": found, "weight_decay": decay, "scale": scale})
     adamw = AdamW(by_kind[False], lr=lr, fused=_has_fused(next(model.parameters()).device))
     _prime(adamw)
-    return MuonWithAdamW(_muon(by_kind[True], lr), adamw) if kind == "muon" else adamw
+    return adamw if kind == "adamw" else MuonWithAdamW(by_kind[True], adamw, lr)
 
 
-def _linear_maps(model: nn.Module) -> set[str]:
-    """Names of the trained weights of linear maps; not of the head, whose rows are classes and no directions."""
-    names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    found = {name for name, p in model.named_parameters() if name in names and p.requires_grad}
-    return {name for name in found if "head" not in name.split(".")}
+def _for_muon(model: nn.Module, kind: Kind) -> set[str]:
+    """Names of the trained weights that Muon moves; not of the head, whose rows are classes and no directions."""
+    if kind == "adamw":
+        return set()
+    mixing = (name for name, module in model.named_modules() if _mixes_channels(module, kind))
+    names = {f"{name}.weight".removeprefix(".") for name in mixing}
+    trained = {name for name, p in model.named_parameters() if name in names and p.requires_grad}
+    found = {name for name in trained if "head" not in name.split(".")}
+    if not found:
+        what, other = ("linear map", "muon_conv or ") if kind == "muon" else ("matrix", "")
+        raise SrattnError(f"no {what} outside the head is trained, which {kind} is for: take optimiser {other}adamw")
+    return found
 
 
-def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:
-    if not groups:
-        raise SrattnError("no linear map outside the head is trained, which Muon is for: take optimiser adamw")
-    muon = torch.optim.Muon(groups, lr=lr, adjust_lr_fn="match_rms_adamw")
-    for group in muon.param_groups:
-        for parameter in group["params"]:  # from the start, as in `_prime`
-            muon.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return muon
+def _mixes_channels(module: nn.Module, kind: Kind) -> bool:
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return kind == "muon_conv" and module.groups == 1
+    return isinstance(module, nn.Linear)
 
 
 def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
