@@ -2,7 +2,7 @@
 
     python benchmarks/export.py                  # writes benchmarks/results/export.json and export.md
     python benchmarks/export.py --rounds 5       # a short look
-    python benchmarks/export.py --forms          # and every form of a block, see srattn.export.fast.Form
+    python benchmarks/export.py --forms          # and other forms of a block, see srattn.export.fast.Form
 
 timm's model is exported by torch's exporter at the shapes of the case. OpenVINO gets that ONNX file, and the same model
 converted from torch by OpenVINO itself; ours is held against the faster of the two. Every candidate's answer is
@@ -31,21 +31,20 @@ from srattn.bench.peers import Absent, build_peer, settings_of
 from srattn.bench.timing import interleave, ratios, summarise
 from srattn.errors import SrattnError
 from srattn.export import Options, export_model
-from srattn.export.fast import Form
 from srattn.export.graph import FORMS
 
 RESULTS = Path(__file__).parent / "results"
 RUNTIMES = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 FORMAT = {"onnxruntime": "onnx", "openvino": "openvino"}
 SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
-ALL_FORMS = [Form(*each) for each in itertools.product(("tokens", "map", "channels"), ("fused", "products"))]
+PARTS = {"feed_forward": ("tokens", "map", "channels"), "in_turn": (0, 13 << 19), "in_parts": (0, 2 << 20)}
+"""What `--forms` varies, see `srattn.export.fast.Form`."""
 BAR = {"onnxruntime": 1.3, "openvino": 1.1}
 
 
-def files(case: Case, runtime: str, folder: Path, forms: bool) -> dict[str, Path]:
-    """The exports of a case by the name of the candidate."""
-    ours = case.build()
-    timm = build_peer("timm", ours, case)
+def timm_files(case: Case, runtime: str, folder: Path) -> dict[str, Path]:
+    """timm's exports of a case by the name of the candidate."""
+    timm = build_peer("timm", case.build(), case)
     found = {"timm": runtimes.export(timm, case, folder / "timm.onnx")}
     if runtime == "openvino":
         import openvino as ov
@@ -53,14 +52,23 @@ def files(case: Case, runtime: str, folder: Path, forms: bool) -> dict[str, Path
         program = torch.export.export(timm, (case.images(),))
         ov.save_model(ov.convert_model(program), folder / "timm_torch.xml", compress_to_fp16=False)
         found["timm, converted from torch"] = folder / "timm_torch.xml"
-    name = FORMAT[runtime]
+    return found
+
+
+def our_files(case: Case, runtime: str, folder: Path, forms: bool) -> dict[str, Path]:
+    """Our exports of a case, for its precision, by the name of the candidate."""
+    model, name, found = case.build(), FORMAT[runtime], {}
+    precision = "bfloat16" if case.dtype == "bfloat16" else "float32"
     chosen = FORMS[name]
-    for form in ALL_FORMS if forms else [chosen]:
-        label = "srattn" if form == chosen else f"srattn {form.feed_forward}, {form.attention}"
-        path = folder / f"{label.replace(', ', '_').replace(' ', '_')}{SUFFIX[runtime]}"
+    others = [chosen._replace(**dict(zip(PARTS, each, strict=True))) for each in itertools.product(*PARTS.values())]
+    for form in dict.fromkeys([chosen, *others] if forms else [chosen]):
+        told = [f"{part} {getattr(form, part)}" for part in PARTS if getattr(form, part) != getattr(chosen, part)]
+        label = ", ".join(["srattn", *told])
+        path = folder / f"{case.dtype}_{len(found)}{SUFFIX[runtime]}"
         FORMS[name] = form
+        options = Options(format=name, size=case.size, batch=case.batch, precision=precision)  # type: ignore[arg-type]
         try:
-            export_model(ours, path, Options(format=name, size=case.size, batch=case.batch))  # type: ignore[arg-type]
+            export_model(model, path, options)
             found[label] = path
         except SrattnError as error:
             print(f"{label}: {error}")
@@ -161,11 +169,10 @@ def main() -> None:
         rows = [row for row in kept if (row["model"], row["batch"], row["runtime"]) not in again]
     for model, batch, runtime in itertools.product(args.models, args.batch, args.runtimes):
         with tempfile.TemporaryDirectory() as name:
-            case = Case(model, (224, 224), batch, threads=args.threads)
-            paths = files(case, runtime, Path(name), args.forms)
+            theirs = timm_files(Case(model, (224, 224), batch, threads=args.threads), runtime, Path(name))
             for dtype in RUNTIMES[runtime]:
-                each = Case(model, (224, 224), batch, dtype, threads=args.threads)  # type: ignore[arg-type]
-                rows += measure(each, runtime, paths, args.rounds)
+                case = Case(model, (224, 224), batch, dtype, threads=args.threads)  # type: ignore[arg-type]
+                rows += measure(case, runtime, theirs | our_files(case, runtime, Path(name), args.forms), args.rounds)
                 print(model, batch, runtime, dtype, flush=True)
         rows.sort(key=lambda row: (row["model"], row["batch"], row["runtime"], row["dtype"] == "bfloat16"))
         result = {"machine": describe(args.threads), "versions": versions(), "rounds": args.rounds, "rows": rows}

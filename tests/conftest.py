@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,14 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")  # no longer: its loop of events would be in the way of others
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from tests.in_browser import started
+
+    yield from started()
 
 
 @pytest.fixture(scope="session")

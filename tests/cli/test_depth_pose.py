@@ -55,6 +55,8 @@ def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     record = json.loads((out / "predictions.json").read_text())["images"][0]["metres"]
     assert metres.shape == (32, 40) and float(metres.max()) == pytest.approx(record["most"], abs=1e-3)
     capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path / "model.pt2")]) == 2
+    assert "a model for depth" in (said := capsys.readouterr().err) and "--task features" in said
     for looking in ([], ["--flip"], ["--native"]):
         assert main(["predict", str(rooms / "images/0.png"), "--model", str(run), *looking]) == 0
         assert " m" in capsys.readouterr().out

@@ -104,23 +104,34 @@ def test_errors(run: Path, picture: Path, tmp_path: Path, capsys: pytest.Capture
     assert code == 2 and "at most 24" in err
 
 
-def test_exported_models_are_refused_with_the_way_out(
+def test_files_that_cannot_be_explained(
     run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx = pytest.importorskip("onnx")
     from srattn.export.facts import Facts
     from srattn.export.options import Options
 
-    facts = Facts(Options(), CLASSES, Preprocess(), ["logits"], {"name": "pvt_v2_b0"}, {}, [])
-    stamped = onnx.ModelProto(ir_version=8)
-    stamped.metadata_props.add(key="srattn", value=facts.to_text())
-    for file, content, of in (
-        ("model.onnx", stamped.SerializeToString(), "an export of pvt_v2_b0"),
-        ("other.onnx", b"none of ours", "an exported model"),
-        ("other.xml", b"<xml/>", "an exported model"),
-    ):
+    def stamped(weights: str) -> bytes:
+        card = {"source": "my-run"}
+        facts = Facts(Options(), CLASSES, Preprocess(), ["logits"], {"name": "pvt_v2_b0"}, card, [], weights=weights)
+        model = onnx.ModelProto(ir_version=8)
+        model.metadata_props.add(key="srattn", value=facts.to_text())
+        return model.SerializeToString()
+
+    for file, content, words in (
+        ("model.onnx", stamped("0" * 64), "give --source the run or the checkpoint that it was exported from: "
+         "pvt_v2_b0, from my-run"),
+        ("old.onnx", stamped(""), "does not say which weights it was made of: export it again"),
+        ("other.onnx", b"none of ours", "is no whole ONNX file"),
+    ):  # fmt: skip
         (tmp_path / file).write_bytes(content)
         code, _, err = explain(capsys, picture, "--model", tmp_path / file, "--out", tmp_path / "out")
-        assert code == 2 and of in err and "the run or the checkpoint that it was exported from" in err
+        assert code == 2 and words in err, err
+    given = ("--model", tmp_path / "model.onnx", "--source", run)
+    code, _, err = explain(capsys, picture, *given, "--out", tmp_path / "out")
+    assert code == 2 and f"made of other weights than those of {run}; it was made of pvt_v2_b0, from my-run" in err
+    code, _, err = explain(capsys, picture, "--model", run, "--source", run, "--out", tmp_path / "out")
+    assert code == 2 and "--source goes with an exported file" in err
+    assert not (tmp_path / "out").exists()
     code, _, err = explain(capsys, picture, "--model", tmp_path / "no.onnx", "--out", tmp_path / "out")
     assert code == 2 and "no.onnx does not exist" in err

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from srattn.engine import TrainConfig, load_run, train
@@ -100,6 +101,21 @@ def test_patience_and_the_best_weights(tiny: dict[str, Any], tmp_path: Path, mon
     assert result.result["accuracy"] == accuracies[best] > accuracies[-1]
     again = train(TrainConfig(resume=str(result.folder)))  # it stays ended
     assert again.result["accuracy"] == accuracies[best] and len(again.history) == len(accuracies)
+
+
+@pytest.mark.parametrize("chooses", [{"keep": "best"}, {"patience": 2}])
+def test_test_images_choose_nothing(chooses: dict[str, Any], tiny: dict[str, Any], tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name, level in (("dark", 0), ("light", 255)):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for number in range(5):
+                Image.new("L", (8, 8), level).save(tmp_path / "data" / part / name / f"{number}.png")
+    given = tiny | {"data": str(tmp_path / "data"), "epochs": 1, "out": str(tmp_path / "run")}
+    for val in ({}, {"val": "test"}):
+        with pytest.raises(SrattnError, match=r"would choose weights by the test images .* --val split"):
+            train(TrainConfig(**given | val | chooses))
+    assert not (tmp_path / "run").exists()
+    train(TrainConfig(**given | chooses, val="split"))
 
 
 def test_the_time_is_up(tiny: dict[str, Any], tmp_path: Path) -> None:

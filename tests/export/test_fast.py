@@ -8,11 +8,16 @@ import pytest
 import torch
 
 import srattn
-from srattn.export.fast import FastAttention, FastBlock, Form, absorbed_in, fast_form
+from srattn.export import Options
+from srattn.export.fast import FastAttention, FastBlock, FastFeedForward, Form, InTurn, absorbed_in, fast_form
+from srattn.export.graph import FORMS as CHOSEN
+from srattn.export.graph import form_for
 from srattn.models.backbone import Backbone
 
 SMALL = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (2, 2, 2, 2), "depths": (1, 1, 1, 1)}
-FORMS = [Form(*parts) for parts in itertools.product(("tokens", "map", "channels"), ("fused", "products"))]
+FORMS = [
+    Form(*parts) for parts in itertools.product(("tokens", "map", "channels"), ("fused", "products"), (False, True))
+]
 
 
 def unsettled(name: str = "pvt_v2_b0", **options: object) -> Backbone:
@@ -42,6 +47,23 @@ def test_every_form_is_exact(form: Form) -> None:
         strict=True,
     ):
         assert apart(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("form", FORMS[::2], ids=str)
+@torch.no_grad()
+def test_images_in_turn_and_channels_in_parts(form: Form) -> None:
+    model = unsettled(mlp_ratios=(20, 16, 8, 4))  # 160, 256, 192 and 128 hidden channels
+    images = torch.randn(5, 3, 64, 96, dtype=torch.float64)
+    hidden = 8 * 16 * 24 * 160  # bytes of the first stage
+    fast = fast_form(model, (64, 96), True, form._replace(in_turn=2 * hidden, in_parts=hidden // 3), batch=5, item=8)
+    turns = [module.images for module in fast.modules() if isinstance(module, InTurn)]
+    assert turns == [2]  # 2, 2 and 1; all five fit in later stages
+    parts = [len(module.parts) for module in fast.modules() if isinstance(module, FastFeedForward)]
+    assert parts == [2, 2, 1, 1]  # of at least 64 channels, and small maps are whole
+    assert apart(fast(images), model(images)) < 1e-12
+    whole = fast_form(model, (64, 96), True, form._replace(in_turn=2 * hidden), batch=None, item=8)
+    assert not any(isinstance(module, InTurn) for module in whole.modules())
+    assert apart(whole(images[:3]), model(images[:3])) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -90,3 +112,11 @@ def test_absorbs_where_that_is_less_work_at_the_declared_size() -> None:
     absorbed = next(module for module in at_224.modules() if isinstance(module, FastAttention))
     assert {name for name, _ in absorbed.named_parameters(recurse=False)} == {"keys", "shift", "values", "bias"}
     assert sum(absorbed_in(fast_form(model, (1024, 1024), True, Form()))) < 4
+
+
+def test_the_form_follows_the_precision() -> None:
+    chosen = CHOSEN["openvino"]
+    assert form_for(Options("openvino")) == chosen and chosen.in_parts > 0 < chosen.in_turn
+    assert form_for(Options("openvino", precision="bfloat16")) == chosen._replace(in_parts=0)
+    assert form_for(Options("openvino", precision="int8")) == chosen._replace(in_turn=0, in_parts=0)
+    assert form_for(Options("openvino", precision="int8-weights")) == Form()

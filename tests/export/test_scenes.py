@@ -245,11 +245,15 @@ def test_what_cannot_be_is_refused(model: Any, change: dict[str, Any], words: st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_of_a_model_of_another_kind_there_are_features(tmp_path: Path) -> None:
     from srattn.tasks.dense import glpn
 
-    with pytest.raises(SrattnError, match="got DepthModel"):
-        export_model(glpn("pvt_v2_b0", **TINY), tmp_path / "model.pt2", Options(format="torch"))
+    model = glpn("pvt_v2_b0", **TINY)
+    with pytest.raises(SrattnError, match="got DepthModel; its backbone's maps go out with --task features"):
+        export_model(model, tmp_path / "model.pt2", Options(format="torch"))
+    options = Options(format="torch", task="features", size=(64, 64), batch=1)
+    facts = export_model(model, tmp_path / "model.pt2", options, labels=[]).facts
+    assert facts.outputs == [f"map_{n}" for n in range(1, 5)] and facts.verified["error"] < 1e-5
 
 
 @torch.no_grad()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,19 +15,9 @@ import pytest
 from srattn.engine.weights import LoadedRun
 from srattn.explain import attention
 from srattn.serve import Options, make_app
+from tests.in_browser import shot, watched
 
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which is not installed")
-
-# Flags that keep the browser from asking anybody else for anything.
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
 TOKEN = "s3cret"
 
 
@@ -61,37 +48,13 @@ def url(tiny: LoadedRun) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert BROWSER is not None
-    if subprocess.run([BROWSER, "--version"], capture_output=True, timeout=60, check=False).returncode:
-        pytest.skip(f"{BROWSER} does not start")  # as where its installation was cut short
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield found
-        found.close()
-
-
-def shot(page: Any, name: str) -> None:
-    """A picture of the page for whoever asks for one."""
-    if folder := os.environ.get("SRATTN_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
-
-
 @pytest.mark.parametrize(("name", "width", "height"), [("desk", 1200, 900), ("phone", 360, 740)])
 def test_a_visit(
     url: str, browser: Any, picture_of: Callable[..., bytes], tmp_path: Path, name: str, width: int, height: int
 ) -> None:
     file = tmp_path / "noise.png"
     file.write_bytes(picture_of(size=(300, 200)))
-    page = browser.new_page(viewport={"width": width, "height": height})
-    elsewhere, problems = [], []
-    page.on(
-        "request",
-        lambda request: None if request.url.startswith((url, "blob:", "data:")) else elsewhere.append(request.url),
-    )
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if "Content Security" in message.text else None)
+    page, problems = watched(browser, width, height, url)
     page.goto(url)
 
     page.get_by_label("This service asks for a token").fill(TOKEN)
@@ -139,7 +102,7 @@ def test_a_visit(
     other.write_bytes(b"no picture")
     page.get_by_label("Choose a picture").set_input_files(str(other))
     page.get_by_role("alert").filter(has_text="not an image of the formats").wait_for()
-    assert elsewhere == [] and problems == []
+    assert problems == []
     page.close()
 
 
@@ -178,10 +141,7 @@ def test_masks_and_boxes(
     file = tmp_path / "noise.png"
     file.write_bytes(picture_of(size=(120, 80)))
     with served(scenes[task]) as url:
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page, problems = watched(browser, width, 800, url)
         page.goto(url)
         page.locator("#model").filter(has_text="pvt_v2_b0").wait_for()
         page.get_by_label("Choose a picture").set_input_files(str(file))

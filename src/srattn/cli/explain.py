@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from srattn.cli.embed import DATA_HELP, MODEL_HELP
+from srattn.cli.embed import DATA_HELP, EXPORTS, MODEL_HELP
 from srattn.errors import SrattnError, nearest
 
 if TYPE_CHECKING:
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from srattn.engine.weights import LoadedRun
 
 PAGE = "index.html"
+SOURCE_HELP = (
+    "of an exported file, the run or checkpoint that it was made of, which has the attention that the file has not; "
+    "by default the run folder that it lies in, or the model in the box"
+)
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=str, help=DATA_HELP)
-    parser.add_argument("--model", type=str | None, help=f"{MODEL_HELP}; without it the model in the box")
+    parser.add_argument(
+        "--model", type=str | None, help=f"{MODEL_HELP}, or a file of srattn export; without it the model in the box"
+    )
+    parser.add_argument("--source", type=str | None, help=SOURCE_HELP)
     parser.add_argument("--out", type=str, default="explained", help="the folder to write; it must not exist")
     parser.add_argument(
         "--point",
@@ -57,36 +64,27 @@ def run(args: jsonargparse.Namespace) -> int:
     rows = open_rows(args.images, args.split)
     if len(rows) > MOST_IMAGES:
         raise SrattnError(f"{len(rows):,} images; a page holds at most {MOST_IMAGES}: name some of them")
-    _refuse_exported(args.model)
-    loaded = open_model(args.model, pick_device(args.device), args.size)
+    exported = Path(args.model or "").suffix in EXPORTS
+    if args.source is not None and not exported:
+        raise SrattnError(f"--source goes with an exported file as --model, got --model {args.model}")
+    device = pick_device(args.device)
+    if exported:
+        from srattn.export.source import open_source
+
+        loaded = open_source(args.model, args.source, device, args.size)
+    else:
+        loaded = open_model(args.model, device, args.size)
     target = _class_number(args["class"], loaded)
     explanation = explain(
         loaded, rows.read(0, len(rows)), asked, target, on_bad_image="raise" if args.on_bad_image == "error" else "skip"
     )
+    if exported:
+        explanation.facts.append(("exported as", f"{Path(args.model).name}; the maps are its source's"))
     for line in explanation.skipped:
         print(f"srattn: skipped {line}", file=sys.stderr)
     files = write_explanation(out, explanation, PAGE)
     print(f"{out / PAGE}: {len(explanation.studies)} image(s), and {len(files) - 1} pictures beside it")
     return 0
-
-
-def _refuse_exported(model: str | None) -> None:
-    """An exported file answers with its outputs alone: what is inside it cannot be asked."""
-    path = Path(model or "")
-    if path.suffix not in (".onnx", ".pt2", ".xml"):
-        return
-    if not path.is_file():
-        raise SrattnError(f"{path} does not exist")
-    from srattn.export.opened import read_facts
-
-    try:
-        of = f"an export of {read_facts(path).model['name']}"
-    except (SrattnError, KeyError):  # none of ours, or a package that would read it is missing
-        of = "an exported model"
-    raise SrattnError(
-        f"{path} is {of}, which answers with its outputs alone: its attention and its gradients are not in it; give "
-        "--model the run or the checkpoint that it was exported from"
-    )
 
 
 def _class_number(name: str | None, loaded: LoadedRun) -> int | None:

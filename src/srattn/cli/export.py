@@ -136,7 +136,10 @@ def _settled(args: jsonargparse.Namespace, given: Options, loaded: LoadedRun) ->
 
     task = args.task or _TASKS.get(loaded.task)
     if task is None:
-        raise SrattnError(f"{loaded.path} is a model for {loaded.task}; export knows {', '.join(_TASKS)}")
+        raise SrattnError(
+            f"{loaded.path} is a model for {loaded.task}; export knows {', '.join(_TASKS)}; "
+            "--task features exports the maps of its backbone"
+        )
     if task == "classify" and not loaded.classes:
         raise SrattnError(f"{loaded.path} has no classifier; --task features exports its maps")
     outputs = args.outputs or ""

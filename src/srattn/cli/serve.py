@@ -10,11 +10,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srattn.cli.embed import MODEL_HELP, open_on
+from srattn.cli.embed import EXPORTS, MODEL_HELP, open_on
+from srattn.cli.explain import SOURCE_HELP
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
     import jsonargparse
+
+    from srattn.engine.weights import LoadedRun
 
 _TOKEN = "SRATTN_TOKEN"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -24,6 +27,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", type=str, help=f"{MODEL_HELP}, or a file of srattn export; without it the model in the box"
     )
+    parser.add_argument("--source", type=str | None, help=SOURCE_HELP)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; 0.0.0.0 for everybody")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one, and says which")
     parser.add_argument("--size", type=int | None, help="side of the images in pixels, where not the model's own")
@@ -75,7 +79,8 @@ def run(args: jsonargparse.Namespace) -> int:
         args.batch_size = options.max_batch
         loaded = open_on(args)
         # A file that resizes pictures itself may take them one by one only.
-        app = make_app(loaded, dataclasses.replace(options, max_batch=args.batch_size), attention)
+        options = dataclasses.replace(options, max_batch=args.batch_size)
+        app = make_app(loaded, options, attention, _source(args))
 
         def ready() -> None:
             name = "the model in the box" if args.model is None else args.model
@@ -87,6 +92,24 @@ def run(args: jsonargparse.Namespace) -> int:
 
         serve(app, bound, ready, stop_s=2 * options.timeout_s + 5)
     return 0
+
+
+def _source(args: jsonargparse.Namespace) -> LoadedRun | None:
+    """What an exported file was made of: what --source names, else what is found, else nothing."""
+    if Path(args.model or "").suffix not in EXPORTS:
+        if args.source is not None:
+            raise SrattnError(f"--source goes with an exported file, got the model {args.model or 'in the box'}")
+        return None
+    from srattn.engine.device import pick_device
+    from srattn.export.source import open_source
+
+    try:
+        return open_source(args.model, args.source, pick_device(args.device), args.size)
+    except SrattnError as error:
+        if args.source is not None:
+            raise
+        print(f"srattn: without vectors and attention maps: {error}", file=sys.stderr)
+        return None
 
 
 def token_of(file: str | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -74,6 +74,7 @@ def load_data(
     hold_bytes: int = 1 << 30,
     workers: int = 0,
     notify: Callable[[int, int], None] | None = None,
+    check_parts: Callable[[Collection[str]], None] | None = None,
     columns: Columns | None = None,
 ) -> ImageData:
     """Reads and checks what to train on and what to measure with.
@@ -90,6 +91,7 @@ def load_data(
             left out), or raise. By default class folders raise, and everything does with `on_bad_image` "error".
         hold_bytes: prepared pictures are kept in memory until they need more than this.
         notify: called with the number of images done and the number of all.
+        check_parts: called with the names of the parts that have images, before any is read; what it raises goes on.
 
     Raises:
         SrattnError: nothing there, or nothing to train on; `BadImage` with `on_bad_image` "error".
@@ -99,6 +101,8 @@ def load_data(
             raise SrattnError(f"{data} have no parts: leave val away, got {val!r}")
         return read_digits(augment.preprocess.size[0], val_fraction, split_seed)
     index = open_data(data, columns=columns)
+    if check_parts is not None:
+        check_parts([part for part, items in index.parts.items() if items])
     apart = val is not None and val != "split" and part_called(val) is None
     if apart and val is not None:
         index = _with_val(index, open_data(val, columns=columns), val)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from srattn.engine import run_folder
 from srattn.engine.foreign import CLASSIFIES, foreign_task, open_foreign, plain_preprocess
@@ -85,15 +86,20 @@ def boxed_model(device: str | torch.device = "cpu") -> LoadedRun:
 
 def model_facts(run: LoadedRun) -> dict[str, Any]:
     """What defines the answers of a model, with a hash of its weights; plain values."""
-    digest = hashlib.sha256()
-    for key, tensor in run.model.state_dict().items():
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return {
         "model": {**run.model.config, "norm_eps": run.model.norm_eps, "edge": run.model.edge},
-        "weights": digest.hexdigest(),
+        "weights": fingerprint(run.model),
         "preprocessing": run.preprocess.to_dict(),
     }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _open(name: str, device: str | torch.device) -> LoadedRun:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 from srattn.data.augment import Augment
@@ -90,7 +90,7 @@ def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress:
     )
 
 
-def _check_choice(config: ResolvedConfig, parts: Sequence[str]) -> None:
+def _check_choice(config: ResolvedConfig, parts: Collection[str]) -> None:
     """Refuses weights that would be chosen by test images."""
     part = next((name for name in ("val", "test") if name in parts), None)
     if config.val is not None:
@@ -142,6 +142,7 @@ def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) ->
             hold_bytes=config.cache_mb << 20,
             workers=config.num_workers,
             notify=progress.checking,
+            check_parts=lambda parts: _check_choice(config, parts),
         )
 
     if config.eval_size == config.size:

@@ -111,6 +111,7 @@ def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list
     """Weights of another task's model, or of the same: the backbone's, and the head's where all of it fits and it
     answers in the same classes."""
     from srattn.convert import load_checkpoint
+    from srattn.convert.layouts.mm_heads import BESIDE
 
     body, theirs = cast(Any, model).backbone, getattr(found.model, "backbone", found.model)
     own = body.state_dict()
@@ -124,7 +125,7 @@ def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list
     rest = [name for name in ours if not name.startswith("backbone.")]
     fits = [name for name in rest if name in others and others[name].shape == ours[name].shape]
     # A head that serves training alone begins anew where the other model has none.
-    if "backbone" in found.model.config and all(name in fits or name.startswith("head.auxiliary.") for name in rest):
+    if "backbone" in found.model.config and all(name in fits or name.startswith(BESIDE) for name in rest):
         other = _another_class(classes, found.classes)
         if other is not None:
             told = f"class {other} is {classes[other]!r} here and {found.classes[other]!r} in {source}"

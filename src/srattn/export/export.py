@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from srattn.data.palette import Palette, standard_palette
 from srattn.data.preprocess import Preprocess
+from srattn.engine.open_model import fingerprint
 from srattn.errors import SrattnError
 from srattn.export import verify
 from srattn.export.answers import NAMES
@@ -145,6 +146,7 @@ def _facts(
         colours=[list(colour) for colour in colours],
         choice=dataclasses.asdict(Choice()) if options.answer == "detections" else {},
         least=least_dynamic(graph.model, options),
+        weights=fingerprint(model),
     )
 
 

@@ -32,6 +32,7 @@ class Facts:
         choice: which boxes are left, where the file suppresses them itself: see `srattn.tasks.detection.Choice`.
         least: the least side of images in pixels, where sizes are dynamic.
         quantised: what whole numbers cost, see `srattn.export.quantise.steps.quantise`; empty for a file in float.
+        weights: hash of those that it was made of, see `srattn.engine.open_model.fingerprint`.
         verified: worst error, tolerance and input shapes of the comparison with eager; of a file in whole
             numbers, of the one in float that it was made from.
         version: of srattn.
@@ -48,6 +49,7 @@ class Facts:
     choice: dict[str, Any] = dataclasses.field(default_factory=dict)
     least: int = LEAST_DYNAMIC
     quantised: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str = ""
     verified: dict[str, Any] = dataclasses.field(default_factory=dict)
     version: str = __version__
 

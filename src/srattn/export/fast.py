@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,15 +36,22 @@ class Form(NamedTuple):
     """How the parts of a block are written.
 
     Attributes:
-        feed_forward: "tokens" keeps the channels last and turns the map round the depthwise convolution; "map" makes
-            the first linear map a 1x1 convolution, so that the map is turned once, behind the convolutions; "channels"
-            makes both linear maps 1x1 convolutions, and adds the residual while it is a map.
+        feed_forward: "tokens" keeps the channels last and turns the map round the depthwise convolution; "map" and
+            "channels" make the linear maps 1x1 convolutions, and the residual is added to tokens or to a map.
         attention: "fused" is one scaled_dot_product_attention, which a runtime may know; "products" two products and
             a softmax.
+        joined: keys and values are one product, and queries too where nothing is reduced.
+        in_turn: bytes of the hidden map of a feed-forward that may be under way: the images of a fixed batch go through
+            a stage a few at a time, so that what a block makes is still in the cache when the next step reads it.
+        in_parts: bytes of that map for one image: its channels are computed in parts, whose contributions are added.
+            Zero, for either, is all at once.
     """
 
     feed_forward: Literal["tokens", "map", "channels"] = "tokens"
     attention: Literal["fused", "products"] = "products"
+    joined: bool = False
+    in_turn: int = 0
+    in_parts: int = 0
 
 
 class Grid(NamedTuple):
@@ -53,20 +62,34 @@ class Grid(NamedTuple):
     fixed: bool
 
 
-def fast_form(model: Backbone, size: tuple[int, int], fixed: bool, form: Form) -> Backbone:
+_MOST_TURNS = 16
+_LEAST_CHANNELS = 64
+
+
+def fast_form(
+    model: Backbone, size: tuple[int, int], fixed: bool, form: Form, batch: int | None = None, item: int = 4
+) -> Backbone:
     """The copy, in eval mode, without gradients.
 
     Args:
         size: height and width of the images for which the choice of absorption is made.
         fixed: no other size will come, so that padding which this size does not need is left out.
+        batch: images at a time, if it is always the same number.
+        item: bytes of a number.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     grid = size
     for index, stage in enumerate(model.iter_stages()):
         tokens = model.tokens_of(index, stage.patch_embed.size(*grid))
+        hidden = 0
         for place, block in enumerate(stage.blocks):
             if isinstance(block, Block) and is_known(block):
-                stage.blocks[place] = FastBlock(block, Grid(*tokens, fixed), form)
+                fast = FastBlock(block, Grid(*tokens, fixed), form, item)
+                stage.blocks[place], hidden = fast, max(hidden, fast.hidden_bytes)
+        if form.in_turn and batch is not None:
+            turns = min(-(-batch * hidden // form.in_turn), batch, _MOST_TURNS)
+            if turns > 1:
+                stage.blocks = nn.ModuleList([InTurn(stage.blocks, -(-batch // turns))])
         for owner in (stage, stage.patch_embed):
             if type(owner.norm) is nn.LayerNorm:
                 owner.norm = TokenNorm(owner.norm)
@@ -84,6 +107,7 @@ def is_known(block: Block) -> bool:
     assert isinstance(mlp, FeedForward)
     linear = [attn.q, attn.k, attn.v, attn.proj, mlp.fc1, mlp.fc2]
     whole = all(type(module) is nn.Linear for module in linear) and attn.key_dim == attn.value_dim == attn.dim
+    whole = whole and (mlp.dwconv is None or type(mlp.dwconv) is nn.Conv2d)
     norms = type(block.norm1) is nn.LayerNorm and type(block.norm2) is nn.LayerNorm
     return whole and norms and type(attn.reduction) in (Reduction, StridedReduction, PooledReduction)
 
@@ -91,7 +115,7 @@ def is_known(block: Block) -> bool:
 class FastBlock(nn.Module):
     """What `Block` computes on (B, H, W, C). Inside, tokens are (B, N, C), whose norms every runtime knows."""
 
-    def __init__(self, block: Block, grid: Grid, form: Form) -> None:
+    def __init__(self, block: Block, grid: Grid, form: Form, item: int = 4) -> None:
         super().__init__()
         attn, mlp = block.attn, block.mlp
         assert isinstance(attn, SpatialReductionAttention) and isinstance(mlp, FeedForward)
@@ -101,7 +125,9 @@ class FastBlock(nn.Module):
         self.norm1 = block.norm1 if pads else Normalise(block.norm1)
         self.attn = FastAttention(attn, None if pads else fold.affine_of(block.norm1), grid, form)
         self.norm2 = Normalise(block.norm2)
-        self.mlp = FastFeedForward(mlp, fold.affine_of(block.norm2), form)
+        self.hidden_bytes = item * grid.height * grid.width * mlp.fc1.out_features
+        parts = -(-self.hidden_bytes // form.in_parts) if form.in_parts else 1
+        self.mlp = FastFeedForward(mlp, fold.affine_of(block.norm2), form, parts)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[1], x.shape[2]
@@ -109,6 +135,22 @@ class FastBlock(nn.Module):
         tokens = tokens + self.attn(self.norm1(tokens), size)
         tokens = self.mlp(self.norm2(tokens), size, tokens)
         return tokens.unflatten(1, size)
+
+
+class InTurn(nn.Module):
+    """Blocks that a few images of a batch go through at a time."""
+
+    def __init__(self, blocks: nn.ModuleList, images: int) -> None:
+        super().__init__()
+        self.blocks, self.images = blocks, images
+
+    def forward(self, x: Tensor) -> Tensor:
+        done = []
+        for some in x.split(self.images):
+            for block in self.blocks:
+                some = block(some)
+            done.append(some)
+        return torch.cat(done)
 
 
 class TokenNorm(nn.Module):
@@ -183,6 +225,7 @@ class FastAttention(nn.Module):
 
     keys: Tensor
     values: Tensor
+    keys_values: Tensor
     shift: Tensor
     bias: Tensor
     queries: Tensor
@@ -198,13 +241,20 @@ class FastAttention(nn.Module):
         width = attn.q.out_features
         absorbed = fold.absorbed_macs(queries, keys, attn.dim, self.heads)
         self.absorbs = absorbed < fold.split_macs(queries, keys, attn.dim, width)
+        self.joined = form.joined and not self.absorbs
         made: dict[str, Tensor]
         if self.absorbs:
             made = fold.absorb(q, k, v, out, self.heads, attn.scale)._asdict()
         else:
-            bias = out.bias + out.weight @ v.bias
-            made = {"keys": k.weight, "values": v.weight, "bias": bias, "out": out.weight}
+            made = {"bias": out.bias + out.weight @ v.bias, "out": out.weight}
             made |= {"queries": q.weight * attn.scale, "shift": q.bias * attn.scale}
+            if not self.joined:
+                made |= {"keys": k.weight, "values": v.weight}
+            elif self.reduction.norm is not None:
+                made |= {"keys_values": torch.cat([k.weight, v.weight])}
+            else:
+                made |= {"queries": torch.cat([made["queries"], k.weight, v.weight])}
+                made |= {"shift": torch.cat([made["shift"], q.bias.new_zeros(len(k.weight) + len(v.weight))])}
         for name, tensor in made.items():
             setattr(self, name, _constant(tensor))
 
@@ -226,56 +276,109 @@ class FastAttention(nn.Module):
         return scores.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2) @ values
 
     def _split(self, x: Tensor, z: Tensor) -> Tensor:
-        q = split_heads(F.linear(x, self.queries, self.shift), self.heads)
-        k, v = split_heads(F.linear(z, self.keys), self.heads), split_heads(F.linear(z, self.values), self.heads)
+        q, k, v = self._projected(x, z)
         if self.fused:
             out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         else:
             out = (q @ k.transpose(2, 3)).softmax(-1) @ v
         return F.linear(merge_heads(out), self.out, self.bias)
 
+    def _projected(self, x: Tensor, z: Tensor) -> Iterable[Tensor]:
+        """Queries, keys and values, (B, h, N or M, d) each."""
+        queries = F.linear(x, self.queries, self.shift)
+        if not self.joined:
+            each = (queries, F.linear(z, self.keys), F.linear(z, self.values))
+            return (split_heads(one, self.heads) for one in each)
+        if self.reduction.norm is None:
+            return self._apart(queries, 3)
+        return split_heads(queries, self.heads), *self._apart(F.linear(z, self.keys_values), 2)
+
+    def _apart(self, joined: Tensor, count: int) -> Sequence[Tensor]:
+        """(B, M, count h d) to `count` of (B, h, M, d)."""
+        return joined.unflatten(2, (count, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
 
 class FastFeedForward(nn.Module):
     """What `FeedForward` computes, on tokens (B, N, C) before the affine part of their norm."""
 
-    first: Tensor
-    first_bias: Tensor
-    second: Tensor
-    second_bias: Tensor
-
-    def __init__(self, mlp: FeedForward, before: fold.Affine, form: Form) -> None:
+    def __init__(self, mlp: FeedForward, before: fold.Affine, form: Form, parts: int = 1) -> None:
         super().__init__()
-        first, second = fold.behind(mlp.fc1, before), fold.behind(mlp.fc2, None)
         self.form = form.feed_forward if mlp.dwconv is not None else "tokens"
-        self.extra_relu, self.dwconv = mlp.extra_relu, mlp.dwconv
-        turned = {"tokens": (), "map": (first,), "channels": (first, second)}[self.form]
-        for name, linear in (("first", first), ("second", second)):
-            weight = linear.weight[:, :, None, None] if any(linear is each for each in turned) else linear.weight
-            setattr(self, name, _constant(weight))
-            setattr(self, f"{name}_bias", _constant(linear.bias))
+        first, second = fold.behind(mlp.fc1, before), fold.behind(mlp.fc2, None)
+        hidden = len(first.weight)
+        parts = max(1, min(parts, hidden // _LEAST_CHANNELS)) if mlp.dwconv is not None else 1
+        self.parts = nn.ModuleList(
+            HiddenPart(mlp, first, second, channels, self.form == "tokens")
+            for channels in torch.arange(hidden).tensor_split(parts)
+        )
 
     def forward(self, x: Tensor, size: tuple[int, int], residual: Tensor) -> Tensor:
         """`residual` plus what the feed-forward makes of x."""
-        if self.dwconv is None:
-            return residual + F.linear(F.gelu(F.linear(x, self.first, self.first_bias)), self.second, self.second_bias)
         if self.form == "tokens":
-            h = self._between(F.linear(x, self.first, self.first_bias)).unflatten(1, size).permute(0, 3, 1, 2)
-        else:
-            h = self._between(F.conv2d(_as_map(x, size), self.first, self.first_bias))
-        h = self.dwconv(h)
-        if self.form == "channels":
-            out = F.conv2d(F.gelu(h), self.second, self.second_bias)
-            return (out + _as_map(residual, size)).permute(0, 2, 3, 1).flatten(1, 2)
-        h = h.permute(0, 2, 3, 1).flatten(1, 2)
-        return residual + F.linear(F.gelu(h), self.second, self.second_bias)
+            for part in self.parts:
+                residual = residual + part(x, size)
+            return residual
+        x = _as_map(x, size)
+        if self.form == "map":
+            for part in self.parts:
+                residual = residual + _as_tokens(part(x, size))
+            return residual
+        found = _as_map(residual, size)
+        for part in self.parts:
+            found = part(x, size) + found
+        return _as_tokens(found)
 
-    def _between(self, h: Tensor) -> Tensor:
-        return F.relu(h) if self.extra_relu else h
+
+class HiddenPart(nn.Module):
+    """What some of the hidden channels add to the output; the first ones add its bias too."""
+
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor | None
+    kernel: Tensor
+    kernel_bias: Tensor | None
+
+    def __init__(
+        self, mlp: FeedForward, first: fold.Linear, second: fold.Linear, channels: Tensor, tokens: bool
+    ) -> None:
+        super().__init__()
+        self.tokens, self.extra_relu, self.dwconv = tokens, mlp.extra_relu, None
+        made = {"first": first.weight[channels], "second": second.weight[:, channels]}
+        if not tokens:
+            made = {name: weight[:, :, None, None] for name, weight in made.items()}
+        made |= {"first_bias": first.bias[channels]}
+        if mlp.dwconv is not None:
+            conv = mlp.dwconv
+            self.dwconv = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+            made |= {"kernel": conv.weight[channels]}
+            made |= {} if conv.bias is None else {"kernel_bias": conv.bias[channels]}
+        made |= {"second_bias": second.bias} if int(channels[0]) == 0 else {}
+        self.kernel_bias = self.second_bias = None
+        for name, tensor in made.items():
+            setattr(self, name, _constant(tensor))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, C), or a map (B, C, H, W), to the same."""
+        h = F.linear(x, self.first, self.first_bias) if self.tokens else F.conv2d(x, self.first, self.first_bias)
+        if self.extra_relu:
+            h = F.relu(h)
+        if self.dwconv is not None:
+            h = _as_map(h, size) if self.tokens else h
+            h = F.conv2d(h, self.kernel, self.kernel_bias, groups=h.shape[1], **self.dwconv)
+            h = _as_tokens(h) if self.tokens else h
+        h = F.gelu(h)
+        return F.linear(h, self.second, self.second_bias) if self.tokens else F.conv2d(h, self.second, self.second_bias)
 
 
 def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, N, C) to (B, C, H, W), contiguous: strides that differ would tie symbolic sizes to each other."""
     return tokens.unflatten(1, size).permute(0, 3, 1, 2).contiguous()
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, N, C)."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:

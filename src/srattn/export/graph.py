@@ -14,7 +14,7 @@ from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
 from srattn.export import answers
 from srattn.export.fast import Form, absorbed_in, fast_form
-from srattn.export.options import LEAST_DYNAMIC, Options
+from srattn.export.options import LEAST_DYNAMIC, WHOLE, Options
 from srattn.export.pictures import Pictures
 from srattn.models.backbone import Backbone
 from srattn.tasks.dense import DenseModel, SegmentationModel
@@ -28,10 +28,12 @@ LARGEST = 8192
 FORMS: dict[str, Form] = {
     "torch": Form("tokens", "fused"),
     "torch-compiled": Form("tokens", "fused"),
-    "onnx": Form("channels", "products"),
-    "openvino": Form("map", "fused"),
+    "onnx": Form("channels", "products", in_turn=13 << 19, in_parts=2 << 20),
+    "openvino": Form("map", "fused", joined=True, in_turn=13 << 19, in_parts=2 << 20),
 }
 """The form of a block for each format, the fastest that `benchmarks/export.py --forms` found.
+
+The bytes are those of caches: two cores had 1 MiB each to themselves and 32 MiB together.
 
 OpenVINO's compiler crashes with a segmentation fault on absorbed attention with one head that is written as products.
 """
@@ -99,6 +101,8 @@ def check_model(model: nn.Module, options: Options) -> None:
     Raises:
         SrattnError: which it has.
     """
+    if options.task == "features" and isinstance(model, DenseModel | Backbone):
+        return
     if isinstance(model, SegmentationModel):
         able = "segment"
     elif isinstance(model, DetectionModel):
@@ -106,10 +110,13 @@ def check_model(model: nn.Module, options: Options) -> None:
     elif isinstance(model, Backbone):
         able = "classify"
     else:
-        raise SrattnError(f"export knows classifiers and models of masks and boxes, got {type(model).__name__}")
-    if options.task not in (able, "features"):
+        way_out = "; --task features exports the maps of its backbone" if isinstance(model, DenseModel) else ""
+        raise SrattnError(
+            f"export knows classifiers and models of masks and boxes, got {type(model).__name__}{way_out}"
+        )
+    if options.task != able:
         raise SrattnError(f"this model can be exported with --task {able} or features, got {options.task}")
-    if isinstance(model, TwoStageModel) and options.task != "features":
+    if isinstance(model, TwoStageModel):
         raise SrattnError(
             "a detector of two stages is no graph, since its sizes depend on what it finds: fcos and retinanet can be "
             "exported, and of this one --task features"
@@ -122,9 +129,26 @@ def make_graph(model: nn.Module, options: Options, preprocess: Preprocess | None
     return Graph(model, options, pictures).eval()
 
 
-def fast_model(model: nn.Module, size: tuple[int, int], fixed: bool, form: Form) -> nn.Module:
+def form_for(options: Options) -> Form:
+    """The form of a block that a file is written in."""
+    if options.precision == "int8-weights":  # without their activations only products are quantised, no convolutions
+        return Form()
+    form = FORMS[options.format]
+    if options.precision in WHOLE:  # each part would be rounded by itself
+        return form._replace(in_turn=0, in_parts=0)
+    # Parts of 2 bytes fit as they are, and each sum of parts would be rounded.
+    return form if _item(options) == 4 else form._replace(in_parts=0)
+
+
+def _item(options: Options) -> int:
+    """Bytes of a number while the file is run."""
+    return 2 if options.precision == "bfloat16" else 4
+
+
+def fast_model(model: nn.Module, options: Options) -> nn.Module:
     """A copy of the model whose backbone is in its fast form."""
-    fast = fast_form(backbone_of(model), size, fixed, form)
+    form, fixed = form_for(options), not options.dynamic
+    fast = fast_form(backbone_of(model), options.size, fixed, form, options.batch, _item(options))
     if not isinstance(model, DenseModel):
         return fast
     whole = copy.deepcopy(model).eval().requires_grad_(False)
@@ -134,10 +158,7 @@ def fast_model(model: nn.Module, size: tuple[int, int], fixed: bool, form: Form)
 
 def make_program(graph: Graph, options: Options) -> tuple[ExportedProgram, list[bool]]:
     """The fast form of the graph's model, traced by torch.export for the declared sizes, and what was absorbed."""
-    fixed = not options.dynamic
-    # Without their activations only products are quantised, and no convolutions.
-    form = Form() if options.precision == "int8-weights" else FORMS[options.format]
-    model = fast_model(graph.model, options.size, fixed, form)
+    model = fast_model(graph.model, options)
     if options.precision == "bfloat16" and options.format in ("torch", "torch-compiled"):
         model = model.bfloat16()
     fast = Graph(model, options, graph.pictures)

@@ -48,16 +48,25 @@ def open_export(path: str | Path, size: int | None = None, threads: int | None =
     """
     path = Path(path)
     facts = read_facts(path)
-    preprocess = facts.preprocess
-    if size is not None and (size, size) != preprocess.size:
-        if set(facts.options.dynamic) != {"height", "width"}:
-            height, width = preprocess.size
-            raise SrattnError(f"{path} takes images of {height}x{width} alone: leave out --size, or export it dynamic")
-        preprocess = dataclasses.replace(preprocess, size=(size, size))
+    preprocess = preprocess_of(path, facts, size)
     if facts.options.preprocess:
         preprocess = InGraph(**preprocess.to_dict())
     model = ExportedModel(path, facts, threads)
     return LoadedRun(cast(Any, model), facts.labels, preprocess, {}, path, facts.task, facts.palette())
+
+
+def preprocess_of(path: Path, facts: Facts, size: int | None = None) -> Preprocess:
+    """From pictures to what the model in the file takes, of another size where the file is dynamic.
+
+    Raises:
+        SrattnError: it takes no other size.
+    """
+    if size is None or (size, size) == facts.preprocess.size:
+        return facts.preprocess
+    if set(facts.options.dynamic) != {"height", "width"}:
+        height, width = facts.preprocess.size
+        raise SrattnError(f"{path} takes images of {height}x{width} alone: leave out --size, or export it dynamic")
+    return dataclasses.replace(facts.preprocess, size=(size, size))
 
 
 def batch_size_for(run: LoadedRun, wanted: int) -> int:

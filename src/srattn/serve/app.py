@@ -45,7 +45,12 @@ _BEARER = HTTPBearer(auto_error=False)
 _ASKED = (400, 408, 413, 415, 422, 500, 503, 504)
 
 
-def make_app(run: LoadedRun, options: Options | None = None, attention: Maps | None = None) -> FastAPI:
+def make_app(
+    run: LoadedRun,
+    options: Options | None = None,
+    attention: Maps | None = None,
+    source: LoadedRun | None = None,
+) -> FastAPI:
     """The application for one model: /predict, /embed, /explain, /model, /health, /metrics, /openapi.json and a page.
 
     Its thread starts with the application (its lifespan), or by `app.state.service.start()`.
@@ -53,12 +58,13 @@ def make_app(run: LoadedRun, options: Options | None = None, attention: Maps | N
     Args:
         run: of `load_run`, `open_model` or `open_export`; it belongs to the service from now on.
         attention: the module `srattn.explain.attention`; without it /explain answers 404.
+        source: of `srattn.export.source.open_source`, for an exported file, which has neither vectors nor maps.
 
     Raises:
         SrattnError: a model that cannot be served.
     """
     options = Options() if options is None else options
-    service = Service(run, options, attention)
+    service = Service(run, options, attention, source)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

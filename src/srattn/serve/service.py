@@ -27,18 +27,23 @@ from srattn.tasks.models import backbone_config
 
 Value = TypeVar("Value")
 
+_SOURCE = "; an exported file has none, and the service was not given the model that it was made of"
+
 
 class Service:
     """From pictures to answers. Only its worker's thread touches the model once it was started.
 
     Args:
         attention: `srattn.explain.attention`, or None for a service without maps.
+        source: the model that an exported file was made of, which has the vectors and maps that the file has not.
 
     Raises:
         SrattnError: a model that cannot be served.
     """
 
-    def __init__(self, run: LoadedRun, options: Options, attention: Maps | None = None) -> None:
+    def __init__(
+        self, run: LoadedRun, options: Options, attention: Maps | None = None, source: LoadedRun | None = None
+    ) -> None:
         self.run, self.options = run, options
         self.task = answers_of(run)
         self.model = str(backbone_config(getattr(run.model, "config", {})).get("name", type(run.model).__name__))
@@ -47,9 +52,9 @@ class Service:
         self.stages: list[Stage] = []
         self.embeds = False
         # Vectors and maps are those of the backbone, which a classifier is itself.
-        self._body = body_of(run)
+        self._body = body_of(source or run)
+        self._explained = source or run
         self._maps, self._vectors = attention, Vectors(self._body)
-        self._device = next(run.model.parameters()).device
         # Accepted images that are still being decoded are worth waiting for; a lone one does not wait.
         self._worker = Worker(
             self._compute,
@@ -66,8 +71,7 @@ class Service:
         """Starts the thread and lets the model answer once, so that the first client does not wait for that."""
         if not self._warm:
             self._worker.start()
-            blank = torch.zeros(self.run.preprocess.channels, *self.run.preprocess.size, dtype=torch.uint8)
-            self.stages, self.embeds = self._worker.submit(("warm",), blank).result()
+            self.stages, self.embeds = self._worker.submit(("warm",), None).result()
             self._warm = True
 
     def stop(self) -> None:
@@ -86,7 +90,7 @@ class Service:
     async def embed(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
         """The pooled vector of each picture, as a classifier reads it."""
         if not self.embeds:
-            raise Fault(404, "this model has no vectors; those of an exported file has the model it was made of")
+            raise Fault(404, f"this model has no vectors{_SOURCE}")
         seen = await self._see(pictures, self._body.preprocess)
         try:
             values = await self._ask("embed", seen)
@@ -99,8 +103,8 @@ class Service:
     ) -> tuple[Seen, Order, Answer]:
         """The map of a point, which is given in shares of the picture's sides."""
         if not self.stages:
-            raise Fault(404, "this model has no attention maps; those of an exported file has the model it was made of")
-        (seen,) = await self._see([picture], self.run.preprocess)
+            raise Fault(404, f"this model has no attention maps{_SOURCE}")
+        (seen,) = await self._see([picture], self._explained.preprocess)
         order = order_of(self.stages, seen, x, y, stage, block, head)
         # A key of its own: maps are computed one by one.
         future = self._worker.submit(("explain", next(self._numbers)), (seen.pixels, order))
@@ -133,14 +137,15 @@ class Service:
     def _compute(self, key: tuple[Any, ...], items: list[Any]) -> list[Any]:
         model = self._body.model
         if key[0] == "warm":
-            inputs = self._inputs(items)
-            self.task.compute(inputs)
-            return [([] if self._maps is None else stages_of(self._maps, model, inputs), self._has_vectors(inputs))]
+            self.task.compute(_blank(self.run))
+            stages = [] if self._maps is None else stages_of(self._maps, model, _blank(self._explained))
+            return [(stages, self._has_vectors(_blank(self._body)))]
         if key[0] == "explain":
             assert self._maps is not None
-            return [explain(self._maps, model, self._inputs([pixels]), order) for pixels, order in items]
-        inputs = self._inputs(items)
-        return self.task.compute(inputs) if key[0] == "predict" else self._vectors.compute(inputs)[0].tolist()
+            return [explain(self._maps, model, _inputs(self._explained, [pixels]), order) for pixels, order in items]
+        if key[0] == "embed":
+            return self._vectors.compute(_inputs(self._body, items))[0].tolist()
+        return self.task.compute(_inputs(self.run, items))
 
     def _has_vectors(self, inputs: torch.Tensor) -> bool:
         try:
@@ -149,8 +154,15 @@ class Service:
             return False
         return True
 
-    def _inputs(self, items: list[torch.Tensor]) -> torch.Tensor:
-        return self.run.preprocess.normalise(torch.stack(items).to(self._device).float() / 255)
+
+def _inputs(run: LoadedRun, items: list[torch.Tensor]) -> torch.Tensor:
+    """What the model of a run takes, of pixels as its preprocessing left them."""
+    device = next(run.model.parameters()).device
+    return run.preprocess.normalise(torch.stack(items).to(device).float() / 255)
+
+
+def _blank(run: LoadedRun) -> torch.Tensor:
+    return _inputs(run, [torch.zeros(run.preprocess.channels, *run.preprocess.size, dtype=torch.uint8)])
 
 
 def _named(seen: Seen) -> dict[str, Any]:
