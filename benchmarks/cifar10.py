@@ -57,6 +57,8 @@ MARGIN = {"cpu": 0.9, "cuda": 0.92}
 def config_of(candidate: str, seed: int, args: argparse.Namespace) -> TrainConfig:
     """The recipe with the candidate's model and the run's own folder."""
     values = recipes.load(args.recipe) | CANDIDATES[candidate]
+    if candidate == "resnet" and values.get("optimiser") == "muon":  # which has nothing there that it could move
+        values["optimiser"] = "muon_conv"
     values |= {"seed": seed, "threads": args.threads, "out": str(args.runs / f"{candidate}-seed{seed}")}
     values |= {} if args.data is None else {"data": args.data}
     values |= yaml.safe_load(args.override) or {}
@@ -202,7 +204,8 @@ def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
         "# CIFAR-10 from scratch",
         "",
         "Test accuracy of the last epoch's weights; minutes hold the evaluation after each epoch too. One recipe for "
-        f"all (`srattn recipes {recipe}`); the passes over the training images are those that fit the minutes"
+        f"all (`srattn recipes {recipe}`), but that a ResNet has kernels where others have linear maps, and muon_conv "
+        "for them; the passes over the training images are those that fit the minutes"
         f"{f', {budgets} at most' if budgets else ''}.",
         "",
         "| model | optimiser | seed | test accuracy | minutes | passes | parameters | M multiply-adds | images/s | "

@@ -249,7 +249,7 @@ def test_of_a_model_of_another_kind_there_are_features(tmp_path: Path) -> None:
     from srattn.tasks.dense import glpn
 
     model = glpn("pvt_v2_b0", **TINY)
-    with pytest.raises(SrattnError, match="got DepthModel; its backbone's maps go out with --task features"):
+    with pytest.raises(SrattnError, match="got DepthModel; --task features exports the maps of its backbone"):
         export_model(model, tmp_path / "model.pt2", Options(format="torch"))
     options = Options(format="torch", task="features", size=(64, 64), batch=1)
     facts = export_model(model, tmp_path / "model.pt2", options, labels=[]).facts
