@@ -40,6 +40,7 @@ class Form(NamedTuple):
             "channels" make the linear maps 1x1 convolutions, and the residual is added to tokens or to a map.
         attention: "fused" is one scaled_dot_product_attention, which a runtime may know; "products" two products and
             a softmax.
+        absorb_heads: attention of more heads is not absorbed; any number by default.
         joined: keys and values are one product, and queries too where nothing is reduced.
         in_turn: bytes of the hidden map of a feed-forward that may be under way: the images of a fixed batch go through
             a stage a few at a time, so that what a block makes is still in the cache when the next step reads it.
@@ -49,6 +50,7 @@ class Form(NamedTuple):
 
     feed_forward: Literal["tokens", "map", "channels"] = "tokens"
     attention: Literal["fused", "products"] = "products"
+    absorb_heads: int | None = None
     joined: bool = False
     in_turn: int = 0
     in_parts: int = 0
@@ -240,7 +242,8 @@ class FastAttention(nn.Module):
         queries, keys = grid.height * grid.width, math.prod(attn.reduced_size(grid.height, grid.width))
         width = attn.q.out_features
         absorbed = fold.absorbed_macs(queries, keys, attn.dim, self.heads)
-        self.absorbs = absorbed < fold.split_macs(queries, keys, attn.dim, width)
+        allowed = form.absorb_heads is None or self.heads <= form.absorb_heads
+        self.absorbs = allowed and absorbed < fold.split_macs(queries, keys, attn.dim, width)
         self.joined = form.joined and not self.absorbs
         made: dict[str, Tensor]
         if self.absorbs:
