@@ -16,7 +16,8 @@ from srattn.models.backbone import Backbone
 
 SMALL = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (2, 2, 2, 2), "depths": (1, 1, 1, 1)}
 FORMS = [
-    Form(*parts) for parts in itertools.product(("tokens", "map", "channels"), ("fused", "products"), (False, True))
+    Form(*parts)
+    for parts in itertools.product(("tokens", "map", "channels"), ("fused", "products"), (None, 1), (False, True))
 ]
 
 
@@ -112,6 +113,8 @@ def test_absorbs_where_that_is_less_work_at_the_declared_size() -> None:
     absorbed = next(module for module in at_224.modules() if isinstance(module, FastAttention))
     assert {name for name, _ in absorbed.named_parameters(recurse=False)} == {"keys", "shift", "values", "bias"}
     assert sum(absorbed_in(fast_form(model, (1024, 1024), True, Form()))) < 4
+    of_one_head = fast_form(model, (224, 224), True, Form(absorb_heads=1))
+    assert absorbed_in(of_one_head) == [True] * 2 + [False] * 6
 
 
 def test_the_form_follows_the_precision() -> None:
