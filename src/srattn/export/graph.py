@@ -31,7 +31,7 @@ FORMS: dict[str, Form] = {
     "onnx": Form("channels", "products", in_turn=13 << 19, in_parts=2 << 20),
     "openvino": Form("map", "fused", absorb_heads=1, joined=True, in_turn=13 << 19, in_parts=2 << 20),
 }
-"""The form of a block for each format, the fastest that `benchmarks/export.py --forms` found.
+"""The form of a block for each format, the fastest that was found; `benchmarks/export.py --forms` measures others.
 
 OpenVINO has one step for attention of several heads, and none for what they are absorbed to.
 The bytes are those of caches: two cores had 1 MiB each to themselves and 32 MiB together.
