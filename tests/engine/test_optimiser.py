@@ -127,7 +127,7 @@ def test_muon_moves_the_linear_maps_outside_the_head() -> None:
     assert len(groups) == sum(len(group["params"]) for group in optimiser.param_groups)
     names = dict(model.named_parameters())
     assert groups.keys() == {id(p) for p in names.values()}
-    orthogonal = {name for name, p in names.items() if "ns_steps" in groups[id(p)]}
+    orthogonal = {name for name, p in names.items() if "momentum" in groups[id(p)]}
     of_block = ("attn.q", "attn.k", "attn.v", "attn.reduction.proj", "attn.proj", "mlp.fc1", "mlp.fc2")
     all_maps = {f"stages.{stage}.blocks.0.{name}.weight" for stage in range(4) for name in of_block}
     assert orthogonal == all_maps - {"stages.3.blocks.0.attn.reduction.proj.weight"}  # its ratio is 1
@@ -205,7 +205,7 @@ def test_muon_moves_a_kernel_as_the_linear_map_of_patches(layout: torch.memory_f
             model(given).flatten(1).pow(3).sum().backward()
             optimiser.step()
         assert kernel.weight.stride() == torch.empty(5, 3, 2, 2).to(memory_format=layout).stride()
-        # Muon computes its directions in bfloat16: columns in another order are rounded otherwise.
+        # Where directions are computed in bfloat16, columns in another order are rounded otherwise.
         torch.testing.assert_close(kernel.weight.flatten(1), linear.weight, atol=0.05 * rate, rtol=0)
     state = optimiser_state(kernel, optimisers[0])
     assert state["weight.momentum_buffer"].count_nonzero() == 60
@@ -214,7 +214,7 @@ def test_muon_moves_a_kernel_as_the_linear_map_of_patches(layout: torch.memory_f
 def test_muon_conv_leaves_depthwise_kernels_to_adamw() -> None:
     model = build_model("pvt_v2_b0", num_classes=3, depths=[1, 1, 1, 1], device="meta")
     optimiser = make_optimiser(model, 1e-3, 0.05, kind="muon_conv")
-    moved = {id(p) for group in optimiser.param_groups if "ns_steps" in group for p in group["params"]}
+    moved = {id(p) for group in optimiser.param_groups if "momentum" in group for p in group["params"]}
     kernels = {name: id(p) in moved for name, p in model.named_parameters() if p.ndim == 4}
     assert {name for name, by_muon in kernels.items() if by_muon} == {n for n in kernels if "dwconv" not in n}
     assert len(set(kernels.values())) == 2

@@ -142,8 +142,9 @@ class TrainConfig:
     # -- machine ----------------------------------------------------------------------------------------------------
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes cuda where there is one, else cpu."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the model computes in; weights stay fp32, and fp16 scales its loss."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """What the model computes in; weights stay fp32, and fp16 scales its loss. auto takes bf16 where the device has
+    units for it, else fp32."""
     compile: bool = False
     """Compile the model's blocks with torch.compile: training steps only, after a wait for the first."""
     channels_last: bool = False
@@ -177,6 +178,7 @@ class ResolvedConfig(TrainConfig):
     drop_path_rate: float = 0.0
     epochs: int = 0
     lr: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     threads: int = 1
 
 

@@ -10,6 +10,8 @@ from srattn.data.depth_files import MILLIMETRES, check_scale
 from srattn.data.index import part_called
 from srattn.data.reader import absolute, is_built_in
 from srattn.engine.config import ResolvedConfig, TrainConfig
+from srattn.engine.device import pick_device
+from srattn.engine.precision import fastest
 from srattn.errors import SrattnError
 from srattn.tasks.models import backbone_config, targets_of
 from srattn.tasks.registry import task_called
@@ -133,6 +135,8 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     values.update({name: default for name, default in defaults.items() if values[name] is None})
     values["model_options"] = {**base, **values["model_options"]}
     values["eval_size"] = values["eval_size"] or values["size"]
+    if config.precision == "auto":
+        values["precision"] = fastest(pick_device(config.device))
     if values["head"] == "simcc" and values["eval_size"] != values["size"]:
         raise SrattnError(
             f"simcc is for images of one size: leave --eval_size out, or give --eval_size {values['size']}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from srattn.engine.muon import MOMENTUM, muon_step
 from srattn.engine.schedule import learning_rate as learning_rate
 from srattn.errors import SrattnError
 
@@ -20,33 +21,24 @@ _WITH_THE_LAYER_BEFORE = 99998  # suffixes from this on mark norms behind the bl
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimisers as one: Muon's groups first, then those of AdamW. Their state is there from the start.
+    """Two optimisers as one: Muon's groups first, then those of AdamW. Their state is there from the start."""
 
-    Muon knows matrices alone: it is given the kernels of convolutions as such, (out, in x height x width).
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], adamw: AdamW, lr: float) -> None:  # the base would make groups
-        views = [group | {"params": [_as_matrix(p) for p in group["params"]]} for group in groups]
-        self.muon, self.adamw = torch.optim.Muon(views, lr=lr, adjust_lr_fn="match_rms_adamw"), adamw
+    def __init__(self, groups: list[dict[str, Any]], adamw: AdamW) -> None:  # the base would make groups of its own
+        self.muon_groups: list[dict[str, Any]] = [{**group, "momentum": MOMENTUM} for group in groups]
+        self.adamw, self.param_groups = adamw, self.muon_groups + adamw.param_groups
         self.state = {**adamw.state}  # pyright: ignore[reportAttributeAccessIssue]
-        muons: list[dict[str, Any]] = []
-        for group, view in zip(groups, self.muon.param_groups, strict=True):
-            muons.append(view | {"params": group["params"]})
-            for parameter, matrix in zip(group["params"], view["params"], strict=True):  # from the start, as `_prime`
-                self.state[parameter] = self.muon.state[matrix]
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(matrix)
-        self.param_groups = muons + adamw.param_groups
+        for group in self.muon_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {"momentum_buffer": torch.zeros_like(_as_matrix(parameter, parameter))}
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for view, group in zip(self.muon.param_groups, self.param_groups, strict=False):
-            matrices = view["params"]
-            view.update(group | {"params": matrices})
-            for parameter, matrix in zip(group["params"], matrices, strict=True):
-                if matrix is not parameter:
-                    grad = parameter.grad
-                    matrix.grad = None if grad is None else _laid(grad, parameter).reshape_as(matrix)
-        self.muon.step()
+        for group in self.muon_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            matrices = [_as_matrix(parameter, parameter) for parameter in moved]
+            grads = [_as_matrix(parameter.grad, parameter) for parameter in moved]
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in moved]
+            muon_step(matrices, grads, buffers, group["lr"], group["weight_decay"])
         self.adamw.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -58,16 +50,17 @@ class MuonWithAdamW(Optimizer):
                     parameter.grad.detach_().zero_()
 
 
-def _as_matrix(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter itself where it is one, else a view of it: who changes it changes the parameter."""
-    if parameter.ndim == 2:
-        return parameter
-    return nn.Parameter(_laid(parameter.detach(), parameter).view(len(parameter), -1))
+def _as_matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The parameter, or its gradient, as a matrix: a kernel as one of output channels by all else.
 
-
-def _laid(tensor: Tensor, kernel: Tensor) -> Tensor:
-    """Its columns in the order in which the kernel's lie in memory; Muon does the same in any order."""
-    return tensor.permute(0, *sorted(range(1, kernel.ndim), key=lambda dim: -kernel.stride(dim)))
+    Columns lie in the order in which the parameter's lie in memory, so that its own matrix is a view of it; Muon does
+    the same in any order.
+    """
+    tensor = tensor.detach()
+    if tensor.ndim == 2:
+        return tensor
+    order = sorted(range(1, parameter.ndim), key=lambda dim: -parameter.stride(dim))
+    return tensor.permute(0, *order).flatten(1)
 
 
 def make_optimiser(
@@ -102,7 +95,9 @@ def make_optimiser(
         by_kind[muon].append({"params": found, "weight_decay": decay, "scale": scale})
     adamw = AdamW(by_kind[False], lr=lr, fused=_has_fused(next(model.parameters()).device))
     _prime(adamw)
-    return adamw if kind == "adamw" else MuonWithAdamW(by_kind[True], adamw, lr)
+    if kind == "adamw":
+        return adamw
+    return MuonWithAdamW([group | {"lr": lr} for group in by_kind[True]], adamw)
 
 
 def _for_muon(model: nn.Module, kind: Kind) -> set[str]:

@@ -130,7 +130,7 @@ def _own_options(config: TrainConfig, own: ResolvedConfig) -> ResolvedConfig:
     given, untouched, kept = to_dict(config), to_dict(TrainConfig()), to_dict(own)
     changed = {}
     for name, value in given.items():
-        if name in ("resume", "out") or value == untouched[name] or value == kept[name]:
+        if name in ("resume", "out") or value in (untouched[name], kept[name], "auto"):
             continue
         if name not in OF_THE_MACHINE:
             raise SrattnError(f"--resume continues with the run's own options: {name} is {kept[name]!r}, not {value!r}")
@@ -159,7 +159,10 @@ def _prepare(
     task = with_teacher(task, config, augment.preprocess, data.classes)
     for line in (*getattr(data, "notes", ()), *notes):
         progress.note(line)
-    return Trainer(config, model, loader, task, progress, on_step, world)
+    trainer = Trainer(config, model, loader, task, progress, on_step, world)
+    if trainer.learner.precision.warning:
+        progress.note(trainer.learner.precision.warning)
+    return trainer
 
 
 def _place(trainer: Trainer, checkpoint: Path | None, factories: dict[str, Factory]) -> Path:

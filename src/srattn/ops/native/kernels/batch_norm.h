@@ -58,18 +58,15 @@ static void blocks(long rows, int threads, Each each) {
   for (long b = 0; b < count; ++b) each(b * ROWS, std::min(rows, (b + 1) * ROWS), b);
 }
 
-template <long N>
-using Constant = std::integral_constant<long, N>;
-constexpr long TILE = 4;  // vectors of channels at a time: a token's neighbours in memory, and independent work
-
-// each(c, number, left) for every tile of `number` vectors of channels from c, of `left` lanes each; both are constants
-// the compiler knows, but for the lanes of the last, narrow vector.
+// each(at, c, left) for every vector of every token in the order of memory, `at` of channels c.. of one; the compiler
+// knows `left`, the lanes, but for the last, narrow vector of a token.
 template <typename Each>
-static inline void tiles(long channels, Each each) {
-  long c = 0;
-  for (; c + TILE * LANES <= channels; c += TILE * LANES) each(c, Constant<TILE>(), Constant<LANES>());
-  for (; c + LANES <= channels; c += LANES) each(c, Constant<1>(), Constant<LANES>());
-  if (c < channels) each(c, Constant<1>(), channels - c);
+static inline void vectors(long first, long last, long channels, Each each) {
+  for (long row = first, at = row * channels; row < last; ++row, at += channels) {
+    long c = 0;
+    for (; c + LANES <= channels; c += LANES) each(at + c, c, std::integral_constant<long, LANES>());
+    if (c < channels) each(at + c, c, channels - c);
+  }
 }
 
 // Adds the blocks' pairs of sums in order, so that the result does not depend on the number of threads.
@@ -88,22 +85,16 @@ static void forward(const T* x, long rows, long channels, const float* weight, c
                     float* mean, float* var, float* inverse, int threads) {
   long count = (rows + ROWS - 1) / ROWS;
   std::vector<float> parts(2 * count * channels), shift(channels);
-  tiles(channels, [&](long c, auto n, auto left) {  // of a value that occurs: sums of squares then lose nothing
-    for (long i = 0; i < n; ++i) put(shift.data() + c + i * LANES, before<GELU>(take(x + c + i * LANES, left)), left);
+  // Deviations from a value that occurs: their sums of squares lose nothing.
+  vectors(0, 1, channels, [&](long at, long c, auto left) {
+    put(shift.data() + c, before<GELU>(take(x + at, left)), left);
   });
   blocks(rows, threads, [&](long first, long last, long number) {
     float *sums = parts.data() + 2 * number * channels, *squares = sums + channels;
-    tiles(channels, [&](long c, auto n, auto left) {
-      vec s[n], sum[n], square[n];
-      for (long i = 0; i < n; ++i) s[i] = take(shift.data() + c + i * LANES, left), sum[i] = square[i] = vec{};
-      for (long r = first; r < last; ++r) {
-#pragma GCC unroll 4
-        for (long i = 0; i < n; ++i) {
-          vec d = before<GELU>(take(x + r * channels + c + i * LANES, left)) - s[i];
-          sum[i] += d, square[i] += d * d;
-        }
-      }
-      for (long i = 0; i < n; ++i) put(sums + c + i * LANES, sum[i], left), put(squares + c + i * LANES, square[i], left);
+    vectors(first, last, channels, [&](long at, long c, auto left) {
+      vec d = before<GELU>(take(x + at, left)) - take(shift.data() + c, left);
+      put(sums + c, take(sums + c, left) + d, left);
+      put(squares + c, take(squares + c, left) + d * d, left);
     });
   });
   std::vector<double> sums(channels), squares(channels);
@@ -116,17 +107,9 @@ static void forward(const T* x, long rows, long channels, const float* weight, c
     offset[c] = (bias ? bias[c] : 0.0f) - mean[c] * slope[c];
   }
   blocks(rows, threads, [&](long first, long last, long) {
-    tiles(channels, [&](long c, auto n, auto left) {
-      vec a[n], b[n];
-      for (long i = 0; i < n; ++i)
-        a[i] = take(slope.data() + c + i * LANES, left), b[i] = take(offset.data() + c + i * LANES, left);
-      for (long r = first; r < last; ++r) {
-#pragma GCC unroll 4
-        for (long i = 0; i < n; ++i) {
-          long at = r * channels + c + i * LANES;
-          put(y + at, before<GELU>(take(x + at, left)) * a[i] + b[i], left);
-        }
-      }
+    vectors(first, last, channels, [&](long at, long c, auto left) {
+      vec h = before<GELU>(take(x + at, left));
+      put(y + at, h * take(slope.data() + c, left) + take(offset.data() + c, left), left);
     });
   });
 }
@@ -139,22 +122,11 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
   std::vector<float> parts(2 * count * channels);
   blocks(rows, threads, [&](long first, long last, long number) {
     float *sums = parts.data() + 2 * number * channels, *products = sums + channels;
-    tiles(channels, [&](long c, auto n, auto left) {
-      vec m[n], v[n], sum[n], product[n];
-      for (long i = 0; i < n; ++i) {
-        m[i] = take(mean + c + i * LANES, left), v[i] = take(inverse + c + i * LANES, left);
-        sum[i] = product[i] = vec{};
-      }
-      for (long r = first; r < last; ++r) {
-#pragma GCC unroll 4
-        for (long i = 0; i < n; ++i) {
-          long at = r * channels + c + i * LANES;
-          vec d = take(dy + at, left);
-          sum[i] += d, product[i] += d * ((before<GELU>(take(x + at, left)) - m[i]) * v[i]);
-        }
-      }
-      for (long i = 0; i < n; ++i)
-        put(sums + c + i * LANES, sum[i], left), put(products + c + i * LANES, product[i], left);
+    vectors(first, last, channels, [&](long at, long c, auto left) {
+      vec d = take(dy + at, left), h = before<GELU>(take(x + at, left));
+      put(sums + c, take(sums + c, left) + d, left);
+      vec normal = (h - take(mean + c, left)) * take(inverse + c, left);
+      put(products + c, take(products + c, left) + d * normal, left);
     });
   });
   std::vector<double> sums(channels), products(channels);
@@ -166,21 +138,12 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
     flat[c] = sums[c] / rows, tilt[c] = products[c] / rows * inverse[c];
   }
   blocks(rows, threads, [&](long first, long last, long) {
-    tiles(channels, [&](long c, auto n, auto left) {
-      vec m[n], s[n], f[n], t[n];
-      for (long i = 0; i < n; ++i) {
-        m[i] = take(mean + c + i * LANES, left), s[i] = take(scale.data() + c + i * LANES, left);
-        f[i] = take(flat.data() + c + i * LANES, left), t[i] = take(tilt.data() + c + i * LANES, left);
-      }
-      for (long r = first; r < last; ++r) {
-#pragma GCC unroll 4
-        for (long i = 0; i < n; ++i) {
-          long at = r * channels + c + i * LANES;
-          vec u = take(x + at, left), h = u, slope = splat(1.0f);
-          if (GELU) training::gelu_and_slope(u, h, slope);
-          put(dx + at, (take(dy + at, left) - f[i] - (h - m[i]) * t[i]) * s[i] * slope, left);
-        }
-      }
+    vectors(first, last, channels, [&](long at, long c, auto left) {
+      vec u = take(x + at, left), h = u, slope = splat(1.0f);
+      if (GELU) training::gelu_and_slope(u, h, slope);
+      vec d = take(dy + at, left) - take(flat.data() + c, left);
+      d -= (h - take(mean + c, left)) * take(tilt.data() + c, left);
+      put(dx + at, d * take(scale.data() + c, left) * slope, left);
     });
   });
 }
