@@ -15,8 +15,10 @@ from srattn.engine import run_folder
 from srattn.engine.checkpoint import Checkpoints, read_facts
 from srattn.engine.config import OF_THE_MACHINE, ResolvedConfig, TrainConfig, from_dict, to_dict
 from srattn.engine.defaults import resolve
+from srattn.engine.device import pick_device
 from srattn.engine.distributed import World, join, whole
 from srattn.engine.evaluate import Evaluation
+from srattn.engine.heap import kept_heap
 from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
 from srattn.engine.read import make_augment, make_loader, read_data
@@ -98,11 +100,12 @@ def train(
 
 @contextlib.contextmanager
 def _settings_of(config: ResolvedConfig) -> Iterator[None]:
-    """The threads of the run; these and the caller's random numbers are afterwards what they were."""
+    """The threads and the heap of the run; these and the caller's random numbers are afterwards what they were."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
+    on_cpu = pick_device(config.device).type == "cpu"
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), kept_heap() if on_cpu else contextlib.nullcontext():
             yield
     finally:
         torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ from srattn.layers import native
 from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.block_kernels import lay_out_block
 from srattn.layers.drop import DropPath
+from srattn.layers.hooks import is_listened_to
 from srattn.ops import attend, plan
 
 
@@ -58,6 +59,5 @@ class Block(nn.Module):
         attn = self.attn
         if type(attn) is not SpatialReductionAttention or type(self.norm1) is not nn.LayerNorm:
             return False
-        hooks = (attn._forward_hooks, attn._forward_pre_hooks, attn._backward_hooks, attn._backward_pre_hooks)
         dropped = self.training and (self.drop_path.p > 0.0 or attn.proj_drop.p > 0.0)
-        return not dropped and not any(hooks)
+        return not dropped and not is_listened_to(attn)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.layers.hooks import is_listened_to
+from srattn.layers.local_perception import depthwise_of
 from srattn.ops import feed_forward as ops
 from srattn.ops import plan
 
@@ -52,14 +54,12 @@ class FeedForward(nn.Module):
     def _is_plain(self) -> bool:
         """Whether the parts are what they were built as, so that their weights say everything."""
         parts = (self.fc1, self.fc2) if self.dwconv is None else (self.fc1, self.dwconv, self.fc2)
-        if torch.nn.modules.module._has_any_global_hook():
-            return False
-        return all(type(m) in (nn.Linear, nn.Conv2d) and not _has_hooks(m) for m in parts)
+        return all(type(m) in (nn.Linear, nn.Conv2d) and not is_listened_to(m) for m in parts)
 
     def _convolved(self, x: Tensor) -> Tensor | None:
         """What fc2 takes, by the GPU's kernel of convolution and GELU; None where that is not to be had or wanted."""
         conv = self.dwconv
-        if type(conv) is not nn.Conv2d or _has_hooks(conv) or (self.memory == "lean" and torch.is_grad_enabled()):
+        if type(conv) is not nn.Conv2d or is_listened_to(conv) or (self.memory == "lean" and torch.is_grad_enabled()):
             return None
         from srattn.ops.triton import depthwise  # loads Triton
 
@@ -73,12 +73,8 @@ class FeedForward(nn.Module):
         if self.extra_relu:
             x = F.relu(x)
         if self.dwconv is not None:
-            x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = depthwise_of(self.dwconv, x)
         return self.drop(self.fc2(self.drop(F.gelu(x))))
-
-
-def _has_hooks(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 class Mlp(FeedForward):

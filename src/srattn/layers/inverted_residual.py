@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers.batch_norm import TokenBatchNorm, after_gelu
-from srattn.layers.local_perception import LocalPerception
+from srattn.layers.local_perception import LocalPerception, depthwise_of
 
 
 class InvertedResidual(nn.Module):
@@ -46,6 +46,5 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to the same shape."""
-        x = F.hardswish(self.fc1(x)).permute(0, 3, 1, 2)  # a channels-last view, no copy
-        x = F.hardswish(self.dwconv(x)).permute(0, 2, 3, 1)
+        x = F.hardswish(depthwise_of(self.dwconv, F.hardswish(self.fc1(x))))
         return self.drop(self.fc2(self.drop(x)))

@@ -4,6 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from srattn.layers.hooks import is_listened_to
+from srattn.ops import depthwise as ops
+
 
 class LocalPerception(nn.Module):
     """x + DWConv(x), 3x3 with zero padding: the local perception unit of CMT (arXiv:2107.06263, eq. 1).
@@ -19,4 +22,14 @@ class LocalPerception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to the same shape."""
-        return x + self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last views, no copy
+        return depthwise_of(self.dwconv, x, residual=True)
+
+
+def depthwise_of(conv: nn.Module, x: Tensor, residual: bool = False) -> Tensor:
+    """What a depthwise convolution makes of tokens (B, H, W, C), with x added if asked; it may have been replaced."""
+    if type(conv) is nn.Conv2d and not is_listened_to(conv):
+        form = (conv.stride, conv.padding, conv.dilation, conv.padding_mode)
+        if form == ((1, 1), (1, 1), (1, 1), "zeros"):
+            return ops.depthwise(x, conv.weight, conv.bias, residual)
+    y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last views, no copy
+    return x + y if residual else y

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srattn.errors import SrattnError
+from srattn.ops.native import eager
 from srattn.ops.native import library as native
 
 
@@ -40,16 +40,7 @@ def batch_norm(
 
 def reason_against(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Why the kernel does not normalise this, in words; None where it does."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return "a compiler reads the model"
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return f"the kernel is for float32 and bfloat16 on a CPU, not {x.dtype} on {x.device.type}"
-    if any(t is not None and (t.dtype != torch.float32 or t.device != x.device) for t in (weight, bias)):
-        return "weight and bias are not float32"
-    level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
-    if not x.numel() or level is not None:
-        return "there is no token" if not x.numel() else "a transformation of torch.func reads the model"
-    return None if _library() is not None else native.why_not() or "the compiled library has no batch norm"
+    return eager.reason_against(x, weight, bias)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -58,15 +49,14 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gelu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         library = _library()
-        assert library is not None
         x = x.contiguous()
         w, b = (None if t is None else t.detach().contiguous() for t in (weight, bias))
         y, channels = torch.empty_like(x), x.shape[-1]
         mean, var, inverse = (torch.empty(channels) for _ in range(3))
         half = int(x.dtype == torch.bfloat16)
-        sizes = (x.numel() // channels, channels, _at(w), _at(b), eps, half, int(gelu))
+        sizes = (x.numel() // channels, channels, eager.address(w), eager.address(b), eps, half, int(gelu))
         places = (y.data_ptr(), mean.data_ptr(), var.data_ptr(), inverse.data_ptr(), torch.get_num_threads())
-        _check(library.srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
+        eager.check(library.srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
         ctx.save_for_backward(x, w, mean, inverse)
         ctx.gelu = gelu
         ctx.mark_non_differentiable(mean, var)
@@ -79,22 +69,21 @@ class _BatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, w, mean, inverse = ctx.saved_tensors
         library = _library()
-        assert library is not None
         dy = gradients[0].to(x.dtype).contiguous()
         dx, channels = torch.empty_like(x), x.shape[-1]
         dweight, dbias = torch.empty(channels), torch.empty(channels)
-        sizes = (x.numel() // channels, channels, _at(w), mean.data_ptr(), inverse.data_ptr())
+        sizes = (x.numel() // channels, channels, eager.address(w), mean.data_ptr(), inverse.data_ptr())
         places = (dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads())
         half = int(x.dtype == torch.bfloat16)
-        _check(library.srattn_batch_norm_backward(dy.data_ptr(), x.data_ptr(), *sizes, half, int(ctx.gelu), *places))
+        eager.check(
+            library.srattn_batch_norm_backward(dy.data_ptr(), x.data_ptr(), *sizes, half, int(ctx.gelu), *places)
+        )
         wants = ctx.needs_input_grad
         return dx, dweight if wants[1] else None, dbias if wants[2] else None, None, None
 
 
 @functools.lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | None:
-    if not native.available():
-        return None
+def _library() -> ctypes.CDLL:
     library = native.library()
     many = [c_void_p, c_long, c_long]
     library.srattn_batch_norm_forward.argtypes = [
@@ -104,12 +93,3 @@ def _library() -> ctypes.CDLL | None:
         c_void_p, *many, *[c_void_p] * 3, c_int, c_int, *[c_void_p] * 3, c_int
     ]  # fmt: skip
     return library
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _check(failed: int) -> None:
-    if failed:
-        raise SrattnError("out of memory in the batch norm's kernel: give a smaller batch or image")

@@ -2,46 +2,12 @@
 // passes each over what is read, and nothing kept but the input, the mean and 1 / the standard deviation.
 #pragma once
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
+#include "halves.h"
 #include "training_parts.h"
 
 namespace batch_norm {
-
-// bfloat16 in memory, on any machine: the upper half of a float32.
-struct Half {
-  uint16_t bits;
-};
-typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
-
-static inline vec widened(hvec h) {
-  ivec bits = __builtin_convertvector(h, ivec) << 16;
-  vec v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-static inline hvec halved(vec v) {  // to the nearest, ties to even
-#if defined(__AVX512BF16__)
-  return (hvec)_mm512_cvtneps_pbh((__m512)v);
-#else
-  ivec bits = (ivec)v;
-  ivec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : ivec{} + 0x7fc0, hvec);
-#endif
-}
-// `count` numbers, or all lanes; a size that the compiler knows is one instruction.
-static inline vec take(const float* p, long count) { return count >= LANES ? load(p) : load_part(p, count); }
-static inline vec take(const Half* p, long count) {
-  hvec h = {};
-  count >= LANES ? std::memcpy(&h, p, sizeof h) : std::memcpy(&h, p, 2 * count);
-  return widened(h);
-}
-static inline void put(float* p, vec v, long count) { count >= LANES ? store(p, v) : store_part(p, v, count); }
-static inline void put(Half* p, vec v, long count) {
-  hvec h = halved(v);
-  count >= LANES ? std::memcpy(p, &h, sizeof h) : std::memcpy(p, &h, 2 * count);
-}
 
 constexpr long ROWS = 256;  // tokens of one sum in float32; those sums are added in float64
 
@@ -56,17 +22,6 @@ static void blocks(long rows, int threads, Each each) {
   long count = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long b = 0; b < count; ++b) each(b * ROWS, std::min(rows, (b + 1) * ROWS), b);
-}
-
-// each(at, c, left) for every vector of every token in the order of memory, `at` of channels c.. of one; the compiler
-// knows `left`, the lanes, but for the last, narrow vector of a token.
-template <typename Each>
-static inline void vectors(long first, long last, long channels, Each each) {
-  for (long row = first, at = row * channels; row < last; ++row, at += channels) {
-    long c = 0;
-    for (; c + LANES <= channels; c += LANES) each(at + c, c, std::integral_constant<long, LANES>());
-    if (c < channels) each(at + c, c, channels - c);
-  }
 }
 
 // Adds the blocks' pairs of sums in order, so that the result does not depend on the number of threads.
@@ -151,7 +106,6 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
 }  // namespace batch_norm
 
 #define SRATTN_BATCH_NORM(NAME, ARGUMENTS)                                     \
-  using batch_norm::Half;                                                      \
   if (half && gelu) batch_norm::NAME<Half, true> ARGUMENTS(Half);              \
   else if (half) batch_norm::NAME<Half, false> ARGUMENTS(Half);                \
   else if (gelu) batch_norm::NAME<float, true> ARGUMENTS(float);               \

@@ -14,6 +14,7 @@ static inline int omp_get_num_threads() { return 1; }
 #include "patch.h"
 #if !defined(SRATTN_BF16)
 #include "batch_norm.h"
+#include "depthwise.h"
 #include "training.h"
 #endif
 

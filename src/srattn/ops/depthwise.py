@@ -1,0 +1,96 @@
+"""A depthwise 3x3 convolution of tokens, and x + that convolution, with gradients.
+
+`plain` is the definition. The compiled kernel (`native/kernels/depthwise.h`) walks through the map once forward and
+once backward; torch's own gradient takes several times as long on a CPU.
+"""
+
+import ctypes
+import functools
+from ctypes import c_int, c_long, c_void_p
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srattn.ops.native import eager
+from srattn.ops.native import library as native
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False) -> Tensor:
+    """The definition. x (B, H, W, C), weight (C, 1, 3, 3), bias (C); zeros stand around the map."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[-1])
+    y = y.permute(0, 2, 3, 1)  # channels-last views, no copy
+    return x + y if residual else y
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False) -> Tensor:
+    """As `plain`, by the kernel where it can be called, in the precision of x.
+
+    Under autocast a float32 map is convolved in float32, of which only memory would be saved by less.
+    """
+    if reason_against(x, weight, bias) is not None:
+        return plain(x, weight, bias, residual)
+    return _Depthwise.apply(x, weight, bias, residual)
+
+
+def reason_against(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why the kernel does not convolve this, in words; None where it does."""
+    if x.ndim != 4 or weight.shape != (x.shape[-1], 1, 3, 3):
+        return f"the kernel is for 3x3 and maps of tokens, not {tuple(weight.shape)} and {tuple(x.shape)}"
+    return eager.reason_against(x, weight, bias)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        held = None if bias is None else bias.contiguous()
+        y = torch.empty_like(x)
+        eager.check(
+            _library().srattn_depthwise_forward(
+                x.data_ptr(), *x.shape, weight.data_ptr(), eager.address(held), int(residual), _half(x), y.data_ptr(),
+                torch.get_num_threads(),
+            )
+        )  # fmt: skip
+        ctx.save_for_backward(x, weight, bias)
+        ctx.residual = residual
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, bias = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # gradients of gradients are torch's
+            inputs = [t for t, wanted in zip((x, weight, bias), wants, strict=False) if wanted]
+            found = iter(
+                torch.autograd.grad(plain(x, weight, bias, ctx.residual), inputs, gradients, create_graph=True)
+            )
+            return (*(next(found) if wanted else None for wanted in wants[:3]), None)
+        dy = gradients[0].to(x.dtype).contiguous()
+        dx = torch.empty_like(x) if wants[0] else None
+        dweight, dbias = torch.empty_like(weight), torch.empty(x.shape[-1])
+        eager.check(
+            _library().srattn_depthwise_backward(
+                dy.data_ptr(), x.data_ptr(), *x.shape, weight.data_ptr(), int(ctx.residual), _half(x),
+                eager.address(dx), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
+            )
+        )  # fmt: skip
+        return dx, dweight if wants[1] else None, dbias if wants[2] else None, None
+
+
+def _half(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    library = native.library()
+    of_map = [c_long] * 4
+    library.srattn_depthwise_forward.argtypes = [
+        c_void_p, *of_map, c_void_p, c_void_p, c_int, c_int, c_void_p, c_int
+    ]  # fmt: skip
+    library.srattn_depthwise_backward.argtypes = [
+        c_void_p, c_void_p, *of_map, c_void_p, c_int, c_int, *[c_void_p] * 3, c_int
+    ]  # fmt: skip
+    return library
