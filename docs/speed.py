@@ -52,6 +52,13 @@ FILES = [
         "Inference in float32",
         "Peers are eager and under `torch.compile`; ONNX Runtime and OpenVINO run the export of the peer in brackets.",
     ),
+    (
+        "inference_avx2.json",
+        "On a processor without AVX-512",
+        "The same kernels with vectors of eight numbers, as most laptops have them, on a virtual machine whose "
+        "neighbours make the spread. There are no instructions for bfloat16 there: models in bfloat16 and under autocast "
+        "go through the products of float32, and `--precision auto` trains in float32.",
+    ),
     ("inference_bfloat16.json", "Inference in bfloat16", ""),
     (
         "inference_large.json",
