@@ -6,23 +6,29 @@ BIN := $(VENV)/bin
 PYTHON ?=
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq -c constraints.txt
 
-.PHONY: demo test lint format docs clean help
+.PHONY: demo test test-slow lint format docs clean help
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    train on scanned digits and write a report (about two minutes after the installation)"
-	@echo "make test    run the tests, one process for each processor"
-	@echo "make lint    run ruff, pyright and import-linter"
-	@echo "make format  let ruff rewrite the sources"
-	@echo "make docs    build the documentation into site/"
-	@echo "make clean   remove .venv, dist and caches (runs/ stays)"
+	@echo "make demo       train on scanned digits and write a report (about two minutes after the installation)"
+	@echo "make test       run the tests, one process for each processor"
+	@echo "make test-slow  run those that \`make test\` leaves out, since each takes long"
+	@echo "make lint       run ruff, pyright and import-linter"
+	@echo "make format     let ruff rewrite the sources"
+	@echo "make docs       build the documentation into site/"
+	@echo "make clean      remove .venv, dist and caches (runs/ stays)"
 
 demo: $(VENV)/installed-train
 	@$(BIN)/srattn train --data digits
 
 # A file of tests stays in one process, so that what it trains once is trained once.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	@$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	@$(PYTEST) -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

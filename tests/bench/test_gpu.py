@@ -62,6 +62,7 @@ sys.exit(main(["bench", "gpu", *sys.argv[1:]]))
     return subprocess.run(command, env=here, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_smoke_run_without_extras(root: Path, tmp_path: Path) -> None:
     done = smoke(root, tmp_path / "gpu.json", "--parts", "check,tune,attention,memory,modules")

@@ -146,6 +146,7 @@ def test_unknown_class_is_named(run: Path, colours: tuple[Path, Path], capsys: p
     assert code == 2 and "does not know the class '0' of the data" in err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_exported_file_is_worth_the_same(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "digits.pt2"

@@ -95,6 +95,7 @@ def test_what_is_wrong_is_said_in_one_line(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_calibrates_on_a_folder_and_says_what_it_costs(
     weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +166,7 @@ def answered(model: Path, photos: Path, out: Path, *options: str) -> tuple[dict[
     return json.loads((out / "predictions.json").read_text()), masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--preprocess", "--outputs", "classes"]], ids=["images", "pictures"])
 def test_segments_from_the_file_as_from_the_run(
     options: list[str], scenes: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -192,6 +194,7 @@ def test_segments_from_the_file_as_from_the_run(
         assert "resizes pictures itself" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "options"),
     [(".pt2", ["--preprocess"]), (".onnx", ["--nms", "in"])],

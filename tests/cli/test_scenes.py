@@ -97,6 +97,7 @@ def test_measured(
         assert "are for masks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("task", ["segmenter", "detector"])
 def test_an_exported_file_is_worth_the_same(

@@ -136,6 +136,7 @@ def test_every_key_of_the_published_b2_is_taken(shared):
     assert_same(convert_state_dict(model.state_dict(), "official"), state)
 
 
+@pytest.mark.slow
 def test_the_table_is_written(shared, root, tmp_path):
     command = [sys.executable, "benchmarks/parity.py", "--goldens", str(shared / "goldens"), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

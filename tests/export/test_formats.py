@@ -95,6 +95,7 @@ def test_the_opset_is_the_one_that_is_asked_for(opset: int, traced: dict[str, An
     assert {each.domain: each.version for each in onnx.load(str(path)).opset_import}[""] == opset
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AOTInductor's archive of one block: verified, known for what it is, and run on trust."""

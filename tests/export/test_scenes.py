@@ -82,6 +82,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Traced]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("kind", "name"),

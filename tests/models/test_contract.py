@@ -17,7 +17,7 @@ from srattn.layers.reduction import Reduction
 from srattn.models import build_model, list_models
 from srattn.models.backbone import Backbone
 from srattn.ops.plan import PATHS
-from tests.models.small import small_numbers
+from tests.models.small import short_numbers, small_numbers
 
 # One name of each kind of architecture: within a family only numbers differ, and those are overridden here.
 KINDS = [
@@ -39,6 +39,10 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 
 def small(name: str, **options: Any) -> Any:
     return build_model(name, **{**small_numbers(name), "img_size": 64, **options}).eval()
+
+
+def short(name: str) -> Any:
+    return build_model(name, **short_numbers(name), img_size=64).eval()
 
 
 def test_every_registered_model_is_of_a_kind_tested_here() -> None:
@@ -250,7 +254,7 @@ def test_dropout_and_stochastic_depth_are_heard(name: str) -> None:
 @every_kind
 def test_compiles_without_a_graph_break(name: str) -> None:
     torch.compiler.reset()
-    model = small(name)
+    model = short(name)
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     check_equal(compiled, model, [(2, 3, 64, 64), (1, 3, 50, 96)])
 
@@ -258,7 +262,7 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 def test_compiles_with_dynamic_sizes() -> None:
     """One kind for all: symbolic sizes take many times longer to trace."""
     torch.compiler.reset()
-    model = small("pvt_v2_b0")
+    model = short("pvt_v2_b0")
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
     check_equal(compiled, model, [(2, 3, 64, 64), (1, 3, 50, 96)])
 
@@ -273,7 +277,7 @@ def check_equal(compiled: Any, model: Any, sizes: list[tuple[int, ...]]) -> None
 
 @every_kind
 def test_exports_with_dynamic_batch_height_and_width(name: str) -> None:
-    model = small(name)
+    model = short(name)
     # Torch's convolutions take a map larger than 1x1 for granted, so a dynamic size starts at 33.
     sizes = {
         0: torch.export.Dim("b", min=1, max=64),

@@ -249,6 +249,7 @@ def test_compiles_without_a_graph_break() -> None:
             assert torch.allclose(compiled(x), model(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exports_with_every_size_dynamic() -> None:
     model = small()
     sizes = {

@@ -82,6 +82,7 @@ def test_boxes(scenes: dict[str, LoadedRun], talk: Callable[..., Any], files: li
     assert len(few) < len(told["answers"][0]["boxes"])
 
 
+@pytest.mark.slow
 def test_an_exported_file(
     scenes: dict[str, LoadedRun], talk: Callable[..., Any], files: list[bytes], tmp_path: Path
 ) -> None:

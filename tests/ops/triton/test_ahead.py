@@ -16,6 +16,7 @@ from srattn.ops.triton.language import INTERPRETED
 from srattn.ops.triton.strips import Strips
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.skipif(INTERPRETED, reason="kernels are interpreted in this process"),
 ]
