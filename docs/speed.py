@@ -56,8 +56,8 @@ FILES = [
         "inference_avx2.json",
         "On a processor without AVX-512",
         "The same kernels with vectors of eight numbers, as most laptops have them, on a virtual machine whose "
-        "neighbours make the spread. There are no instructions for bfloat16 there: models in bfloat16 and under autocast "
-        "go through the products of float32, and `--precision auto` trains in float32.",
+        "neighbours make the spread. There are no instructions for bfloat16 there: models in bfloat16 and under "
+        "autocast go through the products of float32, and `--precision auto` trains in float32.",
     ),
     ("inference_bfloat16.json", "Inference in bfloat16", ""),
     (
