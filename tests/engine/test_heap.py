@@ -35,9 +35,3 @@ def test_memory_is_kept_and_given_back() -> None:
     within, after = (int(word) for word in done.stdout.split())
     assert within > 180e6
     assert after < 40e6
-
-
-def test_other_mallocs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap, "_glibc", lambda: None)
-    with heap.kept_heap():
-        assert heap._glibc() is None

@@ -1,4 +1,4 @@
-"""What the kernels for training share: when they may be called, on tensors as they lie."""
+"""What kernels with gradients of their own share: when they may be called, on tensors as they lie."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ def address(tensor: Tensor | None) -> int | None:
 def check(failed: int) -> None:
     """Raises what a kernel could not."""
     if failed:
-        raise SrattnError("out of memory in a kernel for training: give a smaller batch or image")
+        raise SrattnError("out of memory in a kernel: give a smaller batch or image")

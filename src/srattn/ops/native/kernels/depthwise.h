@@ -1,4 +1,4 @@
-// A depthwise 3x3 convolution of tokens, with the map added to its result if asked, and its gradients, for training.
+// A depthwise 3x3 convolution of tokens, with the map added to its result if asked, and its gradients.
 //
 // Both are limited by memory, so every map is walked through once, in the order in which it lies there.
 #pragma once
@@ -60,11 +60,11 @@ static void convolve_row(const Map& m, const T* x, long row, const float* taps, 
 
 template <typename T>
 static void forward(const T* x, const Map& m, const float* taps, const float* bias, bool residual, T* y, int threads) {
-  std::vector<float> turned = by_tap(taps, m.channels, false);
+  std::vector<float> ordered = by_tap(taps, m.channels, false);
   std::vector<T> zero(m.channels);
   bands(m, threads, [&](long image, long first, long last, long) {
     for (long row = first; row < last; ++row)
-      convolve_row(m, x + image * m.height * m.row(), row, turned.data(), bias, residual, zero.data(),
+      convolve_row(m, x + image * m.height * m.row(), row, ordered.data(), bias, residual, zero.data(),
                    y + (image * m.height + row) * m.row());
   });
 }
