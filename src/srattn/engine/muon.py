@@ -1,7 +1,7 @@
 """Muon (Jordan, 2024): steps along orthogonal matrices, for many matrices in few products.
 
 `torch.optim.Muon` takes one matrix at a time and always computes in bfloat16: hundreds of small launches a step on a
-GPU, and as long as forward and backward together on a processor without instructions for it.
+GPU, and emulated products on a processor without instructions for it.
 """
 
 from __future__ import annotations

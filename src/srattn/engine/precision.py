@@ -18,7 +18,7 @@ _UNITS = {"bf16": {"amx_bf16", "avx512_bf16", "bf16"}, "fp16": {"amx_fp16", "avx
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device is known to have units for products of bfloat16; torch computes them without, but slowly."""
+    """Whether the device is known to have units for products of bfloat16; torch emulates them without."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not _UNITS["bf16"].isdisjoint(native.processor_flags())

@@ -1,7 +1,7 @@
 """A depthwise 3x3 convolution of tokens, and x + that convolution, with gradients.
 
 `plain` is the definition. The compiled kernel (`native/kernels/depthwise.h`) walks through the map once forward and
-once backward; torch's own gradient takes several times as long on a CPU.
+once backward.
 """
 
 import ctypes
