@@ -130,3 +130,12 @@ def test_ahead_keeps_order_and_stops_early(workers: int) -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(SrattnError, match="third"):
         next(results)
+
+
+def test_batches_for_a_gpu_are_laid_into_page_locked_memory(digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    augment = Augment("none", digits_preprocess(8))
+    for pin in (False, True):
+        batch = next(Loader(digits, augment, 8, 0, pin=pin).train(0))
+        assert [id(t) for t in pinned] == ([id(batch.inputs), id(batch.labels)] if pin else [])

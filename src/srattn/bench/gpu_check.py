@@ -36,10 +36,10 @@ class Case(NamedTuple):
 
 
 class Map(NamedTuple):
-    """One convolution with GELU to be checked."""
+    """One depthwise convolution to be checked."""
 
     shape: tuple[int, ...]
-    relu: bool
+    form: depthwise.Form = depthwise.Form()
 
 
 What = Case | Map
@@ -54,7 +54,7 @@ def check(what: What, dtype: torch.dtype, device: torch.device) -> list[str]:
     """Failures, none where the kernels are right."""
     if isinstance(what, Case):
         return check_attention(what, dtype, device)
-    return check_depthwise(what.shape, what.relu, dtype, device)
+    return check_depthwise(what.shape, what.form, dtype, device)
 
 
 def of_one_image(what: What) -> What:
@@ -141,19 +141,21 @@ def check_attention(case: Case, dtype: torch.dtype, device: torch.device) -> lis
     return failures(names, found, rough, truth, case.batch * case.queries)
 
 
-def check_depthwise(shape: tuple[int, ...], relu: bool, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """As `check_attention`, for the convolution with GELU."""
+def check_depthwise(
+    shape: tuple[int, ...], form: depthwise.Form, dtype: torch.dtype, device: torch.device
+) -> list[str]:
+    """As `check_attention`, for the depthwise convolution."""
     channels = shape[-1]
     x = torch.randn(*shape, device=device).to(dtype)
     given = {
         "x": x,
         "weight": torch.randn(channels, 1, 3, 3, device=device).to(dtype),
         "bias": torch.randn(channels, device=device).to(dtype),
-        "relu": relu,
+        "form": form,
     }
     weights = torch.randn(*shape, device=device).to(dtype)
     double = {k: v.double() if isinstance(v, Tensor) else v for k, v in given.items()}
     torch_own = lambda g: depthwise.definition(**g)  # noqa: E731
     truth, rough = _with_gradients(torch_own, double, weights), _with_gradients(torch_own, given, weights)
-    found = _with_gradients(lambda g: depthwise.depthwise_gelu(**g), given, weights)
+    found = _with_gradients(lambda g: depthwise.depthwise(**g), given, weights)
     return failures(["output", "x", "weight", "bias"], found, rough, truth, x[..., 0].numel())

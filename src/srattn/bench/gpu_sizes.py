@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from srattn.bench.gpu_check import Case, Map, What
+from srattn.ops.triton.depthwise import Form
 
 
 class Shape(NamedTuple):
@@ -61,7 +62,12 @@ CASES = (
     Case(1, 1003, 333, 96, 3, bias=True, layout="strided"),
     Case(1, 2048, 1024, 64, 1, key_bias=False),
 )
-MAPS = (Map((2, 56, 56, 512), False), Map((2, 13, 9, 100), True))
+MAPS = (
+    Map((2, 56, 56, 512)),
+    Map((2, 13, 9, 100), Form(relu=True)),
+    Map((2, 16, 16, 384), Form(residual=True, gelu=False)),
+    Map((2, 13, 9, 100), Form(residual=True)),
+)
 
 FULL = Sizes(
     torch.bfloat16,
@@ -77,7 +83,7 @@ FULL = Sizes(
         *(Case(4, 65536, keys, dim, heads) for keys in (256, 1024) for dim, heads in ((64, 1), (128, 2))),
     ),
     hidden=tuple(
-        Map((64, side, side, c), False) for side, c in ((56, 512), (28, 1024), (14, 1280), (7, 2048))
+        Map((64, side, side, c)) for side, c in ((56, 512), (28, 1024), (14, 1280), (7, 2048))
     ),
     shapes=tuple(
         Shape(batch, side, ratio, dim, heads)
@@ -104,10 +110,10 @@ TINY = Sizes(
     checked=(
         (Case(1, 20, 5, 16, 1, add="x", norm=True), torch.float32),
         (Case(1, 17, 9, 12, 2, bias=True, layout="strided"), torch.float32),
-        (Map((1, 3, 4, 16), True), torch.float32),
+        (Map((1, 3, 4, 16), Form(relu=True)), torch.float32),
     ),
     tuned=(Case(1, 16, 4, 16, 1),),
-    hidden=(Map((1, 2, 3, 16), False),),
+    hidden=(Map((1, 2, 3, 16)),),
     shapes=(Shape(1, 8, 4, 16, 1),),
     further=(Shape(1, 4, 4, 16, 2),),
     model="pvt_v2_b0",

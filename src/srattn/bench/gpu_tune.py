@@ -67,23 +67,23 @@ def tune_attention(case: Case, dtype: torch.dtype, device: torch.device, clock: 
 
 
 def tune_depthwise(what: Map, dtype: torch.dtype, device: torch.device, clock: StopClock) -> list[dict]:
-    """As `tune_attention`, for the convolution with GELU."""
-    shape = what.shape
+    """As `tune_attention`, for the convolution, in the form of a feed-forward or what the sizes ask for."""
+    shape, form = what.shape, what.form
     x = torch.randn(*shape, device=device).to(dtype)
     w, b = (torch.randn(*s, device=device).to(dtype) for s in ((shape[-1], 1, 3, 3), (shape[-1],)))
     y = torch.empty_like(x)
-    truth = depthwise.definition(x, w, b, False)
+    truth = depthwise.definition(x, w, b, form)
     dy, rows = torch.randn_like(x), []
 
     def forward(chosen: strips.Strips) -> Launcher:
         def call(t: Tensor) -> Tensor:
-            depthwise.convolve(t, w, b, y, None, gelu=True, relu=False, turned=False, strips=chosen)
+            depthwise.convolve(t, w, b, y, form, strips=chosen)
             return y
 
         return call
 
     def backward(chosen: strips.Strips) -> Launcher:
-        return lambda t: depthwise.slopes(dy, t, w, b, False, chosen)
+        return lambda t: depthwise.slopes(dy, t, w, b, form, chosen)
 
     for kind, build, right in (
         ("depthwise", forward, lambda found: _close(found, truth)),

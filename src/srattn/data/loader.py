@@ -44,6 +44,7 @@ class Loader:
         workers: threads that prepare batches ahead.
         eval_batch_size: validation images at a time in each process; by default `batch_size` over `world`.
         passes: over the training images in an epoch, each in an order and with changes of its own.
+        pin: lay training batches into page-locked memory, from which a GPU fetches them while the host goes on.
 
     Attributes:
         seconds_waiting: how long whoever takes the batches has waited for them, all in all.
@@ -61,6 +62,7 @@ class Loader:
         world: int = 1,
         eval_batch_size: int | None = None,
         passes: int = 1,
+        pin: bool = False,
     ) -> None:
         if not 0 <= rank < world:
             raise SrattnError(f"rank must be from 0 to world - 1, got rank {rank} of world {world}")
@@ -70,7 +72,7 @@ class Loader:
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.rank, self.world = rank, world
         self.eval_batch_size = max(1, batch_size // world) if eval_batch_size is None else eval_batch_size
-        self.passes = passes
+        self.passes, self.pin = passes, pin
         self.seconds_waiting = 0.0
 
     @property
@@ -95,7 +97,12 @@ class Loader:
         numbers = range(epoch * self.passes, (epoch + 1) * self.passes)
         batches = [(indices, number) for number in numbers for indices in self._order(number)][first_step:]
         own = [(self._piece(indices), number) for indices, number in batches]
-        return self._timed(ahead(lambda batch: self._train_batch(*batch), own, self.workers))
+        return self._timed(ahead(lambda batch: self._laid(self._train_batch(*batch)), own, self.workers))
+
+    def _laid(self, batch: Batch) -> Batch:
+        if not self.pin:
+            return batch
+        return Batch(batch.inputs.pin_memory(), batch.labels.pin_memory(), batch.indices)
 
     def _order(self, number: int) -> tuple[Tensor, ...]:
         """The global batches of a pass."""

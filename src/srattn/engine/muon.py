@@ -6,6 +6,7 @@ GPU, and emulated products on a processor without instructions for it.
 
 from __future__ import annotations
 
+# pyright: reportPrivateImportUsage=false
 import math
 from collections.abc import Sequence
 
@@ -29,12 +30,11 @@ def muon_step(
     """
     if not matrices:
         return
-    for buffer, grad in zip(buffers, grads, strict=True):
-        buffer.lerp_(grad, 1 - MOMENTUM)
-    directions = orthogonal([g.lerp(buffer, MOMENTUM) for g, buffer in zip(grads, buffers, strict=True)])
-    for matrix, direction in zip(matrices, directions, strict=True):
-        matrix.mul_(1 - rate * weight_decay)
-        matrix.add_(direction, alpha=-0.2 * rate * math.sqrt(max(matrix.shape)))
+    torch._foreach_lerp_(buffers, grads, 1 - MOMENTUM)
+    directions = orthogonal(torch._foreach_lerp(grads, buffers, MOMENTUM))
+    torch._foreach_mul_(directions, [-0.2 * rate * math.sqrt(max(matrix.shape)) for matrix in matrices])
+    torch._foreach_mul_(matrices, 1 - rate * weight_decay)
+    torch._foreach_add_(matrices, directions)
 
 
 def orthogonal(matrices: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:

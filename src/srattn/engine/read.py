@@ -63,6 +63,7 @@ def make_loader(config: ResolvedConfig, augment: Augment | JointAugment, data: I
         world=world.size,
         eval_batch_size=config.eval_batch_size,
         passes=config.passes,
+        pin=world.device.type == "cuda",
     )
 
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from srattn.layers.local_perception import depthwise_of
 
 
 class DetailFeedForward(nn.Module):
@@ -22,5 +23,4 @@ class DetailFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to the same shape."""
         x = self.fc1(x)
-        detail = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels-last view, no copy
-        return self.drop(self.fc2(self.drop(F.gelu(x + detail))))
+        return self.drop(self.fc2(self.drop(depthwise_of(self.dwconv, x, residual=True, gelu=True))))

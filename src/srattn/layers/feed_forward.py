@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
 
         if not depthwise.takes(x, conv.weight):
             return None
-        return depthwise.depthwise_gelu(self.fc1(x), conv.weight, conv.bias, self.extra_relu)
+        return depthwise.depthwise(self.fc1(x), conv.weight, conv.bias, depthwise.Form(relu=self.extra_relu))
 
     def _by_parts(self, x: Tensor) -> Tensor:
         """The parts one after the other: for parts that were replaced (by an adapter, say) or that have hooks."""

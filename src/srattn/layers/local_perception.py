@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers.hooks import is_listened_to
@@ -25,11 +26,15 @@ class LocalPerception(nn.Module):
         return depthwise_of(self.dwconv, x, residual=True)
 
 
-def depthwise_of(conv: nn.Module, x: Tensor, residual: bool = False) -> Tensor:
-    """What a depthwise convolution makes of tokens (B, H, W, C), with x added if asked; it may have been replaced."""
+def depthwise_of(conv: nn.Module, x: Tensor, residual: bool = False, gelu: bool = False) -> Tensor:
+    """What a depthwise convolution makes of tokens (B, H, W, C); it may have been replaced.
+
+    `residual`: with x added; `gelu`: and GELU behind it.
+    """
     if type(conv) is nn.Conv2d and not is_listened_to(conv):
         form = (conv.stride, conv.padding, conv.dilation, conv.padding_mode)
         if form == ((1, 1), (1, 1), (1, 1), "zeros"):
-            return ops.depthwise(x, conv.weight, conv.bias, residual)
+            return ops.depthwise(x, conv.weight, conv.bias, residual, gelu)
     y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last views, no copy
-    return x + y if residual else y
+    y = x + y if residual else y
+    return F.gelu(y) if gelu else y

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from srattn.errors import SrattnError
 from srattn.layers.attention import HeadsPlan, MapAttention, SpatialReductionAttention, check_maps, logit_bias
+from srattn.layers.local_perception import depthwise_of
 from srattn.layers.reduction import Reduction, StridedReduction, as_pair
 from srattn.ops import attend
 from srattn.ops.plan import Choice, Cost, Shape, choose
@@ -22,11 +23,6 @@ class ActivatedReduction(StridedReduction):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.gelu(super().forward(x, mask))
-
-
-def _depthwise(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A depthwise convolution on (B, H, W, C)."""
-    return convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class HeadGroup(nn.Module):
@@ -50,10 +46,10 @@ class HeadGroup(nn.Module):
         z = self.reduction(key, key_mask)
         k, v = self.k(z).flatten(1, 2), self.v(z)
         if key_mask is None and key_bias is None:
-            return k, (v + _depthwise(self.local, v)).flatten(1, 2), None
+            return k, depthwise_of(self.local, v, residual=True).flatten(1, 2), None
         scores = self.reduction.reduce_scores(key_mask, key_bias)
         v = v.masked_fill(torch.isneginf(scores).unsqueeze(-1), 0.0)  # what no source fills is no neighbour either
-        bias, v = logit_bias(scores, (v + _depthwise(self.local, v)).flatten(1, 2))
+        bias, v = logit_bias(scores, depthwise_of(self.local, v, residual=True).flatten(1, 2))
         return k, v, bias
 
     def macs(self, height: int, width: int) -> int:
@@ -285,7 +281,7 @@ class LocallyEnhancedAttention(SpatialReductionAttention):
         if key_mask is not None:
             values = values.masked_fill(~key_mask.unsqueeze(-1), 0.0)
         # W^O is linear: its product with the local part joins the attention whatever path that takes.
-        local = F.linear(_depthwise(self.local, values), self.proj.weight)
+        local = F.linear(depthwise_of(self.local, values), self.proj.weight)
         return self.proj_drop(self._attend(x.flatten(1, 2), k, v, bias).view(x.shape) + local)
 
     def plan_heads(

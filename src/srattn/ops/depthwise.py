@@ -1,7 +1,7 @@
 """A depthwise 3x3 convolution of tokens, and x + that convolution, with gradients.
 
-`plain` is the definition. The compiled kernel (`native/kernels/depthwise.h`) walks through the map once forward and
-once backward.
+`plain` is the definition. On a CPU the compiled kernel (`native/kernels/depthwise.h`) walks through the map once
+forward and once backward; on a GPU that of `srattn.ops.triton.depthwise` does, which takes a GELU behind it as well.
 """
 
 import ctypes
@@ -13,29 +13,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srattn.ops import plan
 from srattn.ops.native import eager
 from srattn.ops.native import library as native
 
 
-def plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False) -> Tensor:
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False, gelu: bool = False) -> Tensor:
     """The definition. x (B, H, W, C), weight (C, 1, 3, 3), bias (C); zeros stand around the map."""
     y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[-1])
     y = y.permute(0, 2, 3, 1)  # channels-last views, no copy
-    return x + y if residual else y
+    y = x + y if residual else y
+    return F.gelu(y) if gelu else y
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False) -> Tensor:
-    """As `plain`, by the kernel where it can be called, in the precision of x.
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False, gelu: bool = False) -> Tensor:
+    """As `plain`, by a kernel where one can be called, in the precision of x.
 
     Under autocast a float32 map is convolved in float32, of which only memory would be saved by less.
     """
+    if x.device.type in plan.KERNEL_DEVICES:
+        from srattn.ops.triton import depthwise as triton  # loads Triton
+
+        if triton.takes(x, weight):
+            return triton.depthwise(x, weight, bias, triton.Form(residual=residual, gelu=gelu))
     if reason_against(x, weight, bias) is not None:
-        return plain(x, weight, bias, residual)
-    return _Depthwise.apply(x, weight, bias, residual)
+        return plain(x, weight, bias, residual, gelu)
+    y = _Depthwise.apply(x, weight, bias, residual)
+    return F.gelu(y) if gelu else y
 
 
 def reason_against(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Why the kernel does not convolve this, in words; None where it does."""
+    """Why the CPU's kernel does not convolve this, in words; None where it does."""
     if x.ndim != 4 or weight.shape != (x.shape[-1], 1, 3, 3):
         return f"the kernel is for 3x3 and maps of tokens, not {tuple(weight.shape)} and {tuple(x.shape)}"
     return eager.reason_against(x, weight, bias)

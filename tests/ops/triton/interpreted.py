@@ -6,10 +6,12 @@ Prints one JSON object, the name of each case and the words for what is wrong wi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
 import traceback
+from typing import Any
 from unittest import mock
 
 CASES = {
@@ -127,12 +129,14 @@ def convolution() -> list[str]:
 
     wrong = []
     with mock.patch.object(depthwise, "strips_for", lambda *_: Strips(4, 16, 3, 4, 1)):
-        for shape, relu, dtype in [((2, 4, 5, 17), False, torch.float32), ((1, 5, 3, 16), True, torch.bfloat16),
-                                   ((1, 1, 1, 20), True, torch.float16)]:  # fmt: skip
-            wrong += gpu_check.check_depthwise(shape, relu, dtype, torch.device("cpu"))
+        shapes = ((2, 4, 5, 17), torch.float32), ((1, 5, 3, 16), torch.bfloat16), ((1, 1, 1, 20), torch.float16)
+        forms = [depthwise.Form(*flags) for flags in itertools.product((False, True), repeat=3)]
+        for (shape, dtype), form in itertools.product(shapes, forms):
+            words = gpu_check.check_depthwise(shape, form, dtype, torch.device("cpu"))
+            wrong += [f"{form}, {dtype}: {word}" for word in words]
         x = torch.randn(1, 16, 4, 4).permute(0, 2, 3, 1)[:, ::2]  # strided in every direction
         w = torch.randn(16, 1, 3, 3)
-        if not torch.allclose(depthwise.depthwise_gelu(x, w), depthwise.definition(x, w, None, False), atol=1e-5):
+        if not torch.allclose(depthwise.depthwise(x, w), depthwise.definition(x, w, None), atol=1e-5):
             wrong.append("a strided map gives another result")
     return wrong
 
@@ -179,7 +183,19 @@ def module() -> list[str]:
 
 
 def model() -> list[str]:
-    """Blocks of a model, with norm, sum and convolution in the kernels, in training."""
+    """Blocks of models, with norm, sum and convolution in the kernels, in training."""
+    four = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "mlp_ratios": (2,) * 4}
+    two = {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (1, 2), "mlp_ratios": (2, 2), "sr_ratios": (2, 1)}
+    wrong = []
+    for name, options, kernels in (
+        ("pvt_v2_b0", four, ("whole_forward", "whole_backward", "forward", "gradients")),
+        ("cmt_ti", {**two, "stem_channels": 4, "fc_dim": 8}, ("forward", "gradients")),
+    ):
+        wrong += [f"{name}: {words}" for words in _one_model(name, options, kernels)]
+    return wrong
+
+
+def _one_model(name: str, options: dict[str, Any], kernels: tuple[str, ...]) -> list[str]:
     import torch
 
     import srattn
@@ -187,8 +203,7 @@ def model() -> list[str]:
     from srattn.ops.triton import language
 
     torch.manual_seed(0)
-    tiny = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "mlp_ratios": (2,) * 4}
-    model, x = srattn.create_model("pvt_v2_b0", num_classes=3, **tiny), torch.randn(1, 3, 32, 32)
+    model, x = srattn.create_model(name, num_classes=3, **options), torch.randn(2, 3, 32, 32)
     names, given = zip(*model.named_parameters(), strict=True)
     expected = torch.autograd.grad(model(x).square().sum(), given)
     launched: list[str] = []
@@ -202,8 +217,7 @@ def model() -> list[str]:
     limits = mock.patch.multiple(plan, KERNEL_DEVICES={"cpu"}, KERNEL_MIN_BYTES=0)
     with limits, mock.patch.object(attention_launch, "launch", launch), mock.patch.object(depthwise, "launch", launch):
         found = torch.autograd.grad(model(x).square().sum(), given)
-    wrong = [f"{kernel} was not launched" for kernel in ("whole_forward", "whole_backward", "forward", "gradients")
-             if kernel not in launched]  # fmt: skip
+    wrong = [f"{kernel} was not launched" for kernel in kernels if kernel not in launched]
     scale = 1e-5 * max(float(g.abs().max()) for g in expected)
     for name, a, b in zip(names, found, expected, strict=True):
         if not torch.allclose(a, b, rtol=1e-3, atol=scale):

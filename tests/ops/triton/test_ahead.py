@@ -81,15 +81,15 @@ def test_rules_of_thumb_fit_on_the_chip(keys: int, dim: int, heads: int, capabil
         assert needs.shared <= shared, needs
 
 
+@pytest.mark.parametrize("form", [depthwise.Form(), depthwise.Form(residual=True, gelu=False)])
 @pytest.mark.parametrize("backward", [False, True])
-def test_convolution_compiles_for_hopper(backward: bool) -> None:
+def test_convolution_compiles_for_hopper(backward: bool, form: depthwise.Form) -> None:
     empty = lambda *shape: torch.empty(*shape, dtype=torch.bfloat16, device="meta")  # noqa: E731
     x, w = empty(64, 56, 56, 512), empty(512, 1, 3, 3)
     strips = Strips(8, 64, 16, 4, 2)
     if backward:
-        found = ahead.record(depthwise.slopes, x, x, w, None, False, strips)
+        found = ahead.record(depthwise.slopes, x, x, w, None, form, strips)
     else:
-        options = {"gelu": True, "relu": False, "turned": False, "strips": strips}
-        found = ahead.record(depthwise.convolve, x, w, None, x, None, **options)
+        found = ahead.record(depthwise.convolve, x, w, None, x, form, strips=strips)
     needs = ahead.compile_for(found[0])
     assert needs.spilled == 0, needs

@@ -6,6 +6,7 @@ What needs a GPU is skipped without one: compilation by Inductor, and CUDA graph
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from typing import Any
 from unittest import mock
 
@@ -47,11 +48,14 @@ def test_written_gradients_are_those_of_the_definition(add_x: bool, eps: float |
     assert torch.autograd.gradcheck(run, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_written_gradients_of_the_convolution(relu: bool) -> None:
+FORMS = [depthwise.Form(*flags) for flags in itertools.product((False, True), repeat=3)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_written_gradients_of_the_convolution(form: depthwise.Form) -> None:
     x = torch.randn(2, 3, 4, 5, dtype=DOUBLE).permute(0, 2, 3, 1).requires_grad_()
     weight, bias = (torch.randn(s, dtype=DOUBLE, requires_grad=True) for s in ((3, 1, 3, 3), (3,)))
-    assert torch.autograd.gradcheck(lambda *t: depthwise.depthwise_gelu(*t, relu=relu), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *t: depthwise.depthwise(*t, form=form), (x, weight, bias))
 
 
 def test_opcheck() -> None:
@@ -64,7 +68,8 @@ def test_opcheck() -> None:
     torch.library.opcheck(run, (*still, None, None, None, torch.randn(2, 5, 6).transpose(1, 2), False, None, False))
     m = torch.randn(1, 4, 3, 2).permute(0, 2, 3, 1).requires_grad_()
     weight = torch.randn(4, 1, 3, 3, requires_grad=True)
-    torch.library.opcheck(depthwise.OPERATORS["opaque"], (m, weight, torch.randn(4), True))
+    torch.library.opcheck(depthwise.OPERATORS["opaque"], (m, weight, torch.randn(4), True, False, True))
+    torch.library.opcheck(depthwise.OPERATORS["opaque"], (m, weight, None, False, True, False))
 
 
 class Allocations(TorchDispatchMode):
@@ -121,7 +126,7 @@ def test_empty_maps_and_single_tokens(batch: int, tokens: int, keys: int) -> Non
         assert grad.shape == of.shape and grad.isfinite().all()
     if batch:
         x, w = torch.randn(batch, 3, tokens, 4, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True)
-        out = depthwise.depthwise_gelu(x, w)
+        out = depthwise.depthwise(x, w)
         by_x, by_w = torch.autograd.grad(out.sum(), (x, w))
         assert out.shape == by_x.shape == x.shape and bool(by_w.any()) is (tokens > 0)
 
@@ -148,7 +153,7 @@ def test_a_block_hands_its_norm_and_its_sum_to_the_kernel(dim: int, given: tuple
     truth = block(x)
     expected = torch.autograd.grad(truth.square().mean(), leaves)
     asked: list[Any] = []
-    attend_once, convolve = attention.attend, depthwise.depthwise_gelu
+    attend_once, convolve = attention.attend, depthwise.depthwise
 
     def attending(*arguments: Any) -> torch.Tensor:
         asked.append(arguments[7:])
@@ -161,7 +166,7 @@ def test_a_block_hands_its_norm_and_its_sum_to_the_kernel(dim: int, given: tuple
     with (
         mock.patch.multiple(plan, KERNEL_DEVICES={"cpu"}, KERNEL_MIN_BYTES=0),
         mock.patch.object(attention, "attend", attending),
-        mock.patch.object(depthwise, "depthwise_gelu", convolving),
+        mock.patch.object(depthwise, "depthwise", convolving),
     ):
         found = block(x)
         compiled = torch.compile(block, fullgraph=True, backend="eager")(x)

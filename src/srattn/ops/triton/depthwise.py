@@ -1,12 +1,13 @@
-"""The operator `srattn::depthwise_gelu`: GELU(depthwise 3x3 convolution + bias) on channels-last maps, in one pass.
+"""The operator `srattn::depthwise`: a depthwise 3x3 convolution of channels-last maps with what stands round it.
 
 x (B, H, W, C) of any strides, weight (C, 1, 3, 3), bias (C), zeros around the map; `relu` puts a ReLU before it (the
-linear variant of PVT v2). Saved for backward is x alone: the convolution is computed again. The exact (erf) GELU.
-fp16, bf16 and fp32, sums in fp32; on a CPU, and in float64, the definition. Gradients are deterministic.
+linear variant of PVT v2), `residual` adds what is convolved (CMT, Twins, Shunted), `gelu` is the exact (erf) GELU
+behind it. One pass, and saved for backward is x alone: before a GELU the convolution is computed again. fp16, bf16 and
+fp32, sums in fp32; on a CPU, and in float64, the definition. Gradients are deterministic.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,23 @@ WHILE_COMPILING = "open"
 """As in `attention`."""
 
 
-def definition(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+class Form(NamedTuple):
+    """What stands round the convolution."""
+
+    relu: bool = False
+    residual: bool = False
+    gelu: bool = True
+
+
+WITH_GELU = Form()
+
+
+def definition(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form = WITH_GELU) -> Tensor:
     """In plain torch, in the arithmetic of x's type."""
-    x = (F.relu(x) if relu else x).permute(0, 3, 1, 2)
-    return F.gelu(F.conv2d(x, weight.to(x.dtype), _to(bias, x), padding=1, groups=x.shape[1])).permute(0, 2, 3, 1)
+    x = (F.relu(x) if form.relu else x).permute(0, 3, 1, 2)
+    y = F.conv2d(x, weight.to(x.dtype), _to(bias, x), padding=1, groups=x.shape[1])
+    y = x + y if form.residual else y
+    return (F.gelu(y) if form.gelu else y).permute(0, 2, 3, 1)
 
 
 def _to(t: Tensor | None, like: Tensor) -> Tensor | None:
@@ -33,18 +47,20 @@ def _to(t: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def definition_gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form = WITH_GELU
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias, in plain torch."""
-    a = (F.relu(x) if relu else x).permute(0, 3, 1, 2)
+    a = (F.relu(x) if form.relu else x).permute(0, 3, 1, 2)
     w, channels = weight.to(x.dtype), x.shape[-1]
-    pre = F.conv2d(a, w, _to(bias, x), padding=1, groups=channels)
-    g = torch.ops.aten.gelu_backward(dy.permute(0, 3, 1, 2).to(pre.dtype), pre)
+    g = dy.permute(0, 3, 1, 2).to(x.dtype)
+    if form.gelu:
+        pre = F.conv2d(a, w, _to(bias, x), padding=1, groups=channels)
+        g = torch.ops.aten.gelu_backward(g, a + pre if form.residual else pre)
     dx, dw, db = torch.ops.aten.convolution_backward(
         g, a, w, [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], channels, [True, True, True]
     )
-    dx = dx.permute(0, 2, 3, 1)
-    return (dx * (x > 0) if relu else dx), dw, db
+    dx = (dx + g if form.residual else dx).permute(0, 2, 3, 1)
+    return (dx * (x > 0) if form.relu else dx), dw, db
 
 
 def _kernels_take(*maps: Tensor) -> bool:
@@ -57,34 +73,37 @@ def _kernels_take(*maps: Tensor) -> bool:
     return all(sum((t.shape[i] + 1) * t.stride(i) for i in (1, 2, 3)) < 2**31 for t in maps)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    y = x.new_empty(x.shape)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, residual: bool, gelu: bool) -> Tensor:
+    y, form = x.new_empty(x.shape), Form(relu, residual, gelu)
     if x.numel() == 0:  # which a convolution refuses
         return y
     if not _kernels_take(x):
-        return y.copy_(definition(x, weight, bias, relu))
-    convolve(x, weight, bias, y, None, gelu=True, relu=relu, turned=False)
+        return y.copy_(definition(x, weight, bias, form))
+    convolve(x, weight, bias, y, form)
     return y
 
 
-def _forward_like(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def _forward_like(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, residual: bool, gelu: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dw, db = _backward_like(dy, x, weight, bias, relu)
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, residual: bool, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    form = Form(relu, residual, gelu)
+    dx, dw, db = _backward_like(dy, x, weight, bias, *form)
     if x.numel() == 0:
         return dx, dw.zero_(), db.zero_()
     if not _kernels_take(x, dy):
-        found = definition_gradients(dy, x, weight, bias, relu)
+        found = definition_gradients(dy, x, weight, bias, form)
         return dx.copy_(found[0]), dw.copy_(found[1]), db.copy_(found[2])
-    g, sums = slopes(dy, x, weight, bias, relu)
-    convolve(g, weight, None, dx, x if relu else None, gelu=False, relu=False, turned=True)
+    g, sums = slopes(dy, x, weight, bias, form)
+    convolve(g, weight, None, dx, Form(residual=residual, gelu=False), gate=x if relu else None, turned=True)
     return dx, dw.copy_(sums[:9].t().reshape(weight.shape)), db.copy_(sums[9])
 
 
 def _backward_like(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, residual: bool, gelu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     db = weight.new_empty((weight.shape[0],)) if bias is None else bias.new_empty(bias.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), db
@@ -113,11 +132,10 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     y: Tensor,
-    gate: Tensor | None,
+    form: Form,
     *,
-    gelu: bool,
-    relu: bool,
-    turned: bool,
+    gate: Tensor | None = None,
+    turned: bool = False,
     strips: Strips | None = None,
 ) -> None:
     """Fills y (contiguous); see `depthwise_kernels.forward`."""
@@ -132,9 +150,7 @@ def convolve(
         **_steps("x", x),
         **_steps("gate", x if gate is None else gate),
         **sizes,
-        "HAS_B": bias is not None,
-        "GELU": gelu,
-        "RELU": relu,
+        **_flags(form, bias),
         "GATE": gate is not None,
         "TURNED": turned,
     }
@@ -142,12 +158,12 @@ def convolve(
 
 
 def slopes(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, strips: Strips | None = None
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, strips: Strips | None = None
 ) -> tuple[Tensor, Tensor]:
-    """g, shaped as x, and (10, C): the gradients of the nine taps and of the bias."""
+    """The gradient before the GELU, shaped as x, and (10, C): the gradients of the nine taps and of the bias."""
     s = strips_for("depthwise_backward", x) if strips is None else strips
     grid, sizes = _walk(x, s)
-    g = x.new_empty(x.shape)
+    g = x.new_empty(x.shape) if form.gelu else dy
     parts = x.new_empty((grid[1] * grid[2], 10, x.shape[3]), dtype=torch.float32)
     arguments = {
         "x_ptr": x,
@@ -159,12 +175,15 @@ def slopes(
         **_steps("x", x),
         **_steps("dy", dy),
         **sizes,
+        **_flags(form, bias),
         "strips": grid[1],
-        "HAS_B": bias is not None,
-        "RELU": relu,
     }
     launch(kernels.gradients, grid, arguments, num_warps=s.warps, num_stages=s.stages)
     return g, parts.sum(0)
+
+
+def _flags(form: Form, bias: Tensor | None) -> dict[str, bool]:
+    return {"HAS_B": bias is not None, "GELU": form.gelu, "RELU": form.relu, "RESIDUAL": form.residual}
 
 
 def _register(name: str, wrap: Callable[..., Any]) -> Any:
@@ -174,20 +193,20 @@ def _register(name: str, wrap: Callable[..., Any]) -> Any:
     backward.register_fake(_backward_like)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.relu = inputs
+        x, weight, bias, *ctx.form = inputs
         ctx.save_for_backward(x, weight, bias)
 
     def gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
-        dx, dw, db = backward(dy, x, weight, bias, ctx.relu)
-        return dx, dw, None if bias is None else db, None
+        dx, dw, db = backward(dy, x, weight, bias, *ctx.form)
+        return dx, dw, None if bias is None else db, None, None, None
 
     forward.register_autograd(gradients, setup_context=setup_context)
     return forward
 
 
-OPERATORS = {"opaque": _register("depthwise_gelu", torch.library.custom_op)}
-OPERATORS["open"] = OPERATORS["opaque"] if INTERPRETED else _register("depthwise_gelu_open", torch.library.triton_op)
+OPERATORS = {"opaque": _register("depthwise", torch.library.custom_op)}
+OPERATORS["open"] = OPERATORS["opaque"] if INTERPRETED else _register("depthwise_open", torch.library.triton_op)
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -195,10 +214,10 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     that is exported), and not on what is no map (B, H, W, C) of at most 32 bits a value."""
     if x.device.type not in plan.KERNEL_DEVICES or plan.forced() is not None or torch.compiler.is_exporting():
         return False
-    return x.ndim == 4 and weight.shape[2:] == (3, 3) and x.itemsize <= 4 and plan.why_not_here() is None
+    return x.ndim == 4 and weight.shape[1:] == (1, 3, 3) and x.itemsize <= 4 and plan.why_not_here() is None
 
 
-def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """GELU(conv(x) + bias), shaped as x and contiguous, in x's type; see the module's docstring."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, form: Form = WITH_GELU) -> Tensor:
+    """The convolution in this form, shaped as x and contiguous, in x's type; see the module's docstring."""
     run = OPERATORS[WHILE_COMPILING if torch.compiler.is_compiling() else "opaque"]
-    return run(x, weight, bias, relu)
+    return run(x, weight, bias, *form)

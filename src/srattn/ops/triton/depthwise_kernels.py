@@ -1,9 +1,10 @@
-"""Kernels of the depthwise 3x3 convolution with GELU on channels-last maps, x (B, H, W, C), zeros around it.
+"""Kernels of the depthwise 3x3 convolution on channels-last maps, x (B, H, W, C), zeros around it.
 
 A program walks down one strip of `BLOCK_W` columns and `BLOCK_C` channels. `forward` reads each row three times (at
 its three shifts, twice of them from a cache) and adds it to the three rows of output that it reaches. `gradients` keeps
-three rows, computes the convolution again and writes g = dy GELU'(pre) with the parts of dW and db; dx is `forward` of
-g with the taps turned round and no GELU. Taps are (9, C), row by row. Offsets within an image are 32-bit.
+three rows and sums up the parts of dW and db; where there is a GELU it computes the convolution again and writes
+g = dy GELU'(pre). dx is `forward` of g (dy without GELU) with the taps turned round. Taps are (9, C), row by row. What
+is convolved may be added (RESIDUAL): one more for the tap in the middle. Offsets within an image are 32-bit.
 """
 
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
@@ -46,7 +47,7 @@ def tap(w_ptr, index, c, C):
 def forward(
     x_ptr, w_ptr, b_ptr, gate_ptr, y_ptr, x_b, x_h, x_w, x_c, gate_b, gate_h, gate_w, gate_c, H, W, C, rows, bands,
     BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, HAS_B: tl.constexpr, GELU: tl.constexpr, RELU: tl.constexpr,
-    GATE: tl.constexpr, TURNED: tl.constexpr,
+    GATE: tl.constexpr, TURNED: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """y = GELU(conv(relu(x)) + b); GATE: y is zero where `gate` is not positive; TURNED: taps in reverse order."""
     image, band = (tl.program_id(2) // bands).to(tl.int64), tl.program_id(2) % bands
@@ -61,6 +62,8 @@ def forward(
     w2 = tap(w_ptr, 6 if TURNED else 2, c, C)
     w3 = tap(w_ptr, 5 if TURNED else 3, c, C)
     w4 = tap(w_ptr, 4, c, C)
+    if RESIDUAL:
+        w4 += 1.0
     w5 = tap(w_ptr, 3 if TURNED else 5, c, C)
     w6 = tap(w_ptr, 2 if TURNED else 6, c, C)
     w7 = tap(w_ptr, 1 if TURNED else 7, c, C)
@@ -97,9 +100,10 @@ def added(parts_ptr, row, index, value, c, C):
 def gradients(
     x_ptr, w_ptr, b_ptr, dy_ptr, g_ptr, parts_ptr, x_b, x_h, x_w, x_c, dy_b, dy_h, dy_w, dy_c, H, W, C, rows, bands,
     strips,
-    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, HAS_B: tl.constexpr, RELU: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, HAS_B: tl.constexpr, GELU: tl.constexpr, RELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """g = dy GELU'(conv(relu(x)) + b), and in `parts` (programs, 10, C) the sums for dW and, last, db."""
+    """In `parts` (programs, 10, C) the sums for dW and, last, db; GELU: g = dy GELU'(conv(relu(x)) + b) as well."""
     image, band = (tl.program_id(2) // bands).to(tl.int64), tl.program_id(2) % bands
     j = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -122,14 +126,17 @@ def gradients(
         a6 = row_tile(base, i + 1, j - 1, c, x_h, x_w, x_c, H, W, C, RELU)
         a7 = row_tile(base, i + 1, j, c, x_h, x_w, x_c, H, W, C, RELU)
         a8 = row_tile(base, i + 1, j + 1, c, x_h, x_w, x_c, H, W, C, RELU)
-        pre = bias + a0 * tap(w_ptr, 0, c, C) + a1 * tap(w_ptr, 1, c, C) + a2 * tap(w_ptr, 2, c, C)
-        pre += a3 * tap(w_ptr, 3, c, C) + a4 * tap(w_ptr, 4, c, C) + a5 * tap(w_ptr, 5, c, C)
-        pre += a6 * tap(w_ptr, 6, c, C) + a7 * tap(w_ptr, 7, c, C) + a8 * tap(w_ptr, 8, c, C)
         at = dy_ptr + image * dy_b + i * dy_h
-        dy = tl.load(at + (j * dy_w)[:, None] + c[None, :] * dy_c, mask=inside, other=0.0)
-        g = dy.to(tl.float32) * gelu_slope(pre)
-        g_at = g_ptr + ((image * H + i) * W + j)[:, None] * C + c[None, :]
-        tl.store(g_at, g.to(g_ptr.dtype.element_ty), mask=inside)
+        g = tl.load(at + (j * dy_w)[:, None] + c[None, :] * dy_c, mask=inside, other=0.0).to(tl.float32)
+        if GELU:
+            pre = bias + a0 * tap(w_ptr, 0, c, C) + a1 * tap(w_ptr, 1, c, C) + a2 * tap(w_ptr, 2, c, C)
+            pre += a3 * tap(w_ptr, 3, c, C) + a4 * tap(w_ptr, 4, c, C) + a5 * tap(w_ptr, 5, c, C)
+            pre += a6 * tap(w_ptr, 6, c, C) + a7 * tap(w_ptr, 7, c, C) + a8 * tap(w_ptr, 8, c, C)
+            if RESIDUAL:
+                pre += a4
+            g *= gelu_slope(pre)
+            g_at = g_ptr + ((image * H + i) * W + j)[:, None] * C + c[None, :]
+            tl.store(g_at, g.to(g_ptr.dtype.element_ty), mask=inside)
         d0 += g * a0
         d1 += g * a1
         d2 += g * a2
