@@ -56,6 +56,8 @@ def test_written_gradients_of_the_convolution(form: depthwise.Form) -> None:
     x = torch.randn(2, 3, 4, 5, dtype=DOUBLE).permute(0, 2, 3, 1).requires_grad_()
     weight, bias = (torch.randn(s, dtype=DOUBLE, requires_grad=True) for s in ((3, 1, 3, 3), (3,)))
     assert torch.autograd.gradcheck(lambda *t: depthwise.depthwise(*t, form=form), (x, weight, bias))
+    assert torch.autograd.gradgradcheck(lambda *t: depthwise.depthwise(*t, form=form), (x, weight, bias))
+    assert torch.autograd.gradgradcheck(lambda x: depthwise.depthwise(x, weight.detach(), None, form), (x,))
 
 
 def test_opcheck() -> None:

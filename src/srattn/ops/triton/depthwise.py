@@ -186,6 +186,9 @@ def _flags(form: Form, bias: Tensor | None) -> dict[str, bool]:
     return {"HAS_B": bias is not None, "GELU": form.gelu, "RELU": form.relu, "RESIDUAL": form.residual}
 
 
+_FLAGS = (None, None, None)  # have no gradients
+
+
 def _register(name: str, wrap: Callable[..., Any]) -> Any:
     forward = wrap(f"srattn::{name}", mutates_args=())(_forward)
     backward = wrap(f"srattn::{name}_backward", mutates_args=())(_backward)
@@ -198,8 +201,13 @@ def _register(name: str, wrap: Callable[..., Any]) -> Any:
 
     def gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients are torch's
+            inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+            y = definition(x, weight, bias, Form(*ctx.form))
+            found = iter(torch.autograd.grad(y, inputs, dy.to(y.dtype), create_graph=True))
+            return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *_FLAGS
         dx, dw, db = backward(dy, x, weight, bias, *ctx.form)
-        return dx, dw, None if bias is None else db, None, None, None
+        return dx, dw, None if bias is None else db, *_FLAGS
 
     forward.register_autograd(gradients, setup_context=setup_context)
     return forward
