@@ -18,7 +18,7 @@ from srattn.layers.recompute import recomputed
 from srattn.layers.relative_position import RelativePositionBias, resize_pairs
 from srattn.layers.shared import Shared
 from srattn.layers.stem import StemPatchEmbed
-from srattn.ops import reduce, reference
+from srattn.ops import batch_norm, native, reduce, reference
 
 
 def used(module: nn.Module) -> nn.Module:
@@ -134,6 +134,32 @@ def test_the_stem_tells_its_grid_and_covers_every_pixel(stride: int, size: tuple
     assert embed.size(*size) == tuple(-(-s // stride) for s in size)
     (tokens * torch.randn_like(tokens)).sum().backward()
     assert image.grad is not None and (image.grad.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(("size", "stride"), [((16, 20), 2), ((13, 9), 4)])
+def test_the_stem_trains_as_its_parts_do(size: tuple[int, int], stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed, image = StemPatchEmbed(3, 8, 12, stride).train(), torch.randn(4, 3, *size, requires_grad=True)
+    truth, exact = copy.deepcopy(embed).double(), image.detach().double().requires_grad_()
+    used: list[torch.Size] = []
+    kernel = batch_norm.batch_norm
+    monkeypatch.setattr(batch_norm, "batch_norm", lambda x, *rest: used.append(x.shape) or kernel(x, *rest))
+    g = torch.randn(4, *embed.size(*size), 12)
+    found = [embed(image), *torch.autograd.grad(embed(image), [image, *embed.parameters()], g)]
+    wanted = [truth(exact), *torch.autograd.grad(truth(exact), [exact, *truth.parameters()], g.double())]
+    assert len(used) == (0 if native.why_not() else 6)
+    scale = max(float(t.detach().abs().max()) for t in wanted)  # a bias before a norm has a gradient of rounding alone
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6 * scale)
+    for a, b in zip(embed.buffers(), truth.buffers(), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_listener_hears_the_norms_of_the_stem() -> None:
+    embed, heard = StemPatchEmbed(3, 4, 8, 2).train(), []
+    for layer in embed.stem:
+        layer.norm.register_forward_hook(lambda *_: heard.append(1))
+    embed(torch.randn(2, 3, 8, 8))
+    assert len(heard) == 3
 
 
 class Owner(nn.Module):

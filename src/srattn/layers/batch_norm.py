@@ -1,9 +1,10 @@
-"""Batch normalisation of tokens."""
+"""Batch normalisation of tokens, and of maps by the same kernel."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.layers.hooks import is_listened_to
 from srattn.ops import batch_norm as ops
 
 
@@ -16,28 +17,39 @@ class TokenBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
         """(B, H, W, C) to the same shape; `gelu`: of GELU(input)."""
         if self.training and ops.reason_against(input, self.weight, self.bias) is None:
-            return self._by_kernel(input, gelu)
+            return _by_kernel(self, input, gelu)
         if gelu:
             input = F.gelu(input)
         # Every token as an image of one pixel: faster than a channels-last map, and it exports at any size.
         return super().forward(input.flatten(0, 2)[:, :, None, None]).view(input.shape)
 
-    def _by_kernel(self, x: Tensor, gelu: bool) -> Tensor:
-        self._check_input_dim(x)
-        count = x.numel() // x.shape[-1]
-        if count == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-        y, mean, var = ops.batch_norm(x, self.weight, self.bias, self.eps, gelu)
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), share)
-        return y
+
+def _by_kernel(norm: nn.BatchNorm2d, x: Tensor, gelu: bool) -> Tensor:
+    """Of tokens (B, H, W, C), while training."""
+    norm._check_input_dim(x)
+    count = x.numel() // x.shape[-1]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    y, mean, var = ops.batch_norm(x, norm.weight, norm.bias, norm.eps, gelu)
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        assert norm.num_batches_tracked is not None
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            share = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+            norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), share)
+    return y
 
 
 def after_gelu(norm: nn.Module, x: Tensor) -> Tensor:
     """norm(GELU(x)), in one pass where `norm` can; it may have been replaced by another module."""
     return norm(x, gelu=True) if type(norm) is TokenBatchNorm else norm(F.gelu(x))
+
+
+def of_map_after_gelu(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(GELU(x)) of a map (B, C, H, W); by the kernel, channels-last, where one in this memory format trains."""
+    if type(norm) is nn.BatchNorm2d and norm.training and not is_listened_to(norm):
+        tokens = x.permute(0, 2, 3, 1)
+        if tokens.is_contiguous() and ops.reason_against(tokens, norm.weight, norm.bias) is None:
+            return _by_kernel(norm, tokens, gelu=True).permute(0, 3, 1, 2)
+    return norm(F.gelu(x))

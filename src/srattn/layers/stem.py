@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
+from srattn.layers.batch_norm import of_map_after_gelu
 from srattn.layers.patch_embed import PatchEmbed
 
 
@@ -17,7 +18,7 @@ class StemLayer(nn.Module):
         self.norm = nn.BatchNorm2d(channels, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(F.gelu(self.conv(x)))
+        return of_map_after_gelu(self.norm, self.conv(x))
 
 
 class StemPatchEmbed(PatchEmbed):
@@ -50,6 +51,8 @@ class StemPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
+        if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            x = x.contiguous(memory_format=torch.channels_last)  # in which the norms have a kernel
         return super().forward(self.stem(x))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
