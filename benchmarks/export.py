@@ -37,7 +37,12 @@ RESULTS = Path(__file__).parent / "results"
 RUNTIMES = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
 FORMAT = {"onnxruntime": "onnx", "openvino": "openvino"}
 SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
-PARTS = {"feed_forward": ("tokens", "map", "channels"), "in_turn": (0, 13 << 19), "in_parts": (0, 2 << 20)}
+PARTS = {
+    "feed_forward": ("tokens", "map", "channels"),
+    "in_turn": (0, 13 << 19),
+    "in_parts": (0, 2 << 20),
+    "centred": (False, True),
+}
 """What `--forms` varies, see `srattn.export.fast.Form`."""
 BAR = {"onnxruntime": 1.3, "openvino": 1.1}
 

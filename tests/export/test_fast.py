@@ -9,15 +9,17 @@ import torch
 
 import srattn
 from srattn.export import Options
-from srattn.export.fast import FastAttention, FastBlock, FastFeedForward, Form, InTurn, absorbed_in, fast_form
+from srattn.export.fast import Centre, FastAttention, FastBlock, FastFeedForward, Form, InTurn, absorbed_in, fast_form
 from srattn.export.graph import FORMS as CHOSEN
 from srattn.export.graph import form_for
 from srattn.models.backbone import Backbone
 
 SMALL = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (2, 2, 2, 2), "depths": (1, 1, 1, 1)}
 FORMS = [
-    Form(*parts)
-    for parts in itertools.product(("tokens", "map", "channels"), ("fused", "products"), (None, 1), (False, True))
+    Form(*parts[:4], centred=parts[4])
+    for parts in itertools.product(
+        ("tokens", "map", "channels"), ("fused", "products"), (None, 1), (False, True), (False, True)
+    )
 ]
 
 
@@ -70,22 +72,25 @@ def test_images_in_turn_and_channels_in_parts(form: Form) -> None:
 @pytest.mark.parametrize(
     "options", [{"edge": "pad"}, {"edge": "floor"}, {"linear": True}, {"qkv_bias": False}], ids=str
 )
+@pytest.mark.parametrize("centred", [False, True])
 @torch.no_grad()
-def test_sizes_that_no_ratio_divides(options: dict[str, object]) -> None:
+def test_sizes_that_no_ratio_divides(options: dict[str, object], centred: bool) -> None:
     model = unsettled(**options)
-    fast = fast_form(model, (64, 64), False, Form("channels", "products"))
+    fast = fast_form(model, (64, 64), False, Form("channels", "products", centred=centred))
     for size in [(64, 64), (75, 91), (50, 41)]:
         images = torch.randn(1, 3, *size, dtype=torch.float64)
         assert apart(fast(images), model(images)) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["pvt_tiny", "twins_pcpvt_small", "mit_b0"])
+@pytest.mark.parametrize("centred", [False, True])
 @torch.no_grad()
-def test_other_families_with_the_same_blocks(name: str) -> None:
+def test_other_families_with_the_same_blocks(name: str, centred: bool) -> None:
     model = unsettled(name, img_size=64) if name == "pvt_tiny" else unsettled(name)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    fast = fast_form(model, (64, 64), True, Form())
+    fast = fast_form(model, (64, 64), True, Form(centred=centred))
     assert any(isinstance(module, FastBlock) for module in fast.modules())
+    assert any(isinstance(module, Centre) for module in fast.modules()) is (centred and name == "mit_b0")
     assert apart(fast(images), model(images)) < 1e-12
 
 
@@ -121,5 +126,5 @@ def test_the_form_follows_the_precision() -> None:
     chosen = CHOSEN["openvino"]
     assert form_for(Options("openvino")) == chosen and chosen.in_parts > 0 < chosen.in_turn
     assert form_for(Options("openvino", precision="bfloat16")) == chosen._replace(in_parts=0)
-    assert form_for(Options("openvino", precision="int8")) == chosen._replace(in_turn=0, in_parts=0)
+    assert form_for(Options("openvino", precision="int8")) == chosen._replace(in_turn=0, in_parts=0, centred=False)
     assert form_for(Options("openvino", precision="int8-weights")) == Form()

@@ -83,6 +83,16 @@ def test_onnx_holds_no_names_of_this_machine(traced: dict[str, Any], tmp_path: P
     assert b"site-packages" not in path.read_bytes()
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("fixed", [-1, 3, 40, 48]), ("dynamic", [-1, 3, -1, -1])])
+def test_openvino_knows_the_sizes_that_are_fixed(
+    kind: str, sizes: list[int], traced: dict[str, Any], tmp_path: Path
+) -> None:
+    available("openvino")
+    path, _ = make_one(traced[kind], "openvino", tmp_path)
+    shape = importlib.import_module("openvino").Core().read_model(path).input(0).get_partial_shape()
+    assert [-1 if size.is_dynamic else size.get_length() for size in shape] == sizes
+
+
 @pytest.mark.parametrize("opset", [LEAST_OPSET, OPSET])
 def test_the_opset_is_the_one_that_is_asked_for(opset: int, traced: dict[str, Any], tmp_path: Path) -> None:
     available("onnx")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class Form(NamedTuple):
             a stage a few at a time, so that what a block makes is still in the cache when the next step reads it.
         in_parts: bytes of that map for one image: its channels are computed in parts, whose contributions are added.
             Zero, for either, is all at once.
+        centred: the tokens of a stage lack their mean over the channels, which every norm takes off anyway: the maps
+            that write them leave it out, and the norms of the blocks have but a root mean square to divide by.
     """
 
     feed_forward: Literal["tokens", "map", "channels"] = "tokens"
@@ -54,6 +56,7 @@ class Form(NamedTuple):
     joined: bool = False
     in_turn: int = 0
     in_parts: int = 0
+    centred: bool = False
 
 
 class Grid(NamedTuple):
@@ -84,22 +87,26 @@ def fast_form(
     for index, stage in enumerate(model.iter_stages()):
         tokens = model.tokens_of(index, stage.patch_embed.size(*grid))
         hidden = 0
-        for place, block in enumerate(stage.blocks):
-            if isinstance(block, Block) and is_known(block):
-                fast = FastBlock(block, Grid(*tokens, fixed), form, item)
-                stage.blocks[place], hidden = fast, max(hidden, fast.hidden_bytes)
+        known = {place: block for place, block in enumerate(stage.blocks) if is_known(block)}
+        # Who reads the tokens behind the blocks must not see a difference, and a norm does not.
+        centred = form.centred and len(known) == len(stage.blocks) and type(stage.norm) is nn.LayerNorm
+        for place, block in known.items():
+            fast = FastBlock(block, Grid(*tokens, fixed), form._replace(centred=centred), item)
+            stage.blocks[place], hidden = fast, max(hidden, fast.hidden_bytes)
+        if centred:
+            stage.blocks.insert(0, Centre())
         if form.in_turn and batch is not None:
             turns = min(-(-batch * hidden // form.in_turn), batch, _MOST_TURNS)
             if turns > 1:
                 stage.blocks = nn.ModuleList([InTurn(stage.blocks, -(-batch // turns))])
         for owner in (stage, stage.patch_embed):
             if type(owner.norm) is nn.LayerNorm:
-                owner.norm = TokenNorm(owner.norm)
+                owner.norm = TokenNorm(owner.norm, centred and owner is stage)
         grid = stage.size(*grid)
     return model
 
 
-def is_known(block: Block) -> bool:
+def is_known(block: nn.Module) -> TypeGuard[Block]:
     """Whether a block is of attention and a feed-forward whose parts are what they were built as."""
     if type(block) is not Block or type(block.attn) is not SpatialReductionAttention:
         return False
@@ -121,12 +128,12 @@ class FastBlock(nn.Module):
         super().__init__()
         attn, mlp = block.attn, block.mlp
         assert isinstance(attn, SpatialReductionAttention) and isinstance(mlp, FeedForward)
-        assert isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm)
+        assert type(block.norm1) is nn.LayerNorm and type(block.norm2) is nn.LayerNorm
         # A map that is padded behind the norm has zeros there, which no affine part of the norm has gone over.
         pads = _pads(attn.reduction, grid)
-        self.norm1 = block.norm1 if pads else Normalise(block.norm1)
+        self.norm1 = block.norm1 if pads else Normalise(block.norm1, form.centred)
         self.attn = FastAttention(attn, None if pads else fold.affine_of(block.norm1), grid, form)
-        self.norm2 = Normalise(block.norm2)
+        self.norm2 = Normalise(block.norm2, form.centred)
         self.hidden_bytes = item * grid.height * grid.width * mlp.fc1.out_features
         parts = -(-self.hidden_bytes // form.in_parts) if form.in_parts else 1
         self.mlp = FastFeedForward(mlp, fold.affine_of(block.norm2), form, parts)
@@ -156,14 +163,26 @@ class InTurn(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """A layer norm on (B, H, W, C), computed on (B, N, C)."""
+    """A layer norm on (B, H, W, C), computed on (B, N, C); see `Normalise`."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm, centred: bool) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm = Scaled(norm) if centred else norm
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.flatten(1, 2)).unflatten(1, (x.shape[1], x.shape[2]))
+
+
+class Scaled(nn.Module):
+    """A layer norm of centred tokens with its affine part."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = Normalise(norm, True)
+        self.weight, self.bias = (_constant(tensor) for tensor in fold.affine_of(norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) * self.weight + self.bias
 
 
 def _pads(reduction: Reduction, grid: Grid) -> bool:
@@ -172,14 +191,23 @@ def _pads(reduction: Reduction, grid: Grid) -> bool:
     return not grid.fixed or bool(grid.height % reduction.ratio[0] or grid.width % reduction.ratio[1])
 
 
-class Normalise(nn.Module):
-    """A layer norm without its affine part."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.shape, self.eps = norm.normalized_shape, norm.eps
+class Centre(nn.Module):
+    """Tokens less their mean over the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True)
+
+
+class Normalise(nn.Module):
+    """A layer norm without its affine part; of tokens that are `centred`, division by the root mean square is all."""
+
+    def __init__(self, norm: nn.LayerNorm, centred: bool) -> None:
+        super().__init__()
+        self.shape, self.eps, self.centred = norm.normalized_shape, norm.eps, centred
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.centred:  # in the form that OpenVINO has one step for
+            return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
         return F.layer_norm(x, self.shape, eps=self.eps)
 
 
@@ -194,16 +222,17 @@ class FastReduction(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, reduction: Reduction, before: fold.Affine | None, pads: bool) -> None:
+    def __init__(self, reduction: Reduction, before: fold.Affine | None, pads: bool, form: Form) -> None:
         super().__init__()
         self.edge, self.pads = getattr(reduction, "edge", "floor"), pads
         self.ratio, self.cells, self.norm = reduction.ratio, reduction.cells, None
         self.affine = before
         if isinstance(reduction, StridedReduction):
             proj = fold.behind_blocks(reduction.proj, before, math.prod(self.ratio))
+            proj = fold.centred(proj) if form.centred else proj
             kernel = proj.weight.unflatten(1, (*self.ratio, -1)).permute(0, 3, 1, 2).contiguous()
             self.weight, self.bias = _constant(kernel), _constant(proj.bias)
-            self.norm, self.affine = Normalise(reduction.norm), fold.affine_of(reduction.norm)
+            self.norm, self.affine = Normalise(reduction.norm, form.centred), fold.affine_of(reduction.norm)
         elif isinstance(reduction, PooledReduction):
             proj = fold.behind(reduction.proj, before)  # a mean of affine values is the affine mean
             self.weight, self.bias = _constant(proj.weight), _constant(proj.bias)
@@ -236,8 +265,9 @@ class FastAttention(nn.Module):
     def __init__(self, attn: SpatialReductionAttention, before: fold.Affine | None, grid: Grid, form: Form) -> None:
         super().__init__()
         self.heads, self.fused = attn.num_heads, form.attention == "fused"
-        self.reduction = FastReduction(attn.reduction, before, _pads(attn.reduction, grid))
+        self.reduction = FastReduction(attn.reduction, before, _pads(attn.reduction, grid), form)
         q, out = fold.behind(attn.q, before), fold.behind(attn.proj, None)
+        out = fold.centred(out) if form.centred else out
         k, v = fold.behind(attn.k, self.reduction.affine), fold.behind(attn.v, self.reduction.affine)
         queries, keys = grid.height * grid.width, math.prod(attn.reduced_size(grid.height, grid.width))
         width = attn.q.out_features
@@ -308,6 +338,7 @@ class FastFeedForward(nn.Module):
         super().__init__()
         self.form = form.feed_forward if mlp.dwconv is not None else "tokens"
         first, second = fold.behind(mlp.fc1, before), fold.behind(mlp.fc2, None)
+        second = fold.centred(second) if form.centred else second
         hidden = len(first.weight)
         parts = max(1, min(parts, hidden // _LEAST_CHANNELS)) if mlp.dwconv is not None else 1
         self.parts = nn.ModuleList(

@@ -47,6 +47,11 @@ def behind_blocks(linear: nn.Linear, affine: Affine | None, blocks: int) -> Line
     return behind(linear, Affine(affine.weight.repeat(blocks), affine.bias.repeat(blocks)))
 
 
+def centred(linear: Linear) -> Linear:
+    """The map whose output lacks its mean over the channels."""
+    return Linear(linear.weight - linear.weight.mean(0), linear.bias - linear.bias.mean())
+
+
 class Absorbed(NamedTuple):
     """Keys and values of an absorbed attention as maps of the reduced tokens z (B, M, C_z).
 

@@ -29,7 +29,7 @@ FORMS: dict[str, Form] = {
     "torch": Form("tokens", "fused"),
     "torch-compiled": Form("tokens", "fused"),
     "onnx": Form("channels", "products", in_turn=13 << 19, in_parts=2 << 20),
-    "openvino": Form("map", "fused", absorb_heads=1, joined=True, in_turn=13 << 19, in_parts=2 << 20),
+    "openvino": Form("map", "fused", absorb_heads=1, joined=True, in_turn=13 << 19, in_parts=2 << 20, centred=True),
 }
 """The form of a block for each format, the fastest that was found; `benchmarks/export.py --forms` measures others.
 
@@ -135,8 +135,8 @@ def form_for(options: Options) -> Form:
     if options.precision == "int8-weights":  # without their activations only products are quantised, no convolutions
         return Form()
     form = FORMS[options.format]
-    if options.precision in WHOLE:  # each part would be rounded by itself
-        return form._replace(in_turn=0, in_parts=0)
+    if options.precision in WHOLE:  # each part would be rounded by itself, and so would the squares of a norm
+        return form._replace(in_turn=0, in_parts=0, centred=False)
     # Parts of 2 bytes fit as they are, and each sum of parts would be rounded.
     return form if _item(options) == 4 else form._replace(in_parts=0)
 

@@ -26,11 +26,25 @@ def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[st
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model: Any = ov.convert_model(torch.export.load(program))
+        traced = torch.export.load(program)
+        model: Any = ov.convert_model(traced)
+    _declare(model, traced)
     for kind, names in ((model.inputs, inputs), (model.outputs, outputs)):
         for port, name in zip(kind, names, strict=True):
             port.get_tensor().set_names({name})
     ov.save_model(model, target, compress_to_fp16=False)
+
+
+def _declare(model: Any, program: torch.export.ExportedProgram) -> None:
+    """Gives the images the sizes that the program has: converted, all of them vary."""
+    import openvino as ov
+
+    nodes = {node.name: node for node in program.graph.nodes}
+    (name,) = program.graph_signature.user_inputs
+    shape = nodes[name].meta["val"].shape  # type: ignore[index]
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    if sizes != [-1 if size.is_dynamic else size.get_length() for size in model.input(0).get_partial_shape()]:
+        model.reshape(ov.PartialShape(sizes))
 
 
 def suppress(target: str, choice: Choice, opset: int) -> None:
