@@ -129,9 +129,14 @@ def convolution() -> list[str]:
 
     wrong = []
     with mock.patch.object(depthwise, "strips_for", lambda *_: Strips(4, 16, 3, 4, 1)):
-        shapes = ((2, 4, 5, 17), torch.float32), ((1, 5, 3, 16), torch.bfloat16), ((1, 1, 1, 20), torch.float16)
-        forms = [depthwise.Form(*flags) for flags in itertools.product((False, True), repeat=3)]
-        for (shape, dtype), form in itertools.product(shapes, forms):
+        every = [depthwise.Form(*flags) for flags in itertools.product((False, True), repeat=3)]
+        for shape, dtype, form in (
+            ((2, 4, 5, 17), torch.float32, depthwise.Form()),
+            ((2, 4, 5, 17), torch.float32, depthwise.Form(residual=True, gelu=False)),
+            ((1, 5, 3, 16), torch.bfloat16, depthwise.Form(relu=True)),
+            ((1, 5, 3, 16), torch.bfloat16, depthwise.Form(residual=True)),
+            *(((1, 1, 2, 16), torch.float16, form) for form in every),
+        ):
             words = gpu_check.check_depthwise(shape, form, dtype, torch.device("cpu"))
             wrong += [f"{form}, {dtype}: {word}" for word in words]
         x = torch.randn(1, 16, 4, 4).permute(0, 2, 3, 1)[:, ::2]  # strided in every direction
