@@ -45,7 +45,8 @@ def test_the_parts_of_a_step_are_measured(module: Any, config: Any) -> None:
     assert counts["x + depthwise 3x3, 4x16x16x8, float32"] == 1  # of the block; that of its feed-forward is wider
     assert counts["x + depthwise 3x3, 4x8x8x32, float32"] == 2
     assert counts["GELU, batch norm, 4x8x8x32, float32"] == 4
-    assert counts["depthwise reduction by 2x2, 4x16x16x8, float32"] == 1 and counts["Muon, all matrices"] == 1
+    assert counts["Muon, all matrices"] == 1
+    assert not any(name.startswith("depthwise reduction") for name in counts)  # which is torch's in float32
     assert [row["setting"] for row in found["steps"]] == ["ours", "without our kernels", "the heap given back"]
     assert all(row["step"]["median"] > 0 and row["step"]["rounds"] == 1 for row in found["steps"])
     text = module.table("cifar10", found)
@@ -66,7 +67,7 @@ def test_ours_and_torchs_compute_the_same(module: Any, config: Any, monkeypatch:
     parts = bench.parts()
     for part in parts:
         bench.candidates(part)
-    assert len(made) == 2 * len(parts)
+    assert len(made) == 2 * sum(part.kind != "depthwise reduction" for part in parts)
     for ours, theirs in zip(made[::2], made[1::2], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))

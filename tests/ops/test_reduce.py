@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,9 +58,9 @@ def test_masked_pooling_averages_valid_tokens_alone() -> None:
 @pytest.mark.parametrize(
     ("ratio", "size", "edge"), [((2, 2), (8, 6), "error"), ((4, 3), (7, 9), "pad"), ((2, 4), (5, 9), "floor")]
 )
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("form", [reduce._by_taps, reduce._by_products])
 def test_depthwise_of_training_is_the_convolution(
-    ratio: tuple[int, int], size: tuple[int, int], edge: str, device: str, monkeypatch: pytest.MonkeyPatch
+    ratio: tuple[int, int], size: tuple[int, int], edge: str, form: Callable[..., torch.Tensor]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *size, 5, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -66,11 +68,29 @@ def test_depthwise_of_training_is_the_convolution(
     bias = torch.randn(5, dtype=torch.float64, generator=generator, requires_grad=True)
     with torch.no_grad():
         convolved = reduce.depthwise(x, weight, bias, edge)
-    if device == "gpu":
+    found = form(reduce.fit(x, ratio, edge), weight, bias)
+    torch.testing.assert_close(found, convolved, rtol=1e-12, atol=1e-12)
+    run = lambda x, *given: form(reduce.fit(x, ratio, edge), *given)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(run, (x, weight, bias))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_form_of_training_follows_device_and_type(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_by_taps", "_by_products"):
+        form = getattr(reduce, name)
+        monkeypatch.setattr(reduce, name, lambda *given, name=name, form=form: taken.append(name) or form(*given))
+    if gpu:
         monkeypatch.setattr(plan, "KERNEL_DEVICES", {"cpu"})
-    torch.testing.assert_close(reduce.depthwise(x, weight, bias, edge), convolved, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda *given: reduce.depthwise(*given, edge), (x, weight, bias))
-    assert torch.autograd.gradgradcheck(lambda *given: reduce.depthwise(*given, edge), (x, weight, bias))
+    x, weight = torch.randn(1, 4, 4, 8), torch.randn(8, 1, 2, 2)
+    reduce.depthwise(x, weight, None, "pad")
+    reduce.depthwise(x.bfloat16(), weight.bfloat16(), None, "pad")
+    with torch.autocast("cpu", torch.bfloat16):
+        reduce.depthwise(x, weight, None, "pad")
+    with torch.no_grad():
+        reduce.depthwise(x.bfloat16(), weight.bfloat16(), None, "pad")
+    assert taken == (["_by_products"] * 3 if gpu else ["_by_taps"] * 2)
 
 
 def test_depthwise_by_taps_under_autocast_is_as_near_as_the_convolution() -> None:
