@@ -147,6 +147,9 @@ class TrainConfig:
     units for it, else fp32."""
     compile: bool = False
     """Compile the model's blocks with torch.compile: training steps only, after a wait for the first."""
+    cuda_graph: bool = False
+    """Record a whole training step as a CUDA graph and replay it, so that the GPU need not wait for its host. For one
+    process and not for fp16; elsewhere than on a GPU it changes nothing."""
     channels_last: bool = False
     """Keep images and convolutions in channels-last memory."""
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"

@@ -18,6 +18,7 @@ from srattn.engine.ema import WeightAverage
 from srattn.engine.evaluate import Evaluation, evaluate
 from srattn.engine.optimiser import make_optimiser, optimiser_state, set_learning_rate
 from srattn.engine.precision import Precision
+from srattn.engine.step_graph import CudaRecorder, Outcome, StepGraph, check_graph, with_rates_on_device
 from srattn.models.backbone import Backbone
 from srattn.tasks.protocol import Task
 
@@ -51,6 +52,7 @@ class Learner:
             self.model, config.lr, config.weight_decay, config.layer_decay, config.optimiser
         )
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay > 0 else None
+        self.graph = self._make_graph()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that the rest of a run depends on, as this process holds it; not copied."""
@@ -60,7 +62,16 @@ class Learner:
         state = optimiser_state(self.model, self.optimiser)
         return found | {f"optimiser.{name}": tensor for name, tensor in state.items()}
 
-    def step(self, batch: Batch, images: int, number: int, rate: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _make_graph(self) -> StepGraph | None:
+        """What records whole steps, where that is wanted and the device is one that can."""
+        if not self.config.cuda_graph or self.device.type != "cuda":
+            return None
+        check_graph(self.config.precision, self.world.size)
+        with_rates_on_device(self.optimiser, self.device)
+        images = self.config.batch_size
+        return StepGraph(lambda inputs, labels: self._update(inputs, labels, images), CudaRecorder(self.device))
+
+    def step(self, batch: Batch, images: int, number: int, rate: float) -> Outcome:
         """One update of the weights.
 
         Args:
@@ -77,10 +88,21 @@ class Learner:
         # Seeded for each step: what dropout draws does not depend on the steps before, nor on a resume.
         torch.manual_seed(seed_of(self.config.seed, _STEP_KEY, number, *([self.world.rank] if self.world.rank else [])))
         self.model.train()
-        self.optimiser.zero_grad(set_to_none=True)
         # The last batch of an epoch may be smaller, and is not worth graphs of its own.
-        with eager_unless(not self.config.compile or images == self.config.batch_size):
-            loss, tally = self._gradients(batch, images)
+        whole = images == self.config.batch_size
+        with eager_unless(not self.config.compile or whole):
+            if self.graph is not None and whole and self.graph.takes(batch.inputs, batch.labels):
+                outcome = self.graph(batch.inputs, batch.labels, self.device)
+            else:
+                outcome = self._update(batch.inputs, batch.labels, images)
+        if self.average:
+            self.average.update(number + 1)
+        return outcome
+
+    def _update(self, inputs: Tensor, labels: Tensor, images: int) -> Outcome:
+        """New weights from a batch; nothing in it waits for the device."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, tally = self._gradients(inputs, labels, images)
         scaler = self.precision.scaler
         scaler.unscale_(self.optimiser)
         limit = self.config.clip_grad if self.config.clip_grad > 0 else math.inf
@@ -88,14 +110,12 @@ class Learner:
         norm = getattr(norm, "full_tensor", lambda: norm)()  # of divided weights
         scaler.step(self.optimiser)
         scaler.update()
-        if self.average:
-            self.average.update(number + 1)
-        return loss, norm, tally
+        return Outcome(loss, norm, tally)
 
-    def _gradients(self, batch: Batch, images: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _gradients(self, inputs: Tensor, labels: Tensor, images: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the mean loss over all images of the step, in as many parts as configured."""
         parts = self.config.accumulate
-        split = [t.to(self.device, non_blocking=True).tensor_split(parts) for t in (batch.inputs, batch.labels)]
+        split = [t.to(self.device, non_blocking=True).tensor_split(parts) for t in (inputs, labels)]
         loss = torch.zeros((), device=self.device)
         tally: dict[str, Tensor] = {}
         shares = self._shares(split[1], images)

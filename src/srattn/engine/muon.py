@@ -22,17 +22,19 @@ _EPS = 1e-7
 
 
 def muon_step(
-    matrices: list[Tensor], grads: list[Tensor], buffers: list[Tensor], rate: float, weight_decay: float
+    matrices: list[Tensor], grads: list[Tensor], buffers: list[Tensor], rate: float | Tensor, weight_decay: float
 ) -> None:
     """Moves the matrices, and the running means of their gradients in `buffers` (Nesterov's, as torch.optim.Muon).
 
-    The length of a step is that of AdamW's typical one (arXiv:2502.16982, equation 4): 0.2 root mean square.
+    The length of a step is that of AdamW's typical one (arXiv:2502.16982, equation 4): 0.2 root mean square. `rate` may
+    be a tensor of one number on the device.
     """
     if not matrices:
         return
     torch._foreach_lerp_(buffers, grads, 1 - MOMENTUM)
     directions = orthogonal(torch._foreach_lerp(grads, buffers, MOMENTUM))
-    torch._foreach_mul_(directions, [-0.2 * rate * math.sqrt(max(matrix.shape)) for matrix in matrices])
+    torch._foreach_mul_(directions, [-0.2 * math.sqrt(max(matrix.shape)) for matrix in matrices])
+    torch._foreach_mul_(directions, rate)
     torch._foreach_mul_(matrices, 1 - rate * weight_decay)
     torch._foreach_add_(matrices, directions)
 

@@ -123,7 +123,11 @@ def _mixes_channels(module: nn.Module, kind: Kind) -> bool:
 def set_learning_rate(optimiser: Optimizer, rate: float) -> None:
     """The rate of the next step, for every group by its scale."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["scale"]
+        value = rate * group["scale"]
+        if isinstance(group["lr"], Tensor):  # read by a recorded step
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def optimiser_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from srattn.errors import SrattnError
 from srattn.heads.segformer import check_maps
+from srattn.ops.tracing import is_exporting
 
 
 class SelectiveFeatureFusion(nn.Module):
@@ -110,7 +111,7 @@ def on_grid(x: Tensor, height: int, width: int) -> Tensor:
 
     A map that the edge policy "floor" left too small has its border repeated.
     """
-    if not torch.compiler.is_exporting() and x.shape[2:] == (height, width):
+    if not is_exporting() and x.shape[2:] == (height, width):
         return x
     # By indices, so that sizes may be symbols: a slice would have torch.export prove that it does not reach too far.
     rows = torch.arange(height, device=x.device).clamp(max=x.shape[2] - 1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
+from srattn.ops.tracing import is_exporting
 
 NORMS = ("batch", "group")
 
@@ -47,7 +48,7 @@ class ConvNormReLU(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         """Norm and ReLU alone, (B, width, H, W)."""
         batch_norm = isinstance(self.norm, nn.BatchNorm2d) and self.norm.training
-        if batch_norm and not torch.compiler.is_exporting() and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        if batch_norm and not is_exporting() and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             raise SrattnError(
                 'batch norm cannot learn from a single pixel of a single image: give batches of 2 or norm="group"'
             )

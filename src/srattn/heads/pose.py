@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from srattn.heads.glpn import on_grid
 from srattn.heads.keypoints import bins
 from srattn.heads.parts import ConvNormReLU, check_numbers, enlarged, make_norm
 from srattn.heads.segformer import check_maps
+from srattn.ops.tracing import is_exporting
 
 UPS = ("deconv", "bilinear")
 
@@ -170,7 +170,7 @@ class SimCCHead(nn.Module):
         (B, num_joints, height * split) of the rows."""
         check_maps(maps, self.channels)
         x = maps[-1]
-        if not torch.compiler.is_exporting() and tuple(x.shape[2:]) != self.grid:
+        if not is_exporting() and tuple(x.shape[2:]) != self.grid:
             raise SrattnError(
                 f"this head is for a coarsest map of {self.grid[0]}x{self.grid[1]}, got {x.shape[2]}x{x.shape[3]}: "
                 f"give images of {self.config['size'][0]}x{self.config['size'][1]}, or build it for others"

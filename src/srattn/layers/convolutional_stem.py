@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from srattn.errors import SrattnError
 from srattn.layers.patch_embed import Embedding
 from srattn.layers.reduction import check_edge
 from srattn.ops.reduce import reduced_size
+from srattn.ops.tracing import is_exporting
 
 
 class ConvolutionalStem(Embedding):
@@ -54,7 +54,7 @@ class ConvolutionalStem(Embedding):
         rows, columns = self.size(x.shape[2], x.shape[3])
         x = self.conv[:-1](x)
         extra_h, extra_w = rows * self.patch - x.shape[2], columns * self.patch - x.shape[3]
-        if self.edge == "pad" and (torch.compiler.is_exporting() or extra_h or extra_w):
+        if self.edge == "pad" and (is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
         return self.norm(self.conv[-1](x).permute(0, 2, 3, 1))
 

@@ -6,13 +6,13 @@ without a copy.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers import native
 from srattn.ops.native import NormWeights, Operand, PatchKernel
 from srattn.ops.reduce import reduced_size
+from srattn.ops.tracing import is_exporting
 
 
 class Embedding(nn.Module):
@@ -53,7 +53,7 @@ class PatchEmbed(Embedding):
         if kernel is not None:
             return kernel(x, (rows, columns)).to(x.dtype)
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
-        if self.edge == "pad" and (torch.compiler.is_exporting() or extra_h or extra_w):
+        if self.edge == "pad" and (is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.ops.tracing import is_exporting
+
 
 def resize_grid(weight: Tensor, height: int, width: int) -> Tensor:
     """Resizes a position grid (1, H, W, C) bilinearly (align_corners=False), in float32 where the type is narrower.
 
     While exporting, sizes may be symbols: it then resizes always, which at the grid's own size changes nothing.
     """
-    if not torch.compiler.is_exporting() and weight.shape[1:3] == (height, width):
+    if not is_exporting() and weight.shape[1:3] == (height, width):
         return weight
     wide = weight if weight.dtype == torch.float64 else weight.float()
     grid = F.interpolate(wide.permute(0, 3, 1, 2), (height, width), mode="bilinear", align_corners=False)

@@ -11,6 +11,7 @@ from srattn.layers.local_perception import LocalPerception
 from srattn.layers.reduction import Reduction
 from srattn.ops import pyramid as ops
 from srattn.ops.reduce import window_sum
+from srattn.ops.tracing import is_exporting
 
 
 class Pyramid(nn.ModuleList):
@@ -24,7 +25,7 @@ class Pyramid(nn.ModuleList):
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, int]], mask: Tensor | None = None) -> Tensor:
         """(B, H, W, dim) pooled to each of `grids` and convolved, as one row of tokens (B, M, dim)."""
-        if torch.compiler.is_exporting():  # sizes may be symbols
+        if is_exporting():  # sizes may be symbols
             return self._on_one_row(x, grids, mask)
         maps = ops.pooled_levels(x, grids, mask)
         return torch.cat([part(level).flatten(1, 2) for part, level in zip(self, maps, strict=True)], 1)
@@ -93,7 +94,7 @@ class PyramidReduction(Reduction):
 
     def sum(self, x: Tensor) -> Tensor:
         grids, x = self.grids(x.shape[1], x.shape[2]), x.unsqueeze(-1)
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return ops.stacked(x, grids, mean=False).squeeze(-1).unsqueeze(1)
         return torch.cat([window_sum(x, cells).flatten(1) for cells in grids], 1).unsqueeze(1)
 

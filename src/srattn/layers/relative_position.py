@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.ops.tracing import is_exporting
+
 Grid = tuple[int, int]
 
 
@@ -15,7 +17,7 @@ def resize_pairs(weight: Tensor, grid: Grid, key_grid: Grid) -> Tensor:
     Bilinear over the queries' grid, then over the keys' (align_corners=False), in float32 where the type is narrower.
     While exporting, sizes may be symbols: it then resizes always, which at the grids' own size changes nothing.
     """
-    exporting = torch.compiler.is_exporting()
+    exporting = is_exporting()
     own_grid, own_keys = weight.shape[1:3], weight.shape[3:5]
     if not exporting and own_grid == grid and own_keys == key_grid:
         return weight.flatten(1, 2).flatten(2)

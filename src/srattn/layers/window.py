@@ -11,6 +11,7 @@ from srattn.layers.attention import HeadsPlan, MapAttention, SpatialReductionAtt
 from srattn.layers.reduction import Reduction, as_pair
 from srattn.ops.plan import Choice
 from srattn.ops.reduce import reduced_size
+from srattn.ops.tracing import is_exporting
 from srattn.ops.windows import from_windows, to_windows
 
 
@@ -84,7 +85,7 @@ class LocallyGroupedAttention(MapAttention):
         if key_mask is None:
             height, width = x.shape[1:3]
             # While exporting, sizes are symbols: the mask is made at every size.
-            padded = torch.compiler.is_exporting() or height % self.size[0] or width % self.size[1]
+            padded = is_exporting() or height % self.size[0] or width % self.size[1]
             if not (self.mask_padding and padded):
                 return None
             key_mask = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)

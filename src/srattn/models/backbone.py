@@ -19,6 +19,7 @@ from srattn.layers.reduction import check_edge
 from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
 from srattn.models.initialise import init_weights
 from srattn.models.memory import set_memory
+from srattn.ops.tracing import is_exporting
 
 
 class Attended(NamedTuple):
@@ -59,7 +60,7 @@ class Stage(nn.Module):
 
     def run_block(self, block: nn.Module, tokens: Tensor, *context: Any) -> Tensor:
         """One block (with what else its forward takes), computed again in backward under gradient checkpointing."""
-        if (self.grad_checkpointing or self.lean) and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if (self.grad_checkpointing or self.lean) and torch.is_grad_enabled() and not is_exporting():
             return recomputed(block, tokens, *context)
         return block(tokens, *context)
 
@@ -209,7 +210,7 @@ class Backbone(nn.Module):
         """Refuses what is no batch of images of this model's channels and of at least `min_size` pixels."""
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise SrattnError(f"images are (batch, {self.in_chans}, height, width), got {tuple(x.shape)}")
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return  # sizes may be symbols
         if x.shape[2] < self.min_size or x.shape[3] < self.min_size:
             raise SrattnError(

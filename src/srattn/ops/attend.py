@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srattn.ops.plan import Shape, cheapest, known, streams, takes_kernel
+from srattn.ops.tracing import is_exporting
 
 
 class Projections(NamedTuple):
@@ -180,7 +181,7 @@ def shape_of(x: Tensor, k: Tensor, w: Projections, heads: int, bias: Tensor | No
     # A fused attention has no gradient for its bias, and under absorption the query bias becomes one.
     wanted = torch.is_grad_enabled() and (k.requires_grad or (bias is not None and bias.requires_grad))
     keeps_scores = wanted and (w.q_bias is not None or bias is not None)
-    kernel = dropout == 0.0 and not torch.compiler.is_exporting()
+    kernel = dropout == 0.0 and not is_exporting()
     sizes = (x.shape[0], x.shape[1], k.shape[1], x.shape[2], heads, k.shape[2])
     return Shape(*sizes, k.itemsize, k.device.type, keeps_scores, kernel, wanted)
 

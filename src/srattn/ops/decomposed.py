@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srattn.ops.tracing import is_exporting
+
 Grid = tuple[int, int]
 
 
@@ -34,7 +36,7 @@ def stretched(table: Tensor, length: int) -> Tensor:
 
     While exporting, sizes may be symbols: it then resizes always, which at the table's own length changes nothing.
     """
-    if not torch.compiler.is_exporting() and table.shape[0] == length:
+    if not is_exporting() and table.shape[0] == length:
         return table
     wide = table if table.dtype == torch.float64 else table.float()
     return F.interpolate(wide.T.unsqueeze(0), length, mode="linear", align_corners=False)[0].T.to(table.dtype)

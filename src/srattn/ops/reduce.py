@@ -13,6 +13,7 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.ops import plan
+from srattn.ops.tracing import is_exporting
 
 Edge = Literal["pad", "floor", "error"]
 EDGES: tuple[Edge, ...] = ("pad", "floor", "error")
@@ -45,7 +46,7 @@ def fit(x: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
     extra_h, extra_w = mh * ratio[0] - height, mw * ratio[1] - width
     if edge == "pad":
         # While exporting, sizes are symbols and the branch would pin them.
-        if torch.compiler.is_exporting() or extra_h or extra_w:
+        if is_exporting() or extra_h or extra_w:
             return F.pad(x, (0, 0) * (x.ndim - 3) + (0, extra_w, 0, extra_h))
         return x
     return x[:, : height + extra_h, : width + extra_w]
@@ -61,7 +62,7 @@ def strided(
     if mask is not None:
         x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
     channels = x.shape[-1]
-    if not torch.compiler.is_exporting() and 0 in x.shape[1:3]:  # a convolution refuses an empty map
+    if not is_exporting() and 0 in x.shape[1:3]:  # a convolution refuses an empty map
         mh, mw = reduced_size(x.shape[1], x.shape[2], ratio, edge)
         return x.new_zeros(x.shape[0], mh, mw, weight.shape[0])
     kernel = weight.view(-1, *ratio, channels).permute(0, 3, 1, 2)  # (C_out, C, R_h, R_w), channels last in memory
@@ -76,11 +77,11 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, edge: str, mask: T
     if mask is not None:
         x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
     ratio = (weight.shape[2], weight.shape[3])
-    if not torch.compiler.is_exporting() and 0 in x.shape[1:3]:  # a convolution refuses an empty map
+    if not is_exporting() and 0 in x.shape[1:3]:  # a convolution refuses an empty map
         mh, mw = reduced_size(x.shape[1], x.shape[2], ratio, edge)
         return x.new_zeros(x.shape[0], mh, mw, x.shape[3])
     x = fit(x, ratio, edge)
-    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+    if torch.is_grad_enabled() and not is_exporting():
         if x.device.type in plan.KERNEL_DEVICES:
             return _by_products(x, weight, bias)
         if x.device.type == "cpu" and _in_halves(x) and not torch.compiler.is_compiling():

@@ -6,11 +6,11 @@ copies the volume once, and multiplied by W^S.
 
 from collections.abc import Iterable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from srattn.errors import SrattnError
+from srattn.ops.tracing import is_exporting
 
 Triple = tuple[int, int, int]
 
@@ -41,7 +41,7 @@ def blocks(x: Tensor, ratio: Triple, edge: str) -> Tensor:
     extra = [m * r - n for m, r, n in zip(grid, ratio, (depth, height, width), strict=True)]
     if edge == "pad":
         # While exporting, sizes are symbols and the branch would pin them.
-        if torch.compiler.is_exporting() or any(extra):
+        if is_exporting() or any(extra):
             x = F.pad(x, (0, 0, 0, extra[2], 0, extra[1], 0, extra[0]))
     else:
         x = x[:, : depth + extra[0], : height + extra[1], : width + extra[2]]

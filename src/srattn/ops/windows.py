@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from srattn.ops.reduce import fit, reduced_size
+from srattn.ops.tracing import is_exporting
 
 
 def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -18,7 +19,7 @@ def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     batch, height, width, channels = x.shape
     (h, w), (rows, columns) = window, reduced_size(height, width, window, "pad")
     x = fit(x, window, "pad")
-    if torch.compiler.is_exporting():
+    if is_exporting():
         y, z = _places(rows, h, columns, w, x)  # (n, h w) each
         return x[:, y, z].view(-1, h, w, channels)
     x = x.reshape(batch, rows, h, columns, w, channels).transpose(2, 3)  # (B, rows, columns, h, w, C)
@@ -29,7 +30,7 @@ def from_windows(windows: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `to_windows`: (B n, h, w, C) to (B, height, width, C); what was padded is cut off."""
     count, h, w, channels = windows.shape
     rows, columns = reduced_size(height, width, (h, w), "pad")
-    if torch.compiler.is_exporting():
+    if is_exporting():
         y = torch.arange(height, device=windows.device).unsqueeze(1)
         x = torch.arange(width, device=windows.device)
         tokens = windows.view(-1, rows * columns, h * w, channels)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srattn.ops import plan
+from srattn.ops.tracing import is_exporting
 from srattn.ops.triton import depthwise_kernels as kernels
 from srattn.ops.triton.choices import MAX_PROGRAMS
 from srattn.ops.triton.language import INTERPRETED, ceil_div, launch, runs_on
@@ -220,7 +221,7 @@ OPERATORS["open"] = OPERATORS["opaque"] if INTERPRETED else _register("depthwise
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether a GPU is to compute it by kernel: not where torch's own operators are asked for (a forced path, a graph
     that is exported), and not on what is no map (B, H, W, C) of at most 32 bits a value."""
-    if x.device.type not in plan.KERNEL_DEVICES or plan.forced() is not None or torch.compiler.is_exporting():
+    if x.device.type not in plan.KERNEL_DEVICES or plan.forced() is not None or is_exporting():
         return False
     return x.ndim == 4 and weight.shape[1:] == (1, 3, 3) and x.itemsize <= 4 and plan.why_not_here() is None
 
