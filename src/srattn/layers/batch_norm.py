@@ -11,12 +11,12 @@ from srattn.ops import batch_norm as ops
 class TokenBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` on (batch, height, width, channels); same parameters, same statistics.
 
-    Training on a CPU goes through a kernel of ours, see `srattn.ops.batch_norm`.
+    Training goes through kernels of ours, see `srattn.ops.batch_norm`.
     """
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
         """(B, H, W, C) to the same shape; `gelu`: of GELU(input)."""
-        if self.training and ops.reason_against(input, self.weight, self.bias) is None:
+        if self.training and ops.has_kernel(input, self.weight, self.bias):
             return _by_kernel(self, input, gelu)
         if gelu:
             input = F.gelu(input)
@@ -50,6 +50,6 @@ def of_map_after_gelu(norm: nn.Module, x: Tensor) -> Tensor:
     """norm(GELU(x)) of a map (B, C, H, W); by the kernel, channels-last, where one in this memory format trains."""
     if type(norm) is nn.BatchNorm2d and norm.training and not is_listened_to(norm):
         tokens = x.permute(0, 2, 3, 1)
-        if tokens.is_contiguous() and ops.reason_against(tokens, norm.weight, norm.bias) is None:
+        if tokens.is_contiguous() and ops.has_kernel(tokens, norm.weight, norm.bias):
             return _by_kernel(norm, tokens, gelu=True).permute(0, 3, 1, 2)
     return norm(F.gelu(x))

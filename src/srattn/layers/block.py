@@ -9,6 +9,7 @@ from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.block_kernels import lay_out_block
 from srattn.layers.drop import DropPath
 from srattn.layers.hooks import is_listened_to
+from srattn.layers.layer_norm import normed
 from srattn.ops import attend, plan
 
 
@@ -41,18 +42,18 @@ class Block(nn.Module):
         if kernels is not None:
             return kernels(x)
         x = self._attended(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(normed(self.norm2, x)))
 
     def _attended(self, x: Tensor) -> Tensor:
         """x + attn(norm1(x)); on a GPU the attention's kernel normalises the queries and adds x itself."""
         if x.device.type in plan.KERNEL_DEVICES and self._is_plain():
             attn = cast(SpatialReductionAttention, self.attn)
-            normed = self.norm1(x)
-            keys, values, bias = attn._keys_values(normed, None, None, None, None)
+            queries = normed(self.norm1, x)
+            keys, values, bias = attn._keys_values(queries, None, None, None, None)
             norm = attend.Norm(self.norm1.weight, self.norm1.bias, self.norm1.eps)
             add = attend.Add(x.flatten(1, 2), norm)
-            return attn._attend(normed.flatten(1, 2), keys, values, bias, add).view(x.shape)
-        return x + self.drop_path(self.attn(self.norm1(x)))
+            return attn._attend(queries.flatten(1, 2), keys, values, bias, add).view(x.shape)
+        return x + self.drop_path(self.attn(normed(self.norm1, x)))
 
     def _is_plain(self) -> bool:
         """Whether nothing stands between the norm, the attention and the sum: no dropout, no hooks, no other parts."""

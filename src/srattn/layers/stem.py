@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from srattn.layers.batch_norm import of_map_after_gelu
 from srattn.layers.patch_embed import PatchEmbed
+from srattn.ops import plan
 
 
 class StemLayer(nn.Module):
@@ -51,9 +52,13 @@ class StemPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
-        if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if self.training and self._trains_by_kernels(x):
             x = x.contiguous(memory_format=torch.channels_last)  # in which the norms have a kernel
         return super().forward(self.stem(x))
+
+    @staticmethod
+    def _trains_by_kernels(x: Tensor) -> bool:
+        return x.device.type in plan.KERNEL_DEVICES or (x.device.type == "cpu" and not torch.compiler.is_compiling())
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an image of (height, width)."""

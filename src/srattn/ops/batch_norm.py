@@ -1,7 +1,8 @@
 """Batch normalisation of tokens while training, behind GELU where that stands before it.
 
-`plain` is the definition. The compiled kernel (`native/kernels/batch_norm.h`) reads its input twice and writes its
-result once, forward and backward alike; statistics are summed up in float64, and of GELU nothing is kept.
+`plain` is the definition. On a CPU the compiled kernel (`native/kernels/batch_norm.h`) reads its input twice and writes
+its result once, forward and backward alike; statistics are summed up in float64, and of GELU nothing is kept. On a GPU
+`srattn.ops.triton.batch_norm` does the same.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srattn.ops import plan
 from srattn.ops.native import eager
 from srattn.ops.native import library as native
 
@@ -34,12 +36,30 @@ def plain(
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, gelu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `plain`, by the kernel; only where `reason_against` has none."""
+    """As `plain`, by a kernel; only where one is there (`has_kernel`)."""
+    if x.device.type in plan.KERNEL_DEVICES:
+        from srattn.ops.triton import batch_norm as triton  # loads Triton
+
+        assert weight is not None and bias is not None
+        return triton.batch_norm(x, weight, bias, eps, gelu)
     return _BatchNorm.apply(x, weight, bias, eps, gelu)
 
 
+def has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether a kernel normalises this: that of a CPU, or on a GPU the one of `srattn.ops.triton.batch_norm`.
+
+    There it is taken where a compiler reads the model, and else for maps that keep a GPU busy for longer than the host.
+    """
+    if x.device.type in plan.KERNEL_DEVICES:
+        from srattn.ops.triton import batch_norm as triton
+
+        large = x.numel() * x.itemsize >= plan.KERNEL_MIN_BYTES or torch.compiler.is_compiling()
+        return large and triton.takes(x, weight, bias)
+    return reason_against(x, weight, bias) is None
+
+
 def reason_against(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    """Why the kernel does not normalise this, in words; None where it does."""
+    """Why the kernel of a CPU does not normalise this, in words; None where it does."""
     return eager.reason_against(x, weight, bias)
 
 

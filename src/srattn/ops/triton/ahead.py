@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from srattn.ops.triton import attention_launch, depthwise
+from srattn.ops.triton import attention_launch, batch_norm, depthwise, layer_norm
 from srattn.ops.triton.language import triton
 
 HOPPER = ("cuda", 90, 32)
@@ -41,13 +41,13 @@ class Needs(NamedTuple):
 
 
 def record(call: Any, *arguments: Any, **options: Any) -> list[Launch]:
-    """The launches of a call of `attention_launch` or `depthwise`, none of which happens."""
+    """The launches of a call of `attention_launch` or of an operator of tokens, none of which happens."""
     found: list[Launch] = []
 
     def note(kernel: Any, grid: tuple[int, int, int], arguments: dict[str, Any], **options: int) -> None:
         found.append(Launch(kernel, grid, arguments, options))
 
-    modules: tuple[Any, ...] = (attention_launch, depthwise)
+    modules: tuple[Any, ...] = (attention_launch, depthwise, batch_norm, layer_norm)
     before = [module.launch for module in modules]
     for module in modules:
         module.launch = note

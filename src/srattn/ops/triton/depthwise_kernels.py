@@ -9,22 +9,8 @@ is convolved may be added (RESIDUAL): one more for the tap in the middle. Offset
 
 # pyright: reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportInvalidTypeForm=false, reportPossiblyUnboundVariable=false
+from srattn.ops.triton.gelu_kernels import gelu, gelu_slope
 from srattn.ops.triton.language import jit, tl
-
-SQRT_HALF = tl.constexpr(0.7071067811865476)
-SQRT_HALF_PI = tl.constexpr(0.3989422804014327)
-
-
-@jit
-def gelu(x):
-    """The exact form, x Phi(x)."""
-    return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
-
-
-@jit
-def gelu_slope(x):
-    """Phi(x) + x phi(x)."""
-    return 0.5 * (1.0 + tl.erf(x * SQRT_HALF)) + x * tl.exp(-0.5 * x * x) * SQRT_HALF_PI
 
 
 @jit
@@ -80,7 +66,7 @@ def forward(
         above = here + left * w3 + mid * w4 + right * w5
         here = start + left * w0 + mid * w1 + right * w2
         if GELU:
-            y = gelu(y)
+            y = gelu(y, x_ptr.dtype.element_ty.primitive_bitwidth < 32)
         wanted = inside & (i > first)
         if GATE:
             at = gate_ptr + image * gate_b + (i - 1) * gate_h
@@ -134,7 +120,7 @@ def gradients(
             pre += a6 * tap(w_ptr, 6, c, C) + a7 * tap(w_ptr, 7, c, C) + a8 * tap(w_ptr, 8, c, C)
             if RESIDUAL:
                 pre += a4
-            g *= gelu_slope(pre)
+            g *= gelu_slope(pre, x_ptr.dtype.element_ty.primitive_bitwidth < 32)
             g_at = g_ptr + ((image * H + i) * W + j)[:, None] * C + c[None, :]
             tl.store(g_at, g.to(g_ptr.dtype.element_ty), mask=inside)
         d0 += g * a0
