@@ -6,7 +6,8 @@
 Sizes and counts are those that one step of the recipe meets. A part is measured forward and backward together, ours and
 torch's in turn in one process; a product with how often it occurs says what it takes of a step. Whole steps run a few
 at a time in each setting, one after the other, and the first of a few is not counted. Where a part has no kernel on the
-device it is left out. On a GPU the table ends with what takes its time, kernel by kernel.
+device it is left out. On a GPU parts are timed in a recorded graph, without what the host takes to launch them, and the
+table ends with what takes the GPU's time, kernel by kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import json
 import random
 import statistics
@@ -47,13 +49,18 @@ from srattn.layers.depthwise_reduction import DepthwiseReduction
 from srattn.layers.local_perception import LocalPerception
 from srattn.ops import batch_norm, depthwise, plan, reduce
 from srattn.ops.native import library
+from srattn.ops.triton import batch_norm as triton_batch_norm
 from srattn.ops.triton import depthwise as triton
+from srattn.ops.triton import layer_norm
 from srattn.tasks.registry import make_task
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 10
 STEPS = 4  # of one setting at a stretch, the first of which is not counted
+RECORDED = 10  # calls of a part in one graph on a GPU
 OURS, TORCH = "ours", "torch's"
+KERNELS = {"batch_norm": triton_batch_norm, "depthwise": triton, "layer_norm": layer_norm}
+"""On a GPU: what `--without` leaves to torch."""
 
 
 class Part(NamedTuple):
@@ -78,9 +85,10 @@ class Bench:
         self.learner = self.make_learner()
         self.number = 0
 
-    def make_learner(self) -> Learner:
-        task = make_task(self.config.task, [str(i) for i in range(CLASSES)], self.config.label_smoothing)
-        return Learner(self.config, make_model(self.config, CLASSES), task, World(self.device))
+    def make_learner(self, **options: Any) -> Learner:
+        config = dataclasses.replace(self.config, **options)
+        task = make_task(config.task, [str(i) for i in range(CLASSES)], config.label_smoothing)
+        return Learner(config, make_model(config, CLASSES), task, World(self.device))
 
     def step(self, learner: Learner | None = None) -> None:
         (learner or self.learner).step(self.batch, self.config.batch_size, self.number, self.config.lr)
@@ -105,6 +113,8 @@ class Bench:
                 found[Part("x + depthwise 3x3", tuple(x.shape), x.dtype)] += 1
             elif isinstance(module, DepthwiseReduction):
                 found[Part("depthwise reduction", tuple(x.shape), x.dtype, module.ratio)] += 1
+            elif isinstance(module, nn.LayerNorm):
+                found[Part("layer norm", tuple(x.shape), x.dtype)] += 1
 
         model = make_model(self.config, CLASSES).to(self.device).train()
         handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules()]
@@ -119,10 +129,19 @@ class Bench:
         channels = part.shape[-1]
         x = torch.randn(part.shape, device=self.device).to(part.dtype).requires_grad_()
         w, b = (torch.randn(channels, device=self.device, requires_grad=True) for _ in range(2))
-        if part.kind == "batch norm":
-            if batch_norm.reason_against(x, w, b) is not None:
+        if part.kind == "layer norm":
+            if not layer_norm.takes(x, w, b):
                 return {}
+            with self.learner.precision.autocast():
+                dtype = F.linear(x[:1], w[None]).dtype  # of what the next product would round it to
             forms: dict[str, Callable[[], Tensor]] = {
+                OURS: lambda: layer_norm.layer_norm(x, w, b, 1e-6, dtype=dtype)[0],
+                TORCH: lambda: F.layer_norm(x, (channels,), w, b, 1e-6).to(dtype),
+            }
+        elif part.kind == "batch norm":
+            if not batch_norm.has_kernel(x, w, b):
+                return {}
+            forms = {
                 OURS: lambda: batch_norm.batch_norm(x, w, b, gelu=part.gelu)[0],
                 TORCH: lambda: _torch_norm(F.gelu(x) if part.gelu else x, w, b),
             }
@@ -161,9 +180,27 @@ class Bench:
             with self.learner.precision.autocast():
                 y = form()
             torch.autograd.grad(y, leaves, gradient)
+
+        if self.device.type == "cpu":
+            return run
+        return self._recorded(run)
+
+    def _recorded(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Some calls as one graph, so that launches take no time."""
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        self.wait()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(RECORDED):
+                run()
+
+        def replay() -> None:
+            graph.replay()
             self.wait()
 
-        return run
+        return replay
 
     def muon(self) -> dict[str, Callable[[], None]]:
         """A step of Muon on the recipe's matrices, ours and torch's; nothing where the recipe has another optimiser."""
@@ -198,6 +235,8 @@ class Bench:
         found = {OURS: (keep, self.learner), "without our kernels": (lambda: _without_kernels(keep()), other)}
         if cpu:
             found["the heap given back"] = (contextlib.nullcontext, self.learner)
+        elif self.config.cuda_graph:
+            found["launched by the host"] = (keep, self.make_learner(cuda_graph=False))
         return found
 
     def steps(self, rounds: int) -> dict[str, list[float]]:
@@ -260,16 +299,20 @@ def _row(name: str, count: int, values: dict[str, list[float]]) -> dict[str, Any
 
 
 def measure(config: ResolvedConfig, seconds: float, rounds: int) -> dict[str, Any]:
-    """All of it, as it is written."""
+    """All of it, as it is written; parts only where `seconds` are given to them."""
     bench = Bench(config)
     rows = []
     keep = kept_heap() if bench.device.type == "cpu" else contextlib.nullcontext()
     with keep:
-        for part, count in sorted(bench.parts().items(), key=lambda item: (item[0].kind, -_size(item[0]))):
+        parts = bench.parts().items() if seconds else ()
+        for part, count in sorted(parts, key=lambda item: (item[0].kind, -_size(item[0]))):
             if runs := bench.candidates(part):
-                rows.append(_row(_name(part), count, interleave(runs, seconds=seconds)))
+                values = interleave(runs, seconds=seconds)
+                if bench.device.type == "cuda":
+                    values = {name: [value / RECORDED for value in given] for name, given in values.items()}
+                rows.append(_row(_name(part), count, values))
                 _tell(rows[-1])
-        if runs := bench.muon():
+        if seconds and (runs := bench.muon()):
             rows.append(_row("Muon, all matrices", 1, interleave(runs, seconds=seconds)))
             _tell(rows[-1])
     taken = bench.steps(rounds)
@@ -351,7 +394,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cifar10")
     parser.add_argument("--override", default="{}", help="further options of srattn train, as YAML: '{batch_size: 64}'")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each part")
+    parser.add_argument("--without", nargs="+", default=[], choices=KERNELS, help="kernels of a GPU to leave out")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each part; 0 for whole steps alone")
     parser.add_argument("--rounds", type=int, default=7, help="of whole steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="training_parts", help="of the files in --results")
@@ -359,7 +403,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     values = {**recipes.load(args.recipe), "threads": args.threads, **(yaml.safe_load(args.override) or {})}
-    found = {**measure(resolve(TrainConfig(**values)), args.seconds, args.rounds), "recipe": args.recipe}
+    with contextlib.ExitStack() as stack:
+        for name in args.without:
+            stack.enter_context(mock.patch.object(KERNELS[name], "takes", lambda *_: False))
+        found = measure(resolve(TrainConfig(**values)), args.seconds, args.rounds)
+    found |= {"recipe": args.recipe, "without": args.without}
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (args.results / f"{args.name}.md").write_text(table(args.recipe, found), encoding="utf-8")

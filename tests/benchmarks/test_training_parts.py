@@ -40,7 +40,7 @@ def config() -> Any:
 
 
 def test_the_parts_of_a_step_are_measured(module: Any, config: Any) -> None:
-    found = module.measure(config, seconds=0.0, rounds=1)
+    found = module.measure(config, seconds=1e-3, rounds=1)
     counts = {row["part"]: row["count"] for row in found["parts"]}
     assert counts["x + depthwise 3x3, 4x16x16x8, float32"] == 1  # of the block; that of its feed-forward is wider
     assert counts["x + depthwise 3x3, 4x8x8x32, float32"] == 2

@@ -28,7 +28,7 @@ LARGEST = 8192
 FORMS: dict[str, Form] = {
     "torch": Form("tokens", "fused"),
     "torch-compiled": Form("tokens", "fused"),
-    "onnx": Form("channels", "products", in_turn=13 << 19, in_parts=2 << 20),
+    "onnx": Form("channels", "products", in_turn=13 << 19),
     "openvino": Form("map", "fused", absorb_heads=1, joined=True, in_turn=13 << 19, in_parts=2 << 20, centred=True),
 }
 """The form of a block for each format, the fastest that was found; `benchmarks/export.py --forms` measures others.
