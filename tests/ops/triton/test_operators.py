@@ -18,7 +18,7 @@ import srattn
 from srattn.layers.block import Block
 from srattn.layers.feed_forward import ConvMlp
 from srattn.ops import attend, plan
-from srattn.ops.triton import ahead, attention, attention_launch, depthwise
+from srattn.ops.triton import ahead, attention, attention_launch, depthwise, language
 from srattn.ops.triton.choices import Blocks
 from tests.truth import DOUBLE
 
@@ -228,6 +228,22 @@ def test_inductor_sees_the_kernels() -> None:
         keys = torch.empty(2, 1, 5, 32, device="cuda", dtype=torch.bfloat16)
     graph = make_fx(attention._forward, tracing_mode="fake")(x, keys, keys, None, None, None, None, True, 1e-6, False)
     assert [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+
+
+@needs_triton
+def test_a_launch_is_wrapped_for_those_alone_who_trace() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    direct, wrapped = mock.MagicMock(), mock.MagicMock()
+    with mock.patch.object(torch.library, "wrap_triton", return_value=wrapped) as wrap:
+        language.launch(direct, (1, 2, 3), {"rows": 5}, num_warps=4)
+        direct.__getitem__.assert_called_once_with((1, 2, 3))
+        direct.__getitem__.return_value.assert_called_once_with(rows=5, num_warps=4)
+        assert not wrap.called
+        with FakeTensorMode():
+            language.launch(direct, (1, 2, 3), {"rows": 5}, num_warps=4)
+    wrap.assert_called_once_with(direct)
+    wrapped.__getitem__.return_value.assert_called_once_with(rows=5, num_warps=4)
 
 
 @needs_gpu

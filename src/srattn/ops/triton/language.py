@@ -74,7 +74,7 @@ def runs_on(x: torch.Tensor) -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, int, int], arguments: dict[str, Any], **options: int) -> None:
-    """Launches a kernel, visibly to `torch.compile` where the operator is a `triton_op`.
+    """Launches a kernel, visibly to whoever traces the operator (a `triton_op` under `torch.compile`).
 
     Args:
         options: num_warps, num_stages.
@@ -86,8 +86,10 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: dict[str, Any], *
         raise SrattnError("this needs Triton, which is not installed: pip install triton")
     if INTERPRETED:
         kernel[grid](**arguments)
-    else:
+    elif torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         torch.library.wrap_triton(kernel)[grid](**arguments, **options)
+    else:  # what is wrapped takes the host some tenths of a millisecond
+        kernel[grid](**arguments, **options)
 
 
 def power_of_two(n: int) -> int:
