@@ -1,18 +1,13 @@
-"""Runs the kernels in Triton's interpreter, which has to be chosen before anything loads Triton: a process of its own.
-
-Prints one JSON object, the name of each case and the words for what is wrong with it.
-"""
+"""Runs the kernels of attention and convolution in Triton's interpreter, and models through them; see `interpreter`."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
-import sys
-import traceback
 from typing import Any
 from unittest import mock
+
+from tests.ops.triton.interpreter import answer
 
 CASES = {
     # (batch, queries, keys, channels, heads), options of gpu_check.Case, dtype, forward and backward blocks
@@ -233,19 +228,5 @@ def _one_model(name: str, options: dict[str, Any], kernels: tuple[str, ...]) -> 
 OTHERS = {"mask": mask, "widths": widths, "convolution": convolution, "model": model, "module": module}
 
 
-def main() -> None:
-    assert os.environ.get("TRITON_INTERPRET") == "1"
-    import torch
-
-    torch.set_num_threads(1)
-    found = {}
-    for name in [*CASES, *OTHERS]:
-        try:
-            found[name] = one(name) if name in CASES else OTHERS[name]()
-        except Exception:
-            found[name] = [traceback.format_exc(limit=-3)]
-    json.dump(found, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    answer([*CASES, *OTHERS], lambda name: one(name) if name in CASES else OTHERS[name]())

@@ -1,16 +1,11 @@
-"""Runs the kernels of batch norm in Triton's interpreter, as `interpreted` does those of attention.
-
-Prints one JSON object, the name of each case and the words for what is wrong with it.
-"""
+"""Runs the kernels of batch norm in Triton's interpreter; see `interpreter`."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+from tests.ops.triton.interpreter import answer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,19 +131,5 @@ OTHERS = {
 }
 
 
-def main() -> None:
-    assert os.environ.get("TRITON_INTERPRET") == "1"
-    import torch
-
-    torch.set_num_threads(1)
-    found = {}
-    for name in [*CASES, *OTHERS]:
-        try:
-            found[name] = one(name) if name in CASES else OTHERS[name]()
-        except Exception:
-            found[name] = [traceback.format_exc(limit=-3)]
-    json.dump(found, sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    answer([*CASES, *OTHERS], lambda name: one(name) if name in CASES else OTHERS[name]())

@@ -1,13 +1,11 @@
-"""Runs the kernels of the layer norm in Triton's interpreter, in a process of its own; see `interpreted`."""
+"""Runs the kernels of the layer norm in Triton's interpreter; see `interpreter`."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
 from typing import Any, NamedTuple
 from unittest import mock
+
+from tests.ops.triton.interpreter import answer
 
 
 class Case(NamedTuple):
@@ -104,23 +102,14 @@ def launches() -> list[str]:
     return [] if grids == [10, 2] else [f"the grids are {grids}"]
 
 
-def main() -> None:
-    assert os.environ.get("TRITON_INTERPRET") == "1"
-    import torch
-
+def one(name: str) -> list[str]:
+    """In tiles and programs so few that loops run more than once."""
     from srattn.ops.triton import layer_norm
 
-    torch.set_num_threads(1)
-    found = {}
     few = {"FORWARD_TILE": 1024, "PROGRAMS": 2, "multiprocessors": lambda _: 1}
     with mock.patch.multiple(layer_norm, **few):
-        for name in [*CASES, "launches"]:
-            try:
-                found[name] = check(CASES[name]) if name in CASES else launches()
-            except Exception:
-                found[name] = [traceback.format_exc(limit=-3)]
-    json.dump(found, sys.stdout)
+        return check(CASES[name]) if name in CASES else launches()
 
 
 if __name__ == "__main__":
-    main()
+    answer([*CASES, "launches"], one)

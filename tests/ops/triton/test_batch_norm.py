@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +17,7 @@ from srattn.ops.batch_norm import plain
 from srattn.ops.triton import ahead, batch_norm
 from srattn.ops.triton.language import INTERPRETED
 from tests.ops.triton.interpreted_batch_norm import CASES, OTHERS
+from tests.ops.triton.interpreter import ask
 from tests.truth import DOUBLE
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -27,14 +25,8 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 @pytest.fixture(scope="module")
 def wrong(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What is wrong with each case, from one process in which Triton interprets."""
-    paths = os.pathsep.join([str(root / "src"), str(root), os.environ.get("PYTHONPATH", "")])
-    here = {"TRITON_INTERPRET": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    here["SRATTN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    command = [sys.executable, "-m", "tests.ops.triton.interpreted_batch_norm"]
-    done = subprocess.run(command, cwd=root, env=os.environ | here, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """What is wrong with each case."""
+    return ask("tests.ops.triton.interpreted_batch_norm", root, tmp_path_factory.mktemp("cache"))
 
 
 @needs_triton

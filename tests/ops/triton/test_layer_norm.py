@@ -4,10 +4,7 @@ computes its definition."""
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from srattn.ops import plan
 from srattn.ops.triton import ahead, layer_norm
 from srattn.ops.triton.language import INTERPRETED
 from tests.ops.triton.interpreted_layer_norm import CASES
+from tests.ops.triton.interpreter import ask
 from tests.truth import DOUBLE
 
 EPS = 1e-6
@@ -32,14 +30,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @pytest.fixture(scope="module")
-def wrong(root: Path) -> dict[str, list[str]]:
-    """What is wrong with each case, from one process in which Triton interprets."""
-    paths = os.pathsep.join([str(root / "src"), str(root), os.environ.get("PYTHONPATH", "")])
-    here = {"TRITON_INTERPRET": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.ops.triton.interpreted_layer_norm"]
-    done = subprocess.run(command, cwd=root, env=os.environ | here, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def wrong(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What is wrong with each case."""
+    return ask("tests.ops.triton.interpreted_layer_norm", root, tmp_path_factory.mktemp("cache"))
 
 
 @needs_triton
