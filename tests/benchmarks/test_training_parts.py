@@ -67,7 +67,7 @@ def test_ours_and_torchs_compute_the_same(module: Any, config: Any, monkeypatch:
     parts = bench.parts()
     for part in parts:
         bench.candidates(part)
-    assert len(made) == 2 * sum(part.kind != "depthwise reduction" for part in parts)
+    assert len(made) == 2 * sum(part.kind not in ("depthwise reduction", "layer norm") for part in parts)
     for ours, theirs in zip(made[::2], made[1::2], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))

@@ -18,7 +18,7 @@ import torch
 import srattn
 from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
-from srattn.export import Options, verify
+from srattn.export import Options, export_model, verify
 from srattn.export.export import make
 from srattn.export.facts import Facts
 from srattn.export.formats import MODULES, format_of, get_format
@@ -27,6 +27,7 @@ from srattn.export.formats.torch_compiled import TRUST
 from srattn.export.graph import make_graph, make_program
 from srattn.export.opened import open_export, read_facts
 from srattn.export.options import LEAST_OPSET, OPSET, SUFFIXES
+from tests.models.small import short_numbers
 
 
 def available(name: str) -> Any:
@@ -189,3 +190,15 @@ def test_a_stamp_may_be_anything(traced: dict[str, Any]) -> None:
     for text in [None, "", "[]", "{}", json.dumps({**values, "labels": [1]}), json.dumps({**values, "options": 3})]:
         with pytest.raises(SrattnError, match="not written by srattn export"):
             Facts.from_text(text, Path("x"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pyramids_of_any_size(tmp_path: Path) -> None:
+    """P2T's grids are rounded sizes, which are symbols here."""
+    available("onnx")
+    model = srattn.create_model("p2t_tiny", **short_numbers("p2t_tiny")).eval()
+    options = Options(format="onnx", size=(40, 48), dynamic=("height", "width"))
+    made = export_model(model, tmp_path / "model.onnx", options)
+    inputs = made.facts.verified["inputs"]
+    assert len({tuple(shape[2:]) for shape in inputs}) > 2

@@ -16,10 +16,16 @@ def grids_of(height: int, width: int, ratios: tuple[float, ...] = RATIOS) -> lis
     return [(pyramid.rounded(height, r), pyramid.rounded(width, r)) for r in ratios]
 
 
+def stacked(x: torch.Tensor, grids: list[tuple[int, int]], mean: bool) -> torch.Tensor:
+    return pyramid.stacked(x, grids, pyramid.cells_of(grids, x.device), mean)
+
+
 def test_sides_are_rounded_half_to_even_and_never_empty() -> None:
     assert [pyramid.rounded(56, r) for r in RATIOS] == [5, 4, 3, 2]
     assert [pyramid.rounded(size, 4) for size in (1, 2, 6, 10, 14)] == [1, 1, 2, 2, 4]
     assert pyramid.rounded(5, 2.5) == 2
+    for ratio in range(1, 26):
+        assert all(pyramid.rounded(size, ratio) == max(1, round(size / ratio)) for size in range(300))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -37,15 +43,15 @@ def test_levels_are_adaptive_average_pooling(size: tuple[int, int], ratios: tupl
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, atol=1e-14)
     assert torch.allclose(*gradients, atol=1e-14)
-    assert torch.allclose(pyramid.stacked(x, grids, mean=True), torch.cat(expected, 1), atol=1e-14)
+    assert torch.allclose(stacked(x, grids, mean=True), torch.cat(expected, 1), atol=1e-14)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sums_on_one_row_count_every_window(size: tuple[int, int]) -> None:
     grids = grids_of(*size, (1, 2, 3, 4))
     x = torch.randn(2, *size, 1, dtype=torch.float64)
-    mean, area = pyramid.stacked(x, grids, mean=True), pyramid.stacked(torch.ones_like(x), grids, mean=False)
-    assert torch.allclose(pyramid.stacked(x, grids, mean=False), mean * area, atol=1e-12)
+    mean, area = stacked(x, grids, mean=True), stacked(torch.ones_like(x), grids, mean=False)
+    assert torch.allclose(stacked(x, grids, mean=False), mean * area, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES)

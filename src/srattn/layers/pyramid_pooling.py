@@ -31,16 +31,17 @@ class Pyramid(nn.ModuleList):
         return torch.cat([part(level).flatten(1, 2) for part, level in zip(self, maps, strict=True)], 1)
 
     def _on_one_row(self, x: Tensor, grids: Sequence[tuple[int, int]], mask: Tensor | None) -> Tensor:
+        cells = ops.cells_of(grids, x.device)
         if mask is None:
-            tokens = ops.stacked(x, grids, mean=True)
+            tokens = ops.stacked(x, grids, cells, mean=True)
         else:
             valid = mask.unsqueeze(-1)
-            count = ops.stacked(valid.to(x.dtype), grids, mean=False).clamp(min=1)
-            tokens = ops.stacked(x.masked_fill(~valid, 0.0), grids, mean=False) / count
+            count = ops.stacked(valid.to(x.dtype), grids, cells, mean=False).clamp(min=1)
+            tokens = ops.stacked(x.masked_fill(~valid, 0.0), grids, cells, mean=False) / count
         parts = [part for part in self if isinstance(part, LocalPerception)]
         weight = torch.stack([part.dwconv.weight.squeeze(1) for part in parts])
         bias = torch.stack([part.dwconv.bias for part in parts if part.dwconv.bias is not None])
-        return tokens + ops.neighbours(tokens, ops.cells_of(grids, x.device), weight, bias)
+        return tokens + ops.neighbours(tokens, cells, weight, bias)
 
 
 class PyramidReduction(Reduction):
@@ -95,7 +96,8 @@ class PyramidReduction(Reduction):
     def sum(self, x: Tensor) -> Tensor:
         grids, x = self.grids(x.shape[1], x.shape[2]), x.unsqueeze(-1)
         if is_exporting():
-            return ops.stacked(x, grids, mean=False).squeeze(-1).unsqueeze(1)
+            cells = ops.cells_of(grids, x.device)
+            return ops.stacked(x, grids, cells, mean=False).squeeze(-1).unsqueeze(1)
         return torch.cat([window_sum(x, cells).flatten(1) for cells in grids], 1).unsqueeze(1)
 
     def extra_repr(self) -> str:

@@ -19,7 +19,11 @@ Grids = Sequence[tuple[int, int]]
 
 def rounded(size: int, ratio: float) -> int:
     """Cells of one side under a pooling ratio: size / ratio rounded half to even, as published, and at least one."""
-    return _larger(1, round(size / ratio))
+    if ratio != int(ratio):
+        return _larger(1, round(size / ratio))
+    whole = int(ratio)  # in whole numbers, as exported programs know no rounding of symbols
+    to_even = 0 if whole % 2 else 1 - size // whole % 2
+    return _larger(1, (size + whole // 2 - to_even) // whole)
 
 
 def pooled_levels(x: Tensor, grids: Grids, mask: Tensor | None = None) -> list[Tensor]:
@@ -60,7 +64,7 @@ def cells_of(grids: Grids, device: torch.device) -> Cells:
     return Cells(level, place // columns, place % columns, rows, columns)
 
 
-def stacked(x: Tensor, grids: Grids, mean: bool) -> Tensor:
+def stacked(x: Tensor, grids: Grids, cells: Cells, mean: bool) -> Tensor:
     """Means, or sums, of (B, H, W, C) over the windows of adaptive pooling, as one row of tokens (B, M, C).
 
     Products over the rows and columns of all levels at once, of which the pairs within a level are taken.
@@ -73,7 +77,6 @@ def stacked(x: Tensor, grids: Grids, mean: bool) -> Tensor:
     # bmm, as matmul would weigh the sizes against each other, which pins symbols.
     x = torch.bmm(p_w.expand(batch * height, -1, -1), x.flatten(0, 1)).view(batch, height, p_w.shape[0] * channels)
     x = torch.bmm(p_h.expand(batch, -1, -1), x).view(batch, p_h.shape[0], p_w.shape[0], channels)
-    cells = cells_of(grids, x.device)
     row = cells.row + _at(cells.level, _starts([rows for rows, _ in grids]))
     column = cells.column + _at(cells.level, _starts([columns for _, columns in grids]))
     return x[:, row, column]
@@ -85,14 +88,13 @@ def neighbours(tokens: Tensor, cells: Cells, weight: Tensor, bias: Tensor) -> Te
     tokens (B, M, C), weight (levels, C, 3, 3), bias (levels, C). Returns (B, M, C).
     """
     index = torch.arange(tokens.shape[1], device=tokens.device)
-    out = bias[cells.level]
-    for i in range(3):
-        for j in range(3):
-            row, column = cells.row + i - 1, cells.column + j - 1
-            inside = (row >= 0) & (row < cells.rows) & (column >= 0) & (column < cells.columns)
-            source = torch.where(inside, index + (i - 1) * cells.columns + j - 1, 0)
-            out = out + tokens[:, source] * (weight[:, :, i, j][cells.level] * inside.unsqueeze(1))
-    return out
+    tap = torch.arange(9, device=tokens.device).unsqueeze(1)
+    down, right = tap // 3 - 1, tap % 3 - 1  # (9, 1)
+    row, column = cells.row + down, cells.column + right
+    inside = (row >= 0) & (row < cells.rows) & (column >= 0) & (column < cells.columns)  # (9, M)
+    source = torch.where(inside, index + down * cells.columns + right, 0)
+    taps = weight.flatten(2).permute(2, 0, 1)[:, cells.level] * inside.unsqueeze(2)  # (9, M, C)
+    return bias[cells.level] + (tokens[:, source] * taps).sum(1)
 
 
 def _stacked_windows(size: int, counts: Sequence[int], like: Tensor) -> Tensor:
@@ -115,10 +117,7 @@ def _places(counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor
 
 def _at(level: Tensor, numbers: Sequence[int]) -> Tensor:
     """numbers[level] for numbers that may be symbols."""
-    found = torch.zeros_like(level)
-    for i, number in enumerate(numbers):
-        found = found + (level == i) * number
-    return found
+    return torch.stack([torch.scalar_tensor(n, dtype=level.dtype, device=level.device) for n in numbers])[level]
 
 
 def _total(counts: Sequence[int]) -> int:
