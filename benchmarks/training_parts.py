@@ -58,7 +58,7 @@ RESULTS = Path(__file__).parent / "results"
 CLASSES = 10
 STEPS = 4  # of one setting at a stretch, the first of which is not counted
 RECORDED = 10  # calls of a part in one graph on a GPU
-OURS, TORCH = "ours", "torch's"
+OURS, TORCH, PLAIN = "ours", "torch's", "without our kernels"
 KERNELS = {"batch_norm": triton_batch_norm, "depthwise": triton, "layer_norm": layer_norm}
 """On a GPU: what `--without` leaves to torch."""
 
@@ -227,21 +227,22 @@ class Bench:
 
     # -- whole steps ------------------------------------------------------------------------------------------------
 
-    def settings(self) -> dict[str, tuple[Callable[[], contextlib.AbstractContextManager[Any]], Learner]]:
+    def settings(self) -> dict[str, tuple[Callable[[], contextlib.AbstractContextManager[Any]], Callable[[], Learner]]]:
         """Under which a step is made, each with its learner: what is compiled in one is not in another."""
         cpu = self.device.type == "cpu"
         keep = kept_heap if cpu else contextlib.nullcontext
-        other = self.learner if cpu else self.make_learner()
-        found = {OURS: (keep, self.learner), "without our kernels": (lambda: _without_kernels(keep()), other)}
+        own = lambda: self.learner  # noqa: E731
+        found = {OURS: (keep, own), PLAIN: (lambda: _without_kernels(keep()), own if cpu else self.make_learner)}
         if cpu:
-            found["the heap given back"] = (contextlib.nullcontext, self.learner)
+            found["the heap given back"] = (contextlib.nullcontext, own)
         elif self.config.cuda_graph:
-            found["launched by the host"] = (keep, self.make_learner(cuda_graph=False))
+            found["launched by the host"] = (keep, lambda: self.make_learner(cuda_graph=False))
         return found
 
-    def steps(self, rounds: int) -> dict[str, list[float]]:
-        """Seconds of a step in each setting, a value a round."""
-        settings, shuffle = self.settings(), random.Random(0)
+    def steps(self, rounds: int, alone: bool = False) -> dict[str, list[float]]:
+        """Seconds of a step in each setting, a value a round; `alone`: ours without any other."""
+        shuffle, wanted = random.Random(0), [OURS] if alone else list(self.settings())
+        settings = {name: (setting, make()) for name, (setting, make) in self.settings().items() if name in wanted}
         for setting, learner in settings.values():
             with setting():
                 self.step(learner)
@@ -298,8 +299,8 @@ def _row(name: str, count: int, values: dict[str, list[float]]) -> dict[str, Any
     return {"part": name, "count": count, "ours": ours._asdict(), "torch": other._asdict(), "times": times._asdict()}
 
 
-def measure(config: ResolvedConfig, seconds: float, rounds: int) -> dict[str, Any]:
-    """All of it, as it is written; parts only where `seconds` are given to them."""
+def measure(config: ResolvedConfig, seconds: float, rounds: int, alone: bool = False) -> dict[str, Any]:
+    """All of it, as it is written: parts where `seconds` are given to them, other settings of a step unless `alone`."""
     bench = Bench(config)
     rows = []
     keep = kept_heap() if bench.device.type == "cpu" else contextlib.nullcontext()
@@ -315,7 +316,7 @@ def measure(config: ResolvedConfig, seconds: float, rounds: int) -> dict[str, An
         if seconds and (runs := bench.muon()):
             rows.append(_row("Muon, all matrices", 1, interleave(runs, seconds=seconds)))
             _tell(rows[-1])
-    taken = bench.steps(rounds)
+    taken = bench.steps(rounds, alone)
     base = taken[OURS]
     steps = [
         {
@@ -395,6 +396,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="cifar10")
     parser.add_argument("--override", default="{}", help="further options of srattn train, as YAML: '{batch_size: 64}'")
     parser.add_argument("--without", nargs="+", default=[], choices=KERNELS, help="kernels of a GPU to leave out")
+    parser.add_argument("--alone", action="store_true", help="whole steps with our kernels only; each setting compiles")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each part; 0 for whole steps alone")
     parser.add_argument("--rounds", type=int, default=7, help="of whole steps")
     parser.add_argument("--threads", type=int, default=2)
@@ -406,7 +408,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         for name in args.without:
             stack.enter_context(mock.patch.object(KERNELS[name], "takes", lambda *_: False))
-        found = measure(resolve(TrainConfig(**values)), args.seconds, args.rounds)
+        found = measure(resolve(TrainConfig(**values)), args.seconds, args.rounds, args.alone)
     found |= {"recipe": args.recipe, "without": args.without}
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -81,3 +81,8 @@ def test_without_kernels_is_without_kernels(module: Any, config: Any) -> None:
         with setting():
             against[name] = depthwise.reason_against(x, weight, None)
     assert against == {"ours": None, "without our kernels": "switched off", "the heap given back": None}
+
+
+def test_whole_steps_alone(module: Any, config: Any) -> None:
+    found = module.measure(config, seconds=0.0, rounds=1, alone=True)
+    assert found["parts"] == [] and [row["setting"] for row in found["steps"]] == ["ours"]
