@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 import torch
@@ -120,6 +121,17 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
 def test_what_cannot_be_recorded_is_refused(precision: str, processes: int, words: str) -> None:
     with pytest.raises(SrattnError, match=words):
         check_graph(precision, processes)
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_do() -> None:
+    learner, batch = make_learner(), batches(1)[0]
+    recorder = Again(learner)
+    recorder.record = mock.Mock(side_effect=RuntimeError("operation not permitted\nwhen a stream is capturing"))
+    graph = StepGraph(lambda inputs, labels: learner._update(inputs, labels, 6), recorder)
+    for _ in range(WARM_STEPS):
+        graph(batch.inputs, batch.labels, CPU)
+    with pytest.raises(SrattnError, match=r"\(operation not permitted\): --cuda_graph false"):
+        graph(batch.inputs, batch.labels, CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -88,7 +88,11 @@ class StepGraph:
         )
 
     def __call__(self, inputs: Tensor, labels: Tensor, device: torch.device) -> Outcome:
-        """One step; the outcome is a copy that the next step leaves alone."""
+        """One step; the outcome is a copy that the next step leaves alone.
+
+        Raises:
+            SrattnError: something in the step waits for the device, or is not to be recorded for another reason.
+        """
         if self._given is None:
             self._given = (torch.empty_like(inputs, device=device), torch.empty_like(labels, device=device))
         own = self._given
@@ -98,7 +102,11 @@ class StepGraph:
             self._warmed += 1
             return self._recorder.warm(lambda: self._update(*own))
         if self._outcome is None:
-            self._outcome = self._recorder.record(lambda: self._update(*own))
+            try:
+                self._outcome = self._recorder.record(lambda: self._update(*own))
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise SrattnError(f"no CUDA graph can be made of this step ({reason}): --cuda_graph false") from error
         self._recorder.replay()
         loss, norm, tally = self._outcome
         return Outcome(loss.clone(), norm.clone(), {name: value.clone() for name, value in tally.items()})
