@@ -126,12 +126,14 @@ def measure(case: Case, runtime: str, paths: dict[str, Path], rounds: int) -> li
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     machine = result["machine"]
+    counts = [row["seconds"]["rounds"] for row in result["rows"] if row["seconds"] is not None]
+    rounds = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "no"
     lines = [
         "# Exports beside timm's own",
         "",
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, srattn {machine['commit']}, "
         + ", ".join(f"{name} {result['versions'][name]}" for name in ("onnxruntime", "openvino", "timm"))
-        + f"; medians of {result['rounds']} rounds, the candidates in turn, at 224 x 224. Ratios are to the faster "
+        + f"; medians of {rounds} rounds, the candidates in turn, at 224 x 224. Ratios are to the faster "
         "export of timm, round by round. The bars are 1.3 in ONNX Runtime and 1.1 in OpenVINO.",
         "",
         "| model | batch | runtime | type | candidate | ms | times as fast as timm | error |",

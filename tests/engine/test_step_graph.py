@@ -51,7 +51,7 @@ class Again:
                 b.copy_(a)
 
 
-def make_learner(**options: Any) -> Learner:
+def make_learner(device: torch.device = CPU, **options: Any) -> Learner:
     torch.manual_seed(0)
     model_options = {
         "embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "mlp_ratios": [2, 2], "sr_ratios": [2, 1],
@@ -61,7 +61,7 @@ def make_learner(**options: Any) -> Learner:
     values |= {"channels": 3, "batch_size": 6, "drop_path_rate": 0.5, "ema_decay": 0.9, "threads": 1}
     config = resolve(TrainConfig(**values | options))
     task = make_task(config.task, ["0", "1", "2"], config.label_smoothing)
-    return Learner(config, make_model(config, 3), task, World(CPU))
+    return Learner(config, make_model(config, 3), task, World(device))
 
 
 def batches(count: int) -> list[Batch]:
@@ -137,12 +137,9 @@ def test_a_step_that_cannot_be_recorded_says_what_to_do() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimiser", ["adamw", "muon_conv"])
 def test_a_real_graph_makes_the_same_steps(optimiser: str) -> None:
-    world = World(torch.device("cuda"))
-    plain, other = (make_learner(optimiser=optimiser, precision="bf16", device="cuda") for _ in range(2))
-    task = plain.task
     plain, other = (
-        Learner(learner.config, learner.model, task, world)
-        for learner in (plain, make_learner(optimiser=optimiser, precision="bf16", device="cuda", cuda_graph=True))
+        make_learner(torch.device("cuda"), optimiser=optimiser, precision="bf16", device="cuda", cuda_graph=recorded)
+        for recorded in (False, True)
     )
     assert other.graph is not None and plain.graph is None
     for number, batch in enumerate(batches(12)):
