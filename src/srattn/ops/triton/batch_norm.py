@@ -17,13 +17,14 @@ from srattn.ops import plan
 from srattn.ops.batch_norm import plain as definition
 from srattn.ops.tracing import is_exporting
 from srattn.ops.triton import batch_norm_kernels as kernels
+from srattn.ops.triton.choices import multiprocessors
 from srattn.ops.triton.language import INTERPRETED, ceil_div, launch, power_of_two, runs_on
 
 WHILE_COMPILING = "open"
 """As in `attention`."""
 
-PROGRAMS = 4 * 132
-"""Walks that are to run at once: four on each multiprocessor of an H200."""
+PROGRAMS = 4
+"""Walks that are to run at once on each multiprocessor."""
 TILE = 2048
 """Values that a program holds at a time: 16 bytes of bf16 for each of its threads."""
 WARPS, STAGES = 8, 3
@@ -38,12 +39,12 @@ class Walks(NamedTuple):
     share: int
 
 
-def spread(rows: int, channels: int) -> Walks:
-    """The rule of thumb: about `PROGRAMS` of them, none without a tile."""
+def spread(rows: int, channels: int, programs: int) -> Walks:
+    """The rule of thumb: about so many programs, none without a tile."""
     block_c = min(power_of_two(channels), 64)
     block_r = TILE // block_c
     tiles = ceil_div(rows, block_r)
-    share = ceil_div(tiles, min(tiles, ceil_div(PROGRAMS, ceil_div(channels, block_c)))) * block_r
+    share = ceil_div(tiles, min(tiles, ceil_div(programs, ceil_div(channels, block_c)))) * block_r
     return Walks(block_r, block_c, ceil_div(rows, share), share)
 
 
@@ -136,7 +137,7 @@ def normalise(
     """Fills what `_forward` returns; all are contiguous."""
     y, mean, var, inverse = made
     rows, channels = _sizes(x)
-    w = spread(rows, channels)
+    w = spread(rows, channels, PROGRAMS * multiprocessors(x.device))
     parts = x.new_empty((w.number, 2, channels), dtype=torch.float32)
     found = {"mean_ptr": mean, "inverse_ptr": inverse}
     _walk(kernels.statistics, w, x, gelu, {"parts_ptr": parts})
@@ -157,7 +158,7 @@ def gradients(
     """Fills what `_backward` returns; all are contiguous."""
     dx, dw, db = made
     rows, channels = _sizes(x)
-    w = spread(rows, channels)
+    w = spread(rows, channels, PROGRAMS * multiprocessors(x.device))
     parts, sums = (x.new_empty(shape, dtype=torch.float32) for shape in ((w.number, 2, channels), (2, channels)))
     given = {"dy_ptr": dy, "mean_ptr": mean, "inverse_ptr": inverse}
     _walk(kernels.gradient_sums, w, x, gelu, {**given, "parts_ptr": parts})
