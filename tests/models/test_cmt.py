@@ -148,3 +148,35 @@ def test_weights_tell_which_model_they_fit(name: str) -> None:
 def with_edge(model: Any, edge: str) -> Any:
     model.set_edge(edge)
     return model
+
+
+def test_pairs_of_convolutions_ahead_of_attention() -> None:
+    """Each adds what it makes to what it is given; without any, the model and its weights' names are the published."""
+    options: dict[str, Any] = {"stem_depth": 2, "conv_depth": 1}
+    model, published = small(**options), small()
+    names = {name for name in model.state_dict() if not name.startswith("stages.0.patch_embed.")}
+    assert names == {name for name in published.state_dict() if not name.startswith("stages.0.patch_embed.")}
+    assert model.config | options == model.config
+    embed, x = model.stages[0].patch_embed, torch.randn(2, 3, 64, 48)
+    pairs = [*embed.stem[3:], *embed.convs]
+    assert [len(embed.stem), len(embed.convs)] == [5, 1]
+
+    def pair(module: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for layer in (module.first, module.second):
+            assert layer.conv.bias is None
+            y = layer.norm(F.gelu(F.conv2d(y, layer.conv.weight, padding=1)))
+        return x + y
+
+    expected = pair(pairs[1], pair(pairs[0], embed.stem[:3](x)))
+    tokens = embed.norm(embed.proj(expected).permute(0, 2, 3, 1))
+    expected = pair(pairs[2], tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(embed(x), expected)
+    assert model(x).shape == (2, 5)
+    model.train()(x).sum().backward()
+    assert all(p.grad is not None for p in embed.parameters())
+
+
+def test_a_negative_number_of_convolutions_is_refused() -> None:
+    with pytest.raises(SrattnError, match="conv_depth is a number of pairs"):
+        small(conv_depth=-1)

@@ -34,11 +34,26 @@ _SINK_STEPS = 50  # figures of single steps go to the sinks this often
 
 @dataclasses.dataclass
 class _Step:
-    """A step that is computed and not yet looked at: its `pulse` may still be on its way from the device."""
+    """A step that is computed and not yet looked at: its `pulse` may still be on its way from the device.
+
+    On a GPU the copy to the host is asked for at once: later it would wait for the steps that have come in between.
+    """
 
     pulse: Tensor
     batch: Batch
     names: list[str]
+    arrived: torch.cuda.Event | None = None
+
+    def __post_init__(self) -> None:
+        if self.pulse.device.type == "cuda":
+            self.pulse = self.pulse.to("cpu", non_blocking=True)  # into page-locked memory
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def values(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.pulse.tolist()
 
 
 class Trainer:
@@ -214,13 +229,18 @@ class Trainer:
         over = bool(config.max_minutes) and minutes >= config.max_minutes
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         values = [stop, first and due, first and over, loss, norm / self.world.size, *tally.values()]
-        values = [torch.as_tensor(value, dtype=dtype, device=self.device).view(1) for value in values]
+        values = [self._as_pulse(value, dtype) for value in values]
         step = _Step(self.world.sum(torch.cat(values)), batch, list(tally))
         waiting, self._pending = self._pending, step
         if waiting is not None:
             self._read(waiting, behind=1)
         if self.device.type not in _LOOKED_AT_LATER:
             self._look()
+
+    def _as_pulse(self, value: Tensor | float, dtype: torch.dtype) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(self.device, dtype).view(1)
+        return torch.full((1,), float(value), dtype=dtype, device=self.device)  # written there: a copy would wait
 
     def _look(self) -> None:
         """Reads the pulse of the latest step."""
@@ -230,7 +250,7 @@ class Trainer:
 
     def _read(self, step: _Step, behind: int) -> None:
         position = self.position
-        stop, save, end, loss, norm, *sums = step.pulse.tolist()
+        stop, save, end, loss, norm, *sums = step.values()
         self._flags = {"stop": stop > 0, "save": self._flags["save"] or save > 0, "end": end > 0}
         bad = guard.check_finite(loss, norm, self.learner.precision.skips_overflow)
         if bad is not None:

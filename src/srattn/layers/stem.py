@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srattn.errors import SrattnError
 from srattn.layers.batch_norm import of_map_after_gelu
 from srattn.layers.patch_embed import PatchEmbed
 from srattn.ops import plan
@@ -13,17 +14,35 @@ from srattn.ops import plan
 class StemLayer(nn.Module):
     """3x3 convolution, GELU, batch norm on (batch, channels, height, width)."""
 
-    def __init__(self, in_chans: int, channels: int, stride: int, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, in_chans: int, channels: int, stride: int, *, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, channels, 3, stride, 1, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(in_chans, channels, 3, stride, 1, bias=bias, device=device, dtype=dtype)
         self.norm = nn.BatchNorm2d(channels, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return of_map_after_gelu(self.norm, self.conv(x))
 
 
+class ResidualConvolutions(nn.Module):
+    """x plus what two such layers make of it, without a bias, on (batch, channels, height, width)."""
+
+    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.first = StemLayer(channels, channels, 1, bias=False, device=device, dtype=dtype)
+        self.second = StemLayer(channels, channels, 1, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
 class StemPatchEmbed(PatchEmbed):
     """Three stem layers, then patches that do not overlap (CMT, arXiv:2107.06263, section 3.1).
+
+    Not published: `stem_depth` pairs of convolutions, each with a residual, between the stem and the patches, and
+    `conv_depth` of them behind the patches. What is near is seen by full convolutions before attention sees the rest
+    (Z. Dai et al.: CoAtNet, arXiv:2106.04803, section 2.2), which on small images from scratch is worth much.
 
     The whole stride is divided between the two: at 4, as published, the stem and the patches halve the image each. An
     odd stride, or one below 4, is that of the patches alone.
@@ -36,11 +55,16 @@ class StemPatchEmbed(PatchEmbed):
         dim: int,
         stride: int,
         *,
+        stem_depth: int = 0,
+        conv_depth: int = 0,
         edge: str = "pad",
         eps: float = 1e-5,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        for name, depth in {"stem_depth": stem_depth, "conv_depth": conv_depth}.items():
+            if depth < 0:
+                raise SrattnError(f"{name} is a number of pairs of convolutions, 0 or more, got {depth}")
         factory = {"device": device, "dtype": dtype}
         self.stem_stride = 2 if stride >= 4 and stride % 2 == 0 else 1
         super().__init__(stem_channels, dim, stride // self.stem_stride, edge=edge, eps=eps, **factory)
@@ -48,13 +72,16 @@ class StemPatchEmbed(PatchEmbed):
             StemLayer(in_chans, stem_channels, self.stem_stride, **factory),
             StemLayer(stem_channels, stem_channels, 1, **factory),
             StemLayer(stem_channels, stem_channels, 1, **factory),
+            *(ResidualConvolutions(stem_channels, **factory) for _ in range(stem_depth)),
         )
+        self.convs = nn.Sequential(*(ResidualConvolutions(dim, **factory) for _ in range(conv_depth)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
         if self.training and self._trains_by_kernels(x):
             x = x.contiguous(memory_format=torch.channels_last)  # in which the norms have a kernel
-        return super().forward(self.stem(x))
+        tokens = super().forward(self.stem(x))
+        return self.convs(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.convs else tokens
 
     @staticmethod
     def _trains_by_kernels(x: Tensor) -> bool:

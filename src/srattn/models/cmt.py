@@ -67,6 +67,8 @@ class Cmt(Backbone):
     Args:
         embed_dims, num_heads, mlp_ratios, depths: one number a stage.
         stem_channels: channels of the three convolutions before the first patches.
+        stem_depth, conv_depth: pairs of 3x3 convolutions with a residual, not published, behind the stem and behind the
+            first patches: see `StemPatchEmbed`.
         fc_dim: channels of what the classifier reads.
         qk_ratio: queries and keys are narrower than values by this factor. The scale of the logits stays that of the
             values' heads, as published.
@@ -86,6 +88,8 @@ class Cmt(Backbone):
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
         depths: Sequence[int] = (3, 3, 16, 3),
         stem_channels: int = 32,
+        stem_depth: int = 0,
+        conv_depth: int = 0,
         fc_dim: int = 1280,
         qk_ratio: int = 1,
         sr_ratios: Sequence[Ratio] = (8, 4, 2, 1),
@@ -115,7 +119,15 @@ class Cmt(Backbone):
             embed = (
                 PatchEmbed(embed_dims[i - 1], dim, 2, edge=edge)
                 if i
-                else StemPatchEmbed(in_chans, stem_channels, dim, stem_stride, edge=edge)
+                else StemPatchEmbed(
+                    in_chans,
+                    stem_channels,
+                    dim,
+                    stem_stride,
+                    stem_depth=stem_depth,
+                    conv_depth=conv_depth,
+                    edge=edge,
+                )
             )
             grid = embed.size(*grid)
             bias = RelativePositionBias(heads, grid, _reduction(dim, sr_ratios[i], edge).size(*grid))
