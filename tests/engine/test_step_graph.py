@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 from unittest import mock
@@ -16,7 +17,7 @@ from srattn.engine.defaults import resolve
 from srattn.engine.distributed import World
 from srattn.engine.learner import Learner
 from srattn.engine.start import make_model
-from srattn.engine.step_graph import WARM_STEPS, StepGraph, check_graph, with_rates_on_device
+from srattn.engine.step_graph import WARM_STEPS, CudaRecorder, StepGraph, check_graph, with_rates_on_device
 from srattn.errors import SrattnError
 from srattn.tasks.registry import make_task
 
@@ -146,3 +147,32 @@ def test_a_real_graph_makes_the_same_steps(optimiser: str) -> None:
         expected, found = (one.step(batch, len(batch.labels), number, 1e-3) for one in (plain, other))
         torch.testing.assert_close(found.loss, expected.loss, rtol=0.05, atol=0.02)
     assert other.graph.recorded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_is_recorded_while_batches_are_laid_out() -> None:
+    """In page-locked memory, by another thread: asking for more of it is what a recording forbids by itself."""
+    recorder, weight = CudaRecorder(torch.device("cuda")), torch.ones(1000, device="cuda", requires_grad=True)
+    total, laid, enough = torch.zeros(1000, device="cuda"), [torch.zeros(1).pin_memory()], threading.Event()
+
+    def call() -> Tensor:
+        for _ in range(500):
+            total.add_(torch.autograd.grad(weight.square().sum(), weight)[0])
+        return total
+
+    def lay_out() -> None:
+        while not enough.is_set() and len(laid) < 2000:
+            laid.append(torch.zeros(1 << 18).pin_memory())
+
+    recorder.warm(call)
+    loader = threading.Thread(target=lay_out)
+    loader.start()
+    try:
+        before = len(laid)
+        recorder.record(call)
+        assert len(laid) > before
+    finally:
+        enough.set()
+        loader.join()
+    recorder.replay()
+    assert total.eq(2000).all()
