@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -52,6 +53,25 @@ def test_crop_takes_the_centre_and_keeps_the_shape() -> None:
     assert squash.pixels(image)[0, 5].tolist()[0] == 0
     wide = Preprocess(1, (5, 10), (0.0,), (1.0,), crop_fraction=1.0)
     assert wide.pixels(image)[0, 2].float().mean() == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("have", [(10, 10), (11, 10), (10, 11), (11, 13), (9, 9), (5, 8), (30, 50), (12, 12)])
+def test_a_centre_is_never_blurred(have: tuple[int, int]) -> None:
+    """Pictures of the size wanted, or hardly larger, keep their pixels; of larger ones it is the crop, shrunk."""
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (1, *have), dtype=torch.uint8)
+    image = Image.fromarray(pixels[0].numpy())
+    centre = Preprocess(1, (10, 10), (0.0,), (1.0,), fit="centre")
+    found, (left, top, right, bottom) = centre.pixels(image), centre.part(*have)
+    short = min(have)
+    if short >= 12:  # 10 / 0.9 is 11.1
+        crop = dataclasses.replace(centre, fit="crop")
+        assert torch.equal(found, crop.pixels(image)) and (left, top, right, bottom) == crop.part(*have)
+    elif short >= 10:
+        y, x = (have[0] - 10) // 2, (have[1] - 10) // 2
+        assert torch.equal(found, pixels[:, y : y + 10, x : x + 10]) and (left, top) == (x, y)
+    else:
+        assert right - left == bottom - top == short and (left, top) == ((have[1] - short) / 2, (have[0] - short) / 2)
 
 
 @pytest.mark.parametrize("have", [(20, 40), (40, 20), (7, 7), (1, 1), (1, 30), (99, 100)])

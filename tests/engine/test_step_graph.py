@@ -52,7 +52,7 @@ class Again:
                 b.copy_(a)
 
 
-def make_learner(device: torch.device = CPU, **options: Any) -> Learner:
+def make_learner(on: torch.device = CPU, **options: Any) -> Learner:
     torch.manual_seed(0)
     model_options = {
         "embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "mlp_ratios": [2, 2], "sr_ratios": [2, 1],
@@ -62,7 +62,7 @@ def make_learner(device: torch.device = CPU, **options: Any) -> Learner:
     values |= {"channels": 3, "batch_size": 6, "drop_path_rate": 0.5, "ema_decay": 0.9, "threads": 1}
     config = resolve(TrainConfig(**values | options))
     task = make_task(config.task, ["0", "1", "2"], config.label_smoothing)
-    return Learner(config, make_model(config, 3), task, World(device))
+    return Learner(config, make_model(config, 3), task, World(on))
 
 
 def batches(count: int) -> list[Batch]:

@@ -25,7 +25,7 @@ from srattn.explain.capture import capture
 from srattn.explain.explain import explain, write_explanation
 from srattn.explain.explain_page import render
 from srattn.explain.packing import Kept, choose_kept, key_boxes, pack, words_of
-from srattn.explain.points import Asked, read_point, seen_part, seen_point
+from srattn.explain.points import Asked, read_point, seen_point
 from srattn.tasks.dense import segmentation_model
 from tests.explain.conftest import SMALL
 
@@ -204,7 +204,7 @@ def test_points() -> None:
         with pytest.raises(SrattnError, match=r"pixels"):
             read_point(text)
     crop = Preprocess(size=(10, 20), crop_fraction=0.5)
-    assert seen_part(crop, 100, 100) == (25, 37.5, 75, 62.5)
+    assert crop.part(100, 100) == (25, 37.5, 75, 62.5)
     assert seen_point(Asked(25, 37, False, "25,37"), crop, 100, 100, "a.png") == (0, 0)
     assert seen_point(Asked(74, 61, False, "74,61"), crop, 100, 100, "a.png") == (19, 9)
     with pytest.raises(SrattnError, match="x from 25 to 74 and y from 38 to 61 are left"):
@@ -218,7 +218,7 @@ def test_points() -> None:
     assert seen_point(Asked(39, 19, False, "39,19"), inside, 40, 20, "a.png") == (19, 14)
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop", "shorter", "inside"])
+@pytest.mark.parametrize("fit", ["squash", "crop", "centre", "shorter", "inside"])
 def test_a_bright_pixel_is_where_its_point_is(fit: str) -> None:
     from PIL import Image
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +20,18 @@ def picture(height: int, width: int, channels: int, dark: bool) -> Image.Image:
     return to_image(levels.clamp(0, 255).to(torch.uint8))
 
 
-@pytest.mark.parametrize("size", [(90, 133), (24, 40), (17, 11), (32, 24)])
+SIZES = [(90, 133), (24, 40), (17, 11), (32, 24)]
+HARDLY_LARGER = [(35, 25), (33, 60)]
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("fit", ["crop", "squash", "inside"])
+@pytest.mark.parametrize(
+    ("fit", "size"),
+    [
+        *itertools.product(["crop", "centre", "squash", "inside"], SIZES),
+        *itertools.product(["centre"], HARDLY_LARGER),
+    ],
+)
 def test_resizes_as_pillow_does(size: tuple[int, int], interpolation: str, fit: str) -> None:
     preprocess = Preprocess(size=(32, 24), fit=fit, crop_fraction=0.9, interpolation=interpolation)
     image = picture(*size, 3, dark=True)

@@ -147,7 +147,7 @@ def test_a_map_as_a_picture(app: Any, talk: Callable[..., Any], picture_of: Call
     assert torch.allclose(middles[far], (0.75 * 255 * weights / weights.max())[far], atol=1)
 
 
-@pytest.mark.parametrize("fit", ["crop", "inside", "squash"])
+@pytest.mark.parametrize("fit", ["crop", "centre", "inside", "squash"])
 @pytest.mark.parametrize("size", [(300, 90), (90, 300), (128, 128)])
 def test_the_box_says_where_the_model_looks(fit: str, size: tuple[int, int]) -> None:
     width, height = size

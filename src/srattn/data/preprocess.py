@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "channels": (1, 3),
-    "fit": ("squash", "crop", "shorter", "inside"),
+    "fit": ("squash", "crop", "centre", "shorter", "inside"),
     "interpolation": ("bilinear", "bicubic"),
     "invert": ("never", "always", "auto"),
 }
@@ -33,9 +33,11 @@ class Preprocess:
         size: height and width in pixels.
         mean, std: one number a channel, subtracted from and divided into levels in [0, 1].
         fit: "squash" resizes to `size` whatever the shape; "crop" takes the largest centred part of the shape of
-            `size`, times `crop_fraction`, and resizes that; "shorter" keeps the shape and all of the picture, whose
-            shorter side becomes that of `size`, so that results differ in size; "inside" keeps both too and fills up
-            what is left of `size`, around the middle, with the mean colour.
+            `size`, times `crop_fraction`, and resizes that; "centre" does so where that part is made smaller, and
+            else enlarges nothing for the sake of a crop, which would blur it: of a picture hardly larger than `size`
+            it takes the middle as it is, of one no larger the largest part; "shorter" keeps the shape and all of the
+            picture, whose shorter side becomes that of `size`, so that results differ in size; "inside" keeps both too
+            and fills up what is left of `size`, around the middle, with the mean colour.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         invert: "auto" turns dark on light into light on dark, judged by the median level of the border.
     """
@@ -94,16 +96,25 @@ class Preprocess:
         if self.fit in ("shorter", "inside"):
             return self._kept_in_shape(image)
         height, width = self.size
-        box = None
-        if self.fit == "crop":
-            have_width, have_height = image.size
-            scale = self.crop_fraction * min(have_width / width, have_height / height)
-            left, top = (have_width - scale * width) / 2, (have_height - scale * height) / 2
-            box = (left, top, left + scale * width, top + scale * height)
-        if image.size == (width, height) and box in (None, (0, 0, width, height)):
+        box = self.part(image.height, image.width)
+        if image.size == (width, height) and box == (0, 0, width, height):
             return to_tensor(image)
         resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         return to_tensor(image.resize((width, height), resampling, box=box))
+
+    def part(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What is resized of a picture of that size: (left, top, right, bottom) in its pixels."""
+        if self.fit not in ("crop", "centre"):
+            return 0.0, 0.0, float(width), float(height)
+        rows, columns = self.size
+        room = min(width / columns, height / rows)
+        scale = self.crop_fraction * room
+        if self.fit == "centre":
+            scale = max(scale, min(room, 1.0))
+        left, top = (width - scale * columns) / 2, (height - scale * rows) / 2
+        if self.fit == "centre" and scale == 1:
+            left, top = math.floor(left), math.floor(top)  # whole pixels stay what they are
+        return left, top, left + scale * columns, top + scale * rows
 
     def factor(self, height: int, width: int) -> float:
         """What "shorter" and "inside" enlarge an image of that size by; both sides alike."""

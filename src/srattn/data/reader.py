@@ -58,8 +58,8 @@ def default_preprocess(data: str, size: int, channels: int) -> Preprocess:
             raise SrattnError(f"{data} are grey: leave channels at 1, got {channels}")
         return digits_preprocess(size)
     if channels == 1:
-        return Preprocess(channels=1, size=(size, size), mean=(0.449,), std=(0.226,))
-    return Preprocess(size=(size, size))
+        return Preprocess(channels=1, size=(size, size), mean=(0.449,), std=(0.226,), fit="centre")
+    return Preprocess(size=(size, size), fit="centre")
 
 
 def load_data(

@@ -55,7 +55,7 @@ class CudaRecorder:
         return found
 
     def record(self, call: Callable[[], T]) -> T:
-        # "thread_local": meanwhile the loader's threads lay batches into page-locked memory, which else ends a recording.
+        # "thread_local": the loader's threads ask for page-locked memory meanwhile, which else ends a recording.
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             return call()
 

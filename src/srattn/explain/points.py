@@ -40,16 +40,6 @@ def read_point(text: str) -> Asked:
     return Asked(x, y, True, text)
 
 
-def seen_part(preprocess: Preprocess, width: int, height: int) -> tuple[float, float, float, float]:
-    """What a model sees of a picture: (left, top, right, bottom) in the picture's pixels."""
-    if preprocess.fit != "crop":
-        return 0.0, 0.0, float(width), float(height)
-    rows, columns = preprocess.size
-    scale = preprocess.crop_fraction * min(width / columns, height / rows)
-    left, top = (width - scale * columns) / 2, (height - scale * rows) / 2
-    return left, top, left + scale * columns, top + scale * rows
-
-
 def seen_point(asked: Asked, preprocess: Preprocess, width: int, height: int, name: str) -> tuple[int, int]:
     """The pixel (x, y) of what the model sees, for a point of a picture of that size.
 
@@ -61,7 +51,7 @@ def seen_point(asked: Asked, preprocess: Preprocess, width: int, height: int, na
         x, y = min(math.floor(x * width), width - 1), min(math.floor(y * height), height - 1)
     if not (0 <= x < width and 0 <= y < height):
         raise SrattnError(f"point {asked.text} lies outside {name}, which is {width} pixels wide and {height} high")
-    left, top, right, bottom = seen_part(preprocess, width, height)
+    left, top, right, bottom = preprocess.part(height, width)
     # The middle of the pixel, so that it falls into the part or out of it as a whole.
     along, down = (x + 0.5 - left) / (right - left), (y + 0.5 - top) / (bottom - top)
     if not (0 <= along < 1 and 0 <= down < 1):

@@ -20,11 +20,12 @@ from srattn.data.preprocess import Preprocess
 
 
 class Axis(NamedTuple):
-    """Where `box` values in the middle of a side of a picture come to lie: in `cells` cells from `start` on.
+    """Where `box` values of a side of a picture, from `begin` on, come to lie: in `cells` cells from `start` on.
 
     Sizes of a picture are symbols while it is exported, so these are numbers of the graph.
     """
 
+    begin: Tensor
     box: Tensor
     start: Tensor
     cells: Tensor
@@ -86,20 +87,28 @@ def axes(preprocess: Preprocess, height: int, width: int, like: Tensor) -> tuple
         factor = torch.minimum(rows / high, columns / wide)
         counts = [(side * factor).round().clamp(min=1.0) for side in (high, wide)]
         starts = [((size - count) / 2).floor() for size, count in zip((rows, columns), counts, strict=True)]
-        return Axis(high, starts[0], counts[0]), Axis(wide, starts[1], counts[1])
-    if preprocess.fit == "crop":
-        scale = preprocess.crop_fraction * torch.minimum(wide / columns, high / rows)
-        high, wide = scale * rows, scale * columns
-    return Axis(high, zero, zero + rows), Axis(wide, zero, zero + columns)
+        return Axis(zero, high, starts[0], counts[0]), Axis(zero, wide, starts[1], counts[1])
+    if preprocess.fit not in ("crop", "centre"):
+        return Axis(zero, high, zero, zero + rows), Axis(zero, wide, zero, zero + columns)
+    room = torch.minimum(wide / columns, high / rows)
+    scale = preprocess.crop_fraction * room
+    if preprocess.fit == "centre":
+        scale = torch.maximum(scale, room.clamp(max=1.0))
+    found = []
+    for side, cells in ((high, rows), (wide, columns)):
+        begin = (side - scale * cells) / 2
+        if preprocess.fit == "centre":
+            begin = torch.where(scale == 1, begin.floor(), begin)
+        found.append(Axis(begin, scale * cells, zero, zero + cells))
+    return found[0], found[1]
 
 
 def resampling(length: int, cells: int, axis: Axis, filter_: str, like: Tensor) -> Tensor:
     """(cells, length): the weights with which Pillow makes `axis.cells` of the cells; those of the others are zero."""
     scale = axis.box / axis.cells
-    start = (length - axis.box) / 2
     stretch = scale.clamp(min=1.0)
     place = torch.arange(cells, device=like.device).to(like.dtype) - axis.start
-    centre = start + (place + 0.5) * scale
+    centre = axis.begin + (place + 0.5) * scale
     source = torch.arange(length, device=like.device).to(like.dtype) + 0.5
     distance = ((source - centre[:, None]) / stretch).abs()
     weights = _cubic(distance) if filter_ == "bicubic" else (1 - distance).clamp(min=0.0)

@@ -62,10 +62,6 @@ def seen_box(preprocess: Preprocess, height: int, width: int) -> tuple[float, fl
     Beyond [0, 1] where the model's image has a border that is no picture ("inside").
     """
     rows, columns = preprocess.size
-    if preprocess.fit == "crop":
-        scale = preprocess.crop_fraction * min(width / columns, height / rows)
-        across, down = scale * columns / width, scale * rows / height
-        return ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
     if preprocess.fit == "inside":
         (inner_rows, inner_columns), (top, left) = preprocess.sides(height, width), preprocess.corner(height, width)
         return (
@@ -74,7 +70,8 @@ def seen_box(preprocess: Preprocess, height: int, width: int) -> tuple[float, fl
             (columns - left) / inner_columns,
             (rows - top) / inner_rows,
         )
-    return (0.0, 0.0, 1.0, 1.0)
+    left, top, right, bottom = preprocess.part(height, width)
+    return (left / width, top / height, right / width, bottom / height)
 
 
 def _check_header(picture: Picture, max_pixels: int) -> None:
