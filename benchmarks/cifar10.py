@@ -8,8 +8,9 @@
 
 The recipe is `srattn recipes cifar10`, or that for a GPU; the candidates differ in the model alone, and in how many
 epochs fit: each one's steps are timed first, and the cosine ends where its minutes do (--epochs gives all the same
-number instead). A run that was stopped goes on from its last checkpoint, one that is finished is left alone. The test
-images are looked at after each epoch for the curve and choose nothing: the weights of the last epoch count. Writes
+number instead). On a GPU the minutes are the run's budget, by whose clock the cosine falls, compilation included. A run
+that was stopped goes on from its last checkpoint, one that is finished is left alone. The test images are looked at
+after each epoch for the curve and choose nothing: the weights of the last epoch count. Writes
 benchmarks/results/RECIPE.json, .md and .png, or what --name says in place of the recipe's name.
 """
 
@@ -50,7 +51,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "vit": {"model": "bench_vit", "model_options": {}},
 }
 TRAIN_IMAGES, TEST_IMAGES, CLASSES = 50_000, 10_000, 10
-MARGIN = {"cpu": 0.9, "cuda": 0.92}
+MARGIN = 0.9
 """The part of the minutes that is planned: a step may take longer in an hour than in the first seconds."""
 
 
@@ -67,10 +68,12 @@ def config_of(candidate: str, seed: int, args: argparse.Namespace) -> TrainConfi
     config = TrainConfig(**values)
     if not args.minutes:
         return config
+    if pick_device(config.device).type == "cuda":
+        return TrainConfig(**{**values, "budget_minutes": args.minutes})
     with force_path(args.path) if args.path else contextlib.nullcontext():
         speed = measured_speed(resolve(config), args.measure_seconds)
     seconds = config.passes * TRAIN_IMAGES / speed["train"] + TEST_IMAGES / speed["eval"]
-    epochs = max(1, int(60 * args.minutes * MARGIN[pick_device(config.device).type] / seconds))
+    epochs = max(1, int(60 * args.minutes * MARGIN / seconds))
     print(f"{candidate}: {speed['train']:.0f} images/s, {seconds:.0f} s an epoch, {epochs} epochs", flush=True)
     return TrainConfig(**{**values, "epochs": epochs, "max_minutes": args.minutes})
 
@@ -165,6 +168,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         "accuracy": result["accuracy"],
         "minutes": round(spent, 2),
         "epochs": result["epochs"],
+        "passes": round(config.get("passes", 1) * (history[-1]["step"] / history[0]["step"]), 1),  # the last may be cut
         "ended": result["ended"],
         "parameters": result["parameters"],
         "mega_macs": round(mega_macs(config), 1),
@@ -214,10 +218,11 @@ def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
     ]
     machines = list(dict.fromkeys(_machine(row) for row in rows))
     for row in rows:
-        optimiser, passes = (row["config"].get(key, other) for key, other in (("optimiser", "adamw"), ("passes", 1)))
+        optimiser = row["config"].get("optimiser", "adamw")
+        passes = row.get("passes", row["epochs"] * row["config"].get("passes", 1))
         lines.append(
             f"| {row['candidate']} | {optimiser} | {row['seed']} | {100 * row['accuracy']:.2f} % | "
-            f"{row['minutes']:.1f} | {row['epochs'] * passes} | {row['parameters'] / 1e6:.2f} M | "
+            f"{row['minutes']:.1f} | {passes:g} | {row['parameters'] / 1e6:.2f} M | "
             f"{row['mega_macs']:.0f} | {row['images_per_second']:.0f} | {100 * row['loader_share']:.1f} % | "
             f"{1 + machines.index(_machine(row))} |"
         )
@@ -228,6 +233,9 @@ def table(rows: list[dict[str, Any]], recipe: str = "cifar10") -> str:
             mean = statistics.fmean(found)
             lines.append(f"| {name} | {mean:.2f} % | {min(found):.2f} % | {max(found):.2f} % | {len(found)} |")
     lines += ["", *(f"{number}. {machine}" for number, machine in enumerate(machines, 1)), ""]
+    for row in rows:
+        if "note" in row:
+            lines += [f"{row['candidate']}, seed {row['seed']}: {row['note']}", ""]
     return "\n".join(lines)
 
 
@@ -253,7 +261,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         label = None if name in seen else name
         style = {"color": colours[name], "ls": ["-", "--", ":"][row["seed"] % 3], "lw": 1.4}
         by_time.plot(curve["minutes"], accuracy, label=label, **style)
-        by_epoch.plot([passes * (n + 1) for n in range(len(accuracy))], accuracy, **style)
+        seen_by = [passes * (n + 1) for n in range(len(accuracy))]
+        by_epoch.plot([*seen_by[:-1], row.get("passes", seen_by[-1])], accuracy, **style)
         seen.add(name)
     by_time.set(xlabel="minutes", ylabel="test accuracy in %")
     by_epoch.set(xlabel="passes over the training images")

@@ -391,11 +391,30 @@ def _times(summary: dict[str, Any]) -> str:
     return f"{summary['median']:.2f} ± {Summary(**summary).spread * summary['median']:.2f}"
 
 
+def _setting(text: str) -> tuple[str, str, int]:
+    """ "batch_norm.TILE=4096": the kernel, a number of its module that is in capitals, and what it is to be.
+
+    Raises:
+        SystemExit: there is none of that name.
+    """
+    place, _, number = text.partition("=")
+    kernel, _, name = place.partition(".")
+    known = [f"{k}.{n}" for k, module in KERNELS.items() for n, v in vars(module).items() if n.isupper() and _whole(v)]
+    if place not in known or not number.isdecimal():
+        raise SystemExit(f"--set takes a whole number for one of {', '.join(known)}, got {text!r}")
+    return kernel, name, int(number)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cifar10")
     parser.add_argument("--override", default="{}", help="further options of srattn train, as YAML: '{batch_size: 64}'")
     parser.add_argument("--without", nargs="+", default=[], choices=KERNELS, help="kernels of a GPU to leave out")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KERNEL.NAME=NUMBER", help="as in batch_norm.TILE=4096")
     parser.add_argument("--alone", action="store_true", help="whole steps with our kernels only; each setting compiles")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each part; 0 for whole steps alone")
     parser.add_argument("--rounds", type=int, default=7, help="of whole steps")
@@ -408,8 +427,10 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         for name in args.without:
             stack.enter_context(mock.patch.object(KERNELS[name], "takes", lambda *_: False))
+        for kernel, name, number in (_setting(text) for text in args.set):
+            stack.enter_context(mock.patch.object(KERNELS[kernel], name, number))
         found = measure(resolve(TrainConfig(**values)), args.seconds, args.rounds, args.alone)
-    found |= {"recipe": args.recipe, "without": args.without}
+    found |= {"recipe": args.recipe, "without": args.without, "set": args.set}
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"{args.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (args.results / f"{args.name}.md").write_text(table(args.recipe, found), encoding="utf-8")

@@ -86,3 +86,11 @@ def test_without_kernels_is_without_kernels(module: Any, config: Any) -> None:
 def test_whole_steps_alone(module: Any, config: Any) -> None:
     found = module.measure(config, seconds=0.0, rounds=1, alone=True)
     assert found["parts"] == [] and [row["setting"] for row in found["steps"]] == ["ours"]
+
+
+def test_a_number_of_a_kernel_is_set_by_its_name(script: Script) -> None:
+    parts = script("training_parts")
+    assert parts._setting("batch_norm.TILE=4096") == ("batch_norm", "TILE", 4096)
+    for text in ("batch_norm.WHILE_COMPILING=1", "batch_norm.TILE=many", "conv.TILE=1", "TILE"):
+        with pytest.raises(SystemExit, match=r"one of batch_norm\.PROGRAMS, .*, got"):
+            parts._setting(text)

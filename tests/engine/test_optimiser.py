@@ -242,3 +242,12 @@ def test_warmup_then_cosine() -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert (rates[54] + rates[55]) / 2 == pytest.approx(0.55, abs=0.01)
     assert learning_rate(0, 1, 0, 1.0, 0.1) == 1.0
+
+
+def test_a_cosine_that_falls_by_the_clock() -> None:
+    rates = [learning_rate(step, 100, 10, 1.0, 0.1) for step in range(100)]
+    assert learning_rate(50, 100, 10, 1.0, 0.1, elapsed=0.2) == rates[50]  # the steps are further on
+    assert learning_rate(50, 100, 10, 1.0, 0.1, elapsed=0.5) == pytest.approx(0.55)
+    assert learning_rate(3, 100, 10, 1.0, 0.1, elapsed=0.5) == rates[3]  # of the warm-up, which is lower yet
+    for step in (3, 50):
+        assert learning_rate(step, 100, 10, 1.0, 0.1, elapsed=1.2) == pytest.approx(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from srattn.engine import TrainConfig, load_run, train
+from srattn.engine import Interrupted, TrainConfig, load_run, train
 from srattn.engine.compiled import compile_parts
 from srattn.engine.learner import Learner
 from srattn.errors import SrattnError
@@ -116,6 +117,53 @@ def test_test_images_choose_nothing(chooses: dict[str, Any], tiny: dict[str, Any
             train(TrainConfig(**given | val | chooses))
     assert not (tmp_path / "run").exists()
     train(TrainConfig(**given | chooses, val="split"))
+
+
+class Clock:
+    """A second passes with every step; those of `stops` are interrupted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *stops: int) -> None:
+        self.now, self.stops = 0.0, stops
+        self.rates: list[float] = []
+        monkeypatch.setattr("srattn.engine.trainer.time.perf_counter", lambda: self.now)
+        step = Learner.step
+
+        def noted(learner: Learner, batch: Any, images: int, number: int, rate: float) -> Any:
+            self.rates.append(rate)
+            self.now += 1
+            return step(learner, batch, images, number, rate)
+
+        monkeypatch.setattr(Learner, "step", noted)
+
+    def __call__(self, steps_done: int) -> None:
+        if steps_done in self.stops:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_budget_is_kept_and_the_rate_falls_by_the_clock(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 20 seconds, over three epochs and a part of the fourth of fifty; an interruption takes no time from it."""
+    clock = Clock(monkeypatch)
+    options = tiny | {"epochs": 50, "budget_minutes": 20 / 60, "lr": 1e-3, "min_lr": 0.0, "warmup_epochs": 0.0}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")), on_step=clock)
+    assert result.result["ended"] == "budget_minutes" and result.result["epochs"] == 4
+    expected = [0.5e-3 * (1 + math.cos(math.pi * second / 20)) for second in range(len(clock.rates))]
+    assert 20 <= len(clock.rates) <= 22 and clock.rates[:20] == pytest.approx(expected[:20], abs=1e-4)
+    assert clock.rates[-1] < 1e-5 and result.history[-1]["learning_rate"] < 1e-5
+
+    again = Clock(monkeypatch, 8)
+    with pytest.raises(Interrupted):
+        train(TrainConfig(**options, out=str(tmp_path / "other")), on_step=again)
+    again.now = 1000.0
+    train(TrainConfig(resume=str(tmp_path / "other")), on_step=again)
+    assert again.rates[:20] == pytest.approx(clock.rates[:20], abs=1e-4)
+
+
+def test_the_last_epoch_ends_a_run_before_its_budget(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    result = train(TrainConfig(**tiny | ONE, budget_minutes=1e6, out=str(tmp_path / "run")))
+    assert result.result["ended"] == "epochs"
+    assert result.history[0]["train_loss"] == plain.history[0]["train_loss"]
 
 
 def test_the_time_is_up(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -126,6 +126,9 @@ class TrainConfig:
     """Above 0: stop after this many epochs without a better result."""
     max_minutes: float = 0.0
     """Above 0: end after this time, measured and saved; the learning rate keeps the plan of all epochs."""
+    budget_minutes: float = 0.0
+    """Above 0: train for this time, or all epochs if those take less: the learning rate falls by the clock, and is at
+    its lowest when the time is over. Such a run does not repeat to the bit."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights become model.safetensors."""
     keep_checkpoints: int = 2
@@ -230,7 +233,8 @@ _AT_LEAST: dict[str, float] = {
     "size": 1, "eval_size": 1, "epochs": 1, "passes": 1, "batch_size": 1, "eval_batch_size": 1, "accumulate": 1,
     "threads": 1, "num_workers": 0, "cache_mb": 0, "min_lr": 0, "warmup_epochs": 0, "weight_decay": 0, "clip_grad": 0,
     "drop_rate": 0,
-    "drop_path_rate": 0, "ema_decay": 0, "lora_rank": 0, "patience": 0, "max_minutes": 0, "keep_checkpoints": 1,
+    "drop_path_rate": 0, "ema_decay": 0, "lora_rank": 0, "patience": 0, "max_minutes": 0, "budget_minutes": 0,
+    "keep_checkpoints": 1,
     "checkpoint_minutes": 0, "checkpoint_steps": 0, "max_rollbacks": 0,
 }  # fmt: skip
 _BELOW: dict[str, float] = {"drop_rate": 1, "drop_path_rate": 1, "ema_decay": 1}

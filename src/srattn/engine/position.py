@@ -12,11 +12,12 @@ class Position:
 
     Attributes:
         sums: the task's tallies over the steps of this epoch so far, of all processes.
-        seconds: time spent in this epoch so far, in all sessions; shown, and never used but for `max_minutes`.
+        seconds: time spent in this epoch so far, in all sessions; shown, and used for
+            `max_minutes` and `budget_minutes` alone.
         waiting: of these, how long the first process waited for images.
         history: the records of the epochs that are complete.
         skipped: steps of the whole run that are left out, because their batch gave a loss that is no number.
-        ended: why the run is over before its last epoch: "max_minutes", "patience", or nothing.
+        ended: why the run is over before its last epoch: "max_minutes", "budget_minutes", "patience", or nothing.
     """
 
     epoch: int = 0

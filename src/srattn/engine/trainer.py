@@ -84,6 +84,7 @@ class Trainer:
         self.folder = Path()
         self._pending: _Step | None = None
         self._flags = dict.fromkeys(("stop", "save", "end"), False)
+        self._elapsed = 0.0  # part of `budget_minutes`, the first process's, as all know it
         self._saved = time.monotonic()
         self._epoch_began = self._seconds_before = self._waiting_before = 0.0
 
@@ -134,7 +135,7 @@ class Trainer:
             self.position.take(facts["position"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise SrattnError(f"{path} is not a checkpoint of a training run of this version: {error}") from None
-        self._pending = None
+        self._pending, self._elapsed = None, self._part_of_budget(self.position.seconds)
 
     def begin(self, folder: Path, checkpoints: Checkpoints, sinks: Sinks | None = None) -> None:
         """Says where the run is kept."""
@@ -215,7 +216,12 @@ class Trainer:
         """The learning rate of step `number`."""
         config, total = self.config, self.total_steps
         warmup = warmup_steps(config.warmup_epochs, self.loader.steps_per_epoch, total)
-        return learning_rate(number, total, warmup, config.lr, min(config.min_lr, config.lr))
+        return learning_rate(number, total, warmup, config.lr, min(config.min_lr, config.lr), self._elapsed)
+
+    def _part_of_budget(self, seconds: float) -> float:
+        """What is over of `budget_minutes`, 0 without one, after so many seconds of this epoch."""
+        given = 60 * self.config.budget_minutes
+        return (self.position.seconds_before() + seconds) / given if given else 0.0
 
     # -- the pulse --------------------------------------------------------------------------------------------------
 
@@ -226,9 +232,10 @@ class Trainer:
         minutes = (self.position.seconds_before() + self._seconds()) / 60
         due = bool(config.checkpoint_minutes) and since >= config.checkpoint_minutes
         due |= bool(config.checkpoint_steps) and self.steps_done % config.checkpoint_steps == 0
-        over = bool(config.max_minutes) and minutes >= config.max_minutes
+        part = self._part_of_budget(self._seconds()) if first else 0.0
+        over = part >= 1 or (bool(config.max_minutes) and minutes >= config.max_minutes)
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        values = [stop, first and due, first and over, loss, norm / self.world.size, *tally.values()]
+        values = [stop, first and due, first and over, part, loss, norm / self.world.size, *tally.values()]
         values = [self._as_pulse(value, dtype) for value in values]
         step = _Step(self.world.sum(torch.cat(values)), batch, list(tally))
         waiting, self._pending = self._pending, step
@@ -250,8 +257,9 @@ class Trainer:
 
     def _read(self, step: _Step, behind: int) -> None:
         position = self.position
-        stop, save, end, loss, norm, *sums = step.values()
+        stop, save, end, part, loss, norm, *sums = step.values()
         self._flags = {"stop": stop > 0, "save": self._flags["save"] or save > 0, "end": end > 0}
+        self._elapsed = max(self._elapsed, part)
         bad = guard.check_finite(loss, norm, self.learner.precision.skips_overflow)
         if bad is not None:
             raise guard.BadStep(*bad, position.epoch, position.step - behind - 1, step.batch)
@@ -262,7 +270,10 @@ class Trainer:
         figures = self.task.summary(position.sums)
         done = self.steps_done - behind
         speed = position.sums["count"] / position.seconds
-        self.progress.step(position.epoch + 1, done, figures, speed, position.waiting / position.seconds)
+        shown = max(
+            done, min(self.total_steps, round(self._elapsed * self.total_steps))
+        )  # whichever ends the run first
+        self.progress.step(position.epoch + 1, shown, figures, speed, position.waiting / position.seconds)
         if self.sinks and done % _SINK_STEPS == 0:
             figures = {"loss": loss, "gradient_norm": norm, "learning_rate": self._rate(done - 1)}
             self.sinks.write(done, {f"step_{name}": value for name, value in figures.items()})
@@ -289,7 +300,7 @@ class Trainer:
         record = self.world.tell(record)  # times are the first process's, so that all have one history
         position.history.append(record)
         if self._flags["end"] and self.steps_done < self.total_steps:
-            position.ended = "max_minutes"
+            position.ended = "budget_minutes" if self._elapsed >= 1 else "max_minutes"
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         position.seconds = position.waiting = 0.0
         best = position.best(f"val_{self.task.headline}")
