@@ -88,7 +88,7 @@ def test_whole_steps_alone(module: Any, config: Any) -> None:
     assert found["parts"] == [] and [row["setting"] for row in found["steps"]] == ["ours"]
 
 
-def test_a_number_of_a_kernel_is_set_by_its_name(script: Script) -> None:
+def test_a_number_of_a_kernel_is_set_by_its_name(script: Callable[[str], ModuleType]) -> None:
     parts = script("training_parts")
     assert parts._setting("batch_norm.TILE=4096") == ("batch_norm", "TILE", 4096)
     for text in ("batch_norm.WHILE_COMPILING=1", "batch_norm.TILE=many", "conv.TILE=1", "TILE"):
