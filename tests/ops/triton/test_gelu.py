@@ -17,5 +17,5 @@ def test_the_polynomial_is_phi() -> None:
     truth = 0.5 * (1 + torch.erf(x.double() * 0.5**0.5))
     assert (found - truth).abs().max() < 1.4e-5
     ends = found[x.abs() > kernels.END.value]
-    assert torch.minimum(ends.abs(), (1 - ends).abs()).max() < 4e-6, "far out it is 0 or 1"
+    assert torch.minimum(ends.abs(), (1 - ends).abs()).max() < 6e-6, "far out it is 0 or 1"
     assert (x * found - x * truth).abs().max() < 1e-4
