@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 import srattn
 from srattn import SrattnError
-from srattn.convert import convert_state_dict
+from srattn.convert import convert_state_dict, save_checkpoint
 from srattn.convert.layouts.transforms import Context
 from srattn.convert.variants import infer
 from srattn.models import build_model
@@ -175,6 +176,19 @@ def test_pairs_of_convolutions_ahead_of_attention() -> None:
     assert model(x).shape == (2, 5)
     model.train()(x).sum().backward()
     assert all(p.grad is not None for p in embed.parameters())
+
+
+def test_pairs_of_convolutions_are_kept_in_our_layout_alone(tmp_path: Path) -> None:
+    model = small(stem_depth=2, conv_depth=1)
+    path = save_checkpoint(model, tmp_path / "own.safetensors")
+    again, x = small(stem_depth=2, conv_depth=1), torch.randn(1, 3, 64, 64)
+    srattn.load_checkpoint(again, path)
+    assert torch.equal(again(x), model(x))
+    found = infer(model.state_dict(), "cmt")[1].config
+    assert (found["stem_depth"], found["conv_depth"]) == (2, 1)
+    with pytest.raises(SrattnError, match="official layout of cmt has no rule for"):
+        save_checkpoint(model, tmp_path / "theirs.safetensors", "official")
+    assert not (tmp_path / "theirs.safetensors").exists()
 
 
 def test_a_negative_number_of_convolutions_is_refused() -> None:

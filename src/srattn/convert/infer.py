@@ -119,6 +119,10 @@ def first_convolution(state: Mapping[str, torch.Tensor]) -> str:
 def _cmt(state: Mapping[str, torch.Tensor], config: dict[str, Any]) -> None:
     """The rest of CMT's numbers. Its first position bias tells the image size, at the published stride."""
     config["stem_channels"] = _shape(state, FIRST_CONVOLUTIONS[0], 4)[0]
+    for name, place in (("stem_depth", "stem"), ("conv_depth", "convs")):
+        pair = re.compile(rf"stages\.0\.patch_embed\.{place}\.\d+\.first\.conv\.weight")
+        if depth := sum(pair.fullmatch(key) is not None for key in state):
+            config[name] = depth
     config["fc_dim"] = _shape(state, "fc.proj.weight", 2)[0]
     config["qk_ratio"] = config["embed_dims"][0] // _shape(state, "stages.0.blocks.0.attn.q.weight", 2)[0]
     height, width = _shape(state, "stages.0.position_bias.weight", 5)[1:3]

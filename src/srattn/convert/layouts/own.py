@@ -19,11 +19,20 @@ def _identity(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 # timm's tables name the families that have no table of the official code.
 _TABLES = {**OFFICIAL.rules, **{family: rules for family, rules in TIMM.rules.items() if family not in OFFICIAL.rules}}
 
+# What no published model has, and so no foreign layout a place for.
+_PAIRS = tuple(
+    f"stages.0.patch_embed.{place}.{{n}}.{layer}.{part}.{{p}}"
+    for place in ("stem", "convs")
+    for layer in ("first", "second")
+    for part in ("conv", "norm")
+)
+_UNPUBLISHED = {"cmt": tuple(same(pattern, pattern) for pattern in _PAIRS)}
+
 # The epsilons and the edge policy are the model's own and stand in the file's metadata; these are for files without.
 SRATTN = Layout(
     "srattn",
     "srattn's own",
-    {family: _identity(rules) for family, rules in _TABLES.items()},
+    {family: _identity(rules) + _UNPUBLISHED.get(family, ()) for family, rules in _TABLES.items()},
     edge="pad",
     parts=("neck.", "head."),
 )
