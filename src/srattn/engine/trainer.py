@@ -270,9 +270,7 @@ class Trainer:
         figures = self.task.summary(position.sums)
         done = self.steps_done - behind
         speed = position.sums["count"] / position.seconds
-        shown = max(
-            done, min(self.total_steps, round(self._elapsed * self.total_steps))
-        )  # whichever ends the run first
+        shown = max(done, min(self.total_steps, round(self._elapsed * self.total_steps)))  # what ends the run first
         self.progress.step(position.epoch + 1, shown, figures, speed, position.waiting / position.seconds)
         if self.sinks and done % _SINK_STEPS == 0:
             figures = {"loss": loss, "gradient_norm": norm, "learning_rate": self._rate(done - 1)}

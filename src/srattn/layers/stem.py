@@ -42,7 +42,7 @@ class StemPatchEmbed(PatchEmbed):
 
     Not published: `stem_depth` pairs of convolutions, each with a residual, between the stem and the patches, and
     `conv_depth` of them behind the patches. What is near is seen by full convolutions before attention sees the rest
-    (Z. Dai et al.: CoAtNet, arXiv:2106.04803, section 2.2), which on small images from scratch is worth much.
+    (after Z. Dai et al.: CoAtNet, arXiv:2106.04803, section 2.2).
 
     The whole stride is divided between the two: at 4, as published, the stem and the patches halve the image each. An
     odd stride, or one below 4, is that of the patches alone.

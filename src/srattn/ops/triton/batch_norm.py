@@ -2,8 +2,8 @@
 
 x (..., C) contiguous, weight and bias (C); its definition is `srattn.ops.batch_norm.plain`. Forward reads x twice and
 writes y once, backward reads x and dy twice and writes dx once; saved for backward are x and two numbers of a channel,
-GELU (exact, by erf) is computed again. fp16, bf16 and fp32, sums in fp32, the same bits in every run; on a CPU, and in
-float64, the definition.
+GELU (see `gelu_kernels`) is computed again. fp16, bf16 and fp32, sums in fp32, the same bits in every run; on a CPU,
+and in float64, the definition.
 """
 
 from collections.abc import Callable

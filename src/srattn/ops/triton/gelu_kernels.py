@@ -1,4 +1,4 @@
-"""The exact GELU, x Phi(x), and its slope, for kernels that load x in fp32 (as it is) or in 16 bits (HALF).
+"""GELU, x Phi(x), and its slope, for kernels that load x in fp32 (as it is) or in 16 bits (HALF).
 
 An erf of full precision is some forty instructions: more time than the memory takes that a kernel reads and writes. For
 16 bits, whose rounding is 40 times as coarse and more, Phi is an odd polynomial between -4.2 and 4.2, where it comes
