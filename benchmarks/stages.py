@@ -63,7 +63,7 @@ def measure(name: str, batch: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         parts: list[tuple[str, int, float, int]] = [
             ("patch embedding", 1, seconds(lambda stage=stage, x=x: stage.patch_embed(x)), embedding),
             ("attention", len(stage.blocks), seconds(lambda k=kernels, w=wide, s=keys: k.attention(w, s)), attention),
-            ("feed-forward", len(stage.blocks), seconds(lambda mlp=mlp, w=wide: mlp.run_in_place(w)), hidden),
+            ("feed-forward", len(stage.blocks), seconds(lambda mlp=mlp, w=wide: mlp(w)), hidden),
         ]
         for part, count, time_of_one, macs in parts:
             rows.append(

@@ -40,7 +40,7 @@ compiled for the machine at first use (a C++ compiler is all they need; without 
 - Query and output projections are absorbed into the few keys and values where that needs fewer multiply-adds.
 - Reductions and patch embeddings are matrix products over rows that are gathered on the way.
 - In bfloat16 (`model.to(torch.bfloat16)` or autocast) the products read bfloat16 where the processor has AVX-512
-  instructions for it. Processors with matrix units for it (AMX) are left to torch.
+  instructions for it, in its matrix units (AMX) where it has those.
 - In training the feed-forward computes what is hidden twice, in the cache, instead of keeping it.
 
 `srattn plan MODEL --size N` names the path, the rows in hand and the reason for each stage.

@@ -70,7 +70,7 @@ def test_blocks(size: tuple[int, int], options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("absorbed", [True, False])
 def test_both_forms_of_the_attention(absorbed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.calls, "attention_macs", lambda *sizes: (0, 1) if absorbed else (1, 0))
+    monkeypatch.setattr(kernels.calls, "absorbs", lambda *sizes: absorbed)
     for heads in (1, 4):
         check(block_of(heads=heads, ratio=2), torch.randn(2, 12, 10, 32))
 
@@ -203,7 +203,13 @@ def half_precision(block: nn.Module, x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "names"), [(torch.bfloat16, []), (torch.bfloat16, ["avx512_bf16"]), (torch.float16, ["avx512_bf16"])]
+    ("dtype", "names"),
+    [
+        (torch.bfloat16, []),
+        (torch.bfloat16, ["avx512_bf16"]),
+        (torch.float16, ["avx512_bf16"]),
+        (torch.float16, ["avx512_fp16"]),
+    ],
 )
 def test_half_precision(dtype: torch.dtype, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, *names)
@@ -214,20 +220,39 @@ def test_half_precision(dtype: torch.dtype, names: list[str], monkeypatch: pytes
 @pytest.mark.parametrize("options", FORMS)
 @pytest.mark.parametrize("absorbed", [True, False])
 def test_products_of_bfloat16(
-    options: dict[str, object], size: tuple[int, int], absorbed: bool, monkeypatch: pytest.MonkeyPatch
+    products: str, options: dict[str, object], size: tuple[int, int], absorbed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags(monkeypatch, "avx512_bf16")
-    monkeypatch.setattr(kernels.calls, "attention_macs", lambda *sizes: (0, 1) if absorbed else (1, 0))
+    monkeypatch.setattr(kernels.calls, "absorbs", lambda *sizes: absorbed)
     block = block_of(**options).bfloat16()  # type: ignore[arg-type]
     half_precision(block, torch.randn(2, *size, block.attn.dim).bfloat16())  # type: ignore[arg-type]
 
 
-def test_a_feed_forward_without_convolution_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [4, 9])
+def test_several_images_at_once(products: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The feed-forward lays small maps one below the other; none may see its neighbour."""
+    flags(monkeypatch, "avx512_bf16")
+    block, x = block_of(ratio=2).bfloat16(), torch.randn(batch, 7, 5, 32).bfloat16()
+    with torch.no_grad():
+        assert used(block, x)
+        together, alone = block(x), torch.cat([block(each[None]) for each in x])
+        spread = (alone.float() - together.float()).abs().max()
+        assert spread <= 2**-7 * alone.float().abs().max(), "another order of sums, and one rounding"
+        assert torch.equal(block(x.flip(0)).flip(0), together)
+
+
+def test_units_for_matrices_are_taken(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags(monkeypatch, "amx_bf16", "avx512_bf16")
+    with torch.no_grad():
+        assert used(block_of().bfloat16(), torch.randn(1, 4, 4, 32).bfloat16()) is (products == "matrix units")
+
+
+def test_a_feed_forward_without_convolution_in_bfloat16(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, "avx512_bf16")
     half_precision(block_of(mlp=Mlp(32, 112)).bfloat16(), torch.randn(2, 9, 7, 32).bfloat16())
 
 
-def test_odd_depths_do_not_come_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_depths_do_not_come_in_pairs(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, "avx512_bf16")
     block = block_of(dim=33, heads=3).bfloat16()
     with torch.no_grad():
@@ -236,13 +261,13 @@ def test_odd_depths_do_not_come_in_pairs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("names", "dtype"),
-    [(["amx_bf16", "avx512_bf16"], torch.bfloat16), (["avx512_fp16"], torch.float16), (["amx_fp16"], torch.float16)],
+    ("names", "dtype"), [(["amx_bf16", "avx512_bf16"], torch.bfloat16), (["amx_fp16"], torch.float16)]
 )
-def test_units_for_half_precision_are_left_to_torch(
+def test_units_that_the_kernels_do_not_know_are_left_to_torch(
     names: list[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags(monkeypatch, *names)
+    monkeypatch.setattr(kernels, "has_matrix_units", lambda: False)
     block, x = block_of(ratio=2), torch.randn(1, 6, 6, 32)
     with torch.no_grad():
         assert not used(copy.deepcopy(block).to(dtype), x.to(dtype))
@@ -250,7 +275,7 @@ def test_units_for_half_precision_are_left_to_torch(
         assert used(block, x)
 
 
-def test_images_become_patches_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_become_patches_in_bfloat16(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of the first kernel has 7 x 3 numbers, which are no whole pairs."""
     flags(monkeypatch, "avx512_bf16")
     model = build_model("pvt_v2_b0", depths=[1, 1, 1, 1], num_classes=10).eval()

@@ -73,7 +73,7 @@ def _kernels() -> dict[str, Any]:
         "available": True,
         "lanes": native.lanes(),
         "cache_bytes": cache_bytes(),
-        "bfloat16": native.why_not("bfloat16") or "yes",
+        "bfloat16": native.why_not("bfloat16") or ("in matrix units" if native.has_matrix_units() else "yes"),
     }
 
 

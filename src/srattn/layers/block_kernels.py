@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
@@ -23,17 +24,16 @@ class BlockKernels:
         self.block, self.attention, self.mlp = block, attention, mlp
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (B, H, W, dim) to the same shape and type; float32 in between."""
-        block, dtype = self.block, x.dtype
+        """x (B, H, W, dim) to the same shape and type; float32 within the kernels."""
+        block, dtype, keys = self.block, x.dtype, (0, 0)
         if self.attention is None:
-            y = x + block.attn(block.norm1(x))
+            x = x + block.attn(block.norm1(x))
         else:
             assert isinstance(block.attn, SpatialReductionAttention)
-            y = self.attention(x.float().contiguous(), block.attn.reduced_size(*x.shape[1:3]))
-        if self.mlp is None:
-            y = y.to(dtype)
-            return y + block.mlp(block.norm2(y))
-        return self.mlp.run_in_place(y.float().contiguous()).to(dtype)
+            keys = block.attn.reduced_size(*x.shape[1:3])
+        x = (x.float() if dtype == torch.float16 else x).contiguous()
+        y = native.run_block(self.attention, self.mlp, x, keys).to(dtype)
+        return y + block.mlp(block.norm2(y)) if self.mlp is None else y
 
 
 def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:

@@ -49,14 +49,16 @@ def plan_block(
     operand = operand_of(dtype) or "float32"
     attention = None
     if against is None and knows_attention(block, operand):
-        attention = _plan_attention(block, tokens, batch, parts[0].keys)
+        attention = _plan_attention(block, tokens, batch, parts[0].keys, operand)
     if not isinstance(block.mlp, FeedForward):
         return BlockPlan(attention, "")
     if against is None and knows_mlp(block, operand):
         hidden, dim = block.mlp.fc1.weight.shape
-        rows, channels = native.feed_forward_cut(dim, hidden, block.mlp.dwconv is not None, height, width)
+        convolution = block.mlp.dwconv is not None
+        rows, channels = native.feed_forward_cut(dim, hidden, convolution, height, width, operand)
         size = f"{rows} rows of the map and {channels} of {hidden} hidden channels"
         products = "" if operand == "float32" else f", products of {operand}"
+        products += " in matrix units" if operand == "bfloat16" and native.has_matrix_units() else ""
         return BlockPlan(attention, f"kernel: {size} are in the cache at a time{products}")
     if _convolves_on_gpu(block.mlp, device, dtype, training):
         return BlockPlan(attention, "kernel: the depthwise convolution with its bias and GELU in one pass")
@@ -85,13 +87,18 @@ def _reason_against(device: str, dtype: torch.dtype, training: bool) -> str | No
     return native.why_not()
 
 
-def _plan_attention(block: Block, tokens: tuple[int, int], batch: int, keys: tuple[int, int]) -> AttentionPlan:
+def _plan_attention(
+    block: Block, tokens: tuple[int, int], batch: int, keys: tuple[int, int], operand: native.Operand
+) -> AttentionPlan:
     attn = block.attn
     assert isinstance(attn, SpatialReductionAttention)
     n, m, width = math.prod(tokens), math.prod(keys), attn.q.out_features
-    absorbed, projected = native.attention_macs(n, m, attn.dim, attn.num_heads, width)
+    sizes = (n, m, attn.dim, attn.num_heads, width)
+    absorbed, projected = native.attention_macs(*sizes, operand)
     moved = 4 * batch * (3 * n * attn.dim + 2 * attn.num_heads * m * attn.dim)  # x twice, the output; K' and V'
     counts = f"kernel: absorbed needs {absorbed / projected:.2f}x the multiply-adds of projected"
-    if absorbed < projected:
+    if native.absorbs(*sizes, operand):
         return AttentionPlan("absorbed", batch * absorbed, moved, f"{counts}; nothing but the output leaves the cache")
+    if absorbed < projected:
+        counts += ", and more time to lay out its keys and values"
     return AttentionPlan("projected", batch * projected, moved, f"{counts}; queries and heads stay in the cache")

@@ -6,8 +6,8 @@ another one or has changed: every call compares the address and the version coun
 are not counted by torch; `forget` is for those.)
 
 Matrix products read float32; in bfloat16, of the model or of autocast, they read bfloat16 where the processor has
-AVX-512 instructions for it. Processors that multiply half precision in units of their own (AMX, AVX-512 FP16) are left
-to torch, which uses them.
+AVX-512 instructions for it, in its matrix units (AMX) where it has those. Matrix units that the kernels cannot use are
+left to torch: those for float16, and those for bfloat16 where the compiler does not know them.
 """
 
 from __future__ import annotations
@@ -101,11 +101,12 @@ def operand_of(dtype: torch.dtype) -> Operand | None:
     """What the products read for maps of this type, or under autocast to it; None where they are torch's."""
     flags = native.processor_flags()
     if dtype == torch.bfloat16:
-        if "amx_bf16" in flags:
+        narrow = "avx512_bf16" in flags and native.available("bfloat16")
+        if "amx_bf16" in flags and not (narrow and native.has_matrix_units()):
             return None
-        return "bfloat16" if "avx512_bf16" in flags and native.available("bfloat16") else "float32"
+        return "bfloat16" if narrow else "float32"
     if dtype == torch.float16:
-        return None if {"avx512_fp16", "amx_fp16"} & flags else "float32"
+        return None if "amx_fp16" in flags else "float32"
     return "float32" if dtype == torch.float32 else None
 
 

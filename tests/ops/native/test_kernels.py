@@ -91,7 +91,7 @@ def test_feed_forward(
     relu = convolution and width == 5
     x = torch.randn(batch, height, width, dim)
     parts = (norm, fc1, fc2, taps, relu)
-    result = FeedForwardKernel(*parts).run_in_place(x.clone())
+    result = FeedForwardKernel(*parts)(x)
     agree(result, feed_forward(x.double(), *parts), feed_forward(x, *parts))
 
 
@@ -106,7 +106,7 @@ def test_feed_forward_by_bands_and_by_chunks(
     # The larger map has more than a million numbers, so that it is shared by bands of rows.
     for height, width in ((20, 31), (185, 180)):
         x = torch.randn(1, height, width, 32)
-        result = FeedForwardKernel(norm, fc1, fc2, taps).run_in_place(x.clone())
+        result = FeedForwardKernel(norm, fc1, fc2, taps)(x)
         parts = (norm, fc1, fc2, taps, False)
         agree(result, feed_forward(x.double(), *parts), feed_forward(x, *parts))
 
@@ -118,7 +118,7 @@ def test_gelu_is_exact_everywhere() -> None:
     values = values[:dim]
     one = NormWeights(torch.zeros(dim), values, 1e-5)  # norm(x) is `values` whatever x is
     eye = Linear(torch.eye(dim), torch.zeros(dim))
-    result = FeedForwardKernel(one, eye, eye).run_in_place(torch.zeros(1, 1, 1, dim)).flatten()
+    result = FeedForwardKernel(one, eye, eye)(torch.zeros(1, 1, 1, dim)).flatten()
     truth = F.gelu(values.double())
     assert (result - truth).abs().max() <= 1e-6 * 5.5 and ((result - truth).abs() / values.abs().clamp(1)).max() < 4e-7
 
@@ -129,7 +129,7 @@ def test_what_is_no_number_is_not_hidden(value: float) -> None:
     taps = Linear(torch.randn(16, 1, 3, 3), torch.randn(16))
     x = torch.randn(1, 4, 4, 8)
     x[0, 1, 1, 3] = value
-    result = FeedForwardKernel(norm, fc1, fc2, taps, True).run_in_place(x.clone())
+    result = FeedForwardKernel(norm, fc1, fc2, taps, True)(x)
     assert result[0, :3, :3].isnan().all() and result[0, 3, 3].isfinite().all()
 
 

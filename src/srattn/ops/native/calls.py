@@ -74,24 +74,23 @@ class PatchKernel:
         rows = weight.permute(0, 2, 3, 1).reshape(out, kernel_h, kernel_w * channels)
         if rows.shape[2] % self.library.srattn_pair():
             rows = F.pad(rows, (0, 1))
-        self.held.put("weight", panels(rows.flatten(1), operand))
+        rows = rows.flatten(1)
+        rows = F.pad(rows, (0, self.library.srattn_whole(rows.shape[1]) - rows.shape[1]))
+        self.held.put("weight", panels(rows, operand))
         self.held.put("bias", padded(bias))
         put_norm(self.held, "before", before)
         put_norm(self.held, "after", after)
         self.out = out
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images (B, in, H, W) of any strides to tokens (B, *size, out), float32."""
-        images = images.float()
+        """Images (B, in, H, W) of any strides to tokens (B, *size, out), of float32 or bfloat16."""
         batch, _, height, width = images.shape
-        out = torch.empty(batch, *size, self.out)
+        out = images.new_empty(batch, *size, self.out)
         steps = (ctypes.c_long * 4)(*images.stride())
-        patch, threads = self.held.structure, torch.get_num_threads()
-        _check(
-            self.library.srattn_patches(
-                patch, images.data_ptr(), steps, batch, height, width, out.data_ptr(), *size, threads
-            )
-        )
+        patch, sizes, threads = self.held.structure, (batch, height, width), torch.get_num_threads()
+        half = images.dtype == torch.bfloat16
+        run = self.library.srattn_patches
+        _check(run(patch, images.data_ptr(), steps, *sizes, out.data_ptr(), *size, half, threads))
         return out
 
 
@@ -123,15 +122,9 @@ class FeedForwardKernel:
         self.held.put("fc2", panels(fc2.weight, operand))
         self.held.put("fc2_bias", padded(fc2.bias))
 
-    def run_in_place(self, x: Tensor) -> Tensor:
-        """x (B, H, W, dim), contiguous float32; overwritten and returned."""
-        batch, height, width, _ = x.shape
-        _check(
-            self.library.srattn_feed_forward(
-                self.held.structure, x.data_ptr(), batch, height, width, cache_bytes(), torch.get_num_threads()
-            )
-        )
-        return x
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor of the same shape."""
+        return run_block(None, self, x)
 
 
 class AttentionKernel:
@@ -158,6 +151,7 @@ class AttentionKernel:
         width, dim = query.weight.shape
         self.library = library(operand)
         self.dim, self.heads, self.width = dim, heads, width
+        self.operand: Operand = operand
         strided = reduction is not None and cells is None
         self.held = Held(Attention(dim, heads, width, *(cells or (0, 0)), strided))
         self.held.structure.scale = scale
@@ -178,37 +172,69 @@ class AttentionKernel:
         self.held.put("out_heads", _joined(out.weight.split(dv, 1), operand))
 
     def __call__(self, x: Tensor, keys: tuple[int, int]) -> Tensor:
-        """x (B, H, W, dim), contiguous float32, to a tensor of the same shape; `keys` is the grid of the keys."""
-        batch, height, width, _ = x.shape
-        out = torch.empty_like(x)
-        absorbed, projected = attention_macs(height * width, keys[0] * keys[1], self.dim, self.heads, self.width)
-        attend, sizes, form = self.library.srattn_attend, (batch, height, width, *keys), absorbed < projected
-        _check(attend(self.held.structure, x.data_ptr(), out.data_ptr(), *sizes, form, torch.get_num_threads()))
-        return out
+        """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor; `keys` is the grid of the keys."""
+        return run_block(self, None, x, keys)
 
 
-def attention_macs(tokens: int, keys: int, dim: int, heads: int, width: int) -> tuple[int, int]:
+def run_block(
+    attention: AttentionKernel | None, mlp: FeedForwardKernel | None, x: Tensor, keys: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """Both halves of a block, or one, on x (B, H, W, dim): contiguous, float32 or bfloat16. float32 in between."""
+    batch, height, width, dim = x.shape
+    out, threads, absorbed = torch.empty_like(x), torch.get_num_threads(), False
+    if attention is not None:
+        sizes = (height * width, keys[0] * keys[1], dim, attention.heads, attention.width)
+        absorbed = absorbs(*sizes, attention.operand)
+    one, other = (None if k is None else k.held.address for k in (attention, mlp))
+    half, library = x.dtype == torch.bfloat16, (attention or mlp).library  # type: ignore[union-attr]
+    maps = (x.data_ptr(), out.data_ptr(), batch, height, width, *keys)
+    _check(library.srattn_block(one, other, *maps, absorbed, half, cache_bytes(), threads))
+    return out
+
+
+def attention_macs(
+    tokens: int, keys: int, dim: int, heads: int, width: int, operand: Operand = "float32"
+) -> tuple[int, int]:
     """Multiply-adds of one image in the kernel's two forms, absorbed and projected, once keys and values are there.
 
-    The kernel takes the smaller. Scores are counted as computed, in whole vectors of keys.
+    Scores are counted as computed, in whole vectors of keys.
     """
-    d, dv, columns = width // heads, dim // heads, library().srattn_packed
+    found = library(operand)
+    d, dv, columns, weighed = width // heads, dim // heads, found.srattn_packed, found.srattn_weighed(keys)
     wide = columns(keys)
-    absorbed = heads * (tokens * (wide + keys) * dim + keys * (d + dv) * dim)
-    projected = tokens * (dim * (width + dim) + heads * (wide * d + keys * columns(dv)))
+    absorbed = heads * (tokens * (wide + weighed) * dim + keys * (d + dv) * dim)
+    projected = tokens * (dim * (width + dim) + heads * (wide * d + weighed * columns(dv)))
     return absorbed, projected
 
 
-def feed_forward_cut(dim: int, hidden: int, convolution: bool, height: int, width: int) -> tuple[int, int]:
+def absorbs(tokens: int, keys: int, dim: int, heads: int, width: int, operand: Operand = "float32") -> bool:
+    """Whether the kernel takes the absorbed form: the one of fewer multiply-adds.
+
+    Units for matrices multiply faster than keys and values are laid out, of which the absorbed form has `heads` times
+    as many: there the layout counts too.
+    """
+    absorbed, projected = attention_macs(tokens, keys, dim, heads, width, operand)
+    layout = 2 * keys * dim * library(operand).srattn_layout_cost()
+    return absorbed + heads * layout < projected + layout
+
+
+def feed_forward_cut(
+    dim: int, hidden: int, convolution: bool, height: int, width: int, operand: Operand = "float32"
+) -> tuple[int, int]:
     """(rows of the map, hidden channels) that the feed-forward has in the cache at a time."""
     rows, chunk = ctypes.c_long(), ctypes.c_long()
-    library().srattn_cut(FeedForward(dim, hidden, convolution), height, width, cache_bytes(), rows, chunk)
+    library(operand).srattn_cut(FeedForward(dim, hidden, convolution), height, width, cache_bytes(), rows, chunk)
     return rows.value, chunk.value
 
 
 def takes_pairs(operand: Operand, *sizes: int) -> bool:
     """Whether depths of these sizes suit the operands, which the products may read two at a time."""
     return not any(size % library(operand).srattn_pair() for size in sizes)
+
+
+def has_matrix_units() -> bool:
+    """Whether products of bfloat16 are done in the processor's units for matrices (AMX)."""
+    return bool(library("bfloat16").srattn_has_matrix_units())
 
 
 def lanes() -> int:

@@ -65,24 +65,17 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     except (Unavailable, OSError) as error:
         _unavailable[operand] = str(error)
         return None
-    longs = [c_long] * 3
-    library.srattn_packed.restype = library.srattn_sizes.restype = library.srattn_cache.restype = c_long
-    library.srattn_packed.argtypes = [c_long]
+    library.srattn_start(True)
+    longs, ints = [c_long] * 3, [c_int] * 2
+    for name in ("whole", "packed", "weighed", "layout_cost", "sizes", "cache"):
+        getattr(library, f"srattn_{name}").restype = c_long
+    for name in ("whole", "packed", "weighed"):
+        getattr(library, f"srattn_{name}").argtypes = [c_long]
     library.srattn_sizes.argtypes = [c_int]
     library.srattn_pack.argtypes = [c_void_p, c_long, c_long, c_long, c_long, c_void_p]
     library.srattn_cut.argtypes = [POINTER(FeedForward), c_long, c_long, c_long, POINTER(c_long), POINTER(c_long)]
-    library.srattn_patches.argtypes = [
-        POINTER(Patch),
-        c_void_p,
-        POINTER(c_long),
-        *longs,
-        c_void_p,
-        c_long,
-        c_long,
-        c_int,
-    ]
-    library.srattn_feed_forward.argtypes = [POINTER(FeedForward), c_void_p, *longs, c_long, c_int]
-    library.srattn_attend.argtypes = [POINTER(Attention), c_void_p, c_void_p, *longs, c_long, c_long, c_int, c_int]
+    library.srattn_patches.argtypes = [POINTER(Patch), c_void_p, POINTER(c_long), *longs, c_void_p, *longs[:2], *ints]
+    library.srattn_block.argtypes = [c_void_p] * 4 + [c_long] * 5 + [c_int, c_int, c_long, c_int]
     for which, structure in enumerate((Patch, FeedForward, Attention)):
         if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment
             _unavailable[operand] = f"the compiled structure of {structure.__name__} differs from Python's"
@@ -121,6 +114,11 @@ class Held:
     def __init__(self, structure: ctypes.Structure) -> None:
         self.structure: Any = structure
         self.tensors: list[Tensor] = []
+
+    @property
+    def address(self) -> int:
+        """Of the structure itself."""
+        return ctypes.addressof(self.structure)
 
     def put(self, name: str, tensor: Tensor | None) -> None:
         """Sets the address `name` (None leaves it empty)."""

@@ -58,9 +58,10 @@ static void reduce(const Attention& a, const float* x, long batch, long height, 
         float *copy = pieces.take<float>(keys_w * a.dim), *to = z + (b * keys + cell * keys_w) * a.dim;
         std::memcpy(copy, to, 4 * keys_w * a.dim);
         const Operand* rows = narrowed(copy, keys_w * a.dim, pieces.take<Operand>(keys_w * a.dim));
+        MatrixUnits units;
         Tail tail;
         tail.bias = a.patch.bias;
-        gemm(keys_w, a.dim, a.dim, rows, a.dim, a.patch.weight, a.dim, 0, to, a.dim, tail);
+        gemm(keys_w, a.dim, a.dim, rows, a.dim, a.patch.weight, whole_steps(a.dim), 0, to, a.dim, tail);
         norm_rows(to, keys_w, a.dim, a.patch.after, to);
         gelu_all(to, keys_w * a.dim, to);
       }
@@ -70,11 +71,14 @@ static void reduce(const Attention& a, const float* x, long batch, long height, 
   }
 }
 
+// Depth of the product with values: matrix units take whole tiles, with zeros where there is no key.
+static inline long weighed(long keys) { return matrix_units ? packed_columns(keys) : keys; }
+
 // What one head keeps of one image: keys and values as panels, and a bias of each key.
 struct Kept {
   long keys, wide, depth, columns;  // keys, keys padded to whole panels, depth of scores, columns of values
   long keys_size() const { return wide * paired(depth); }
-  long values_size() const { return packed_columns(columns) * paired(keys); }
+  long values_size() const { return packed_columns(columns) * paired(weighed(keys)); }
   long size() const { return room({keys_size(), values_size(), wide}); }  // numbers of float32
 };
 struct Head {
@@ -104,6 +108,7 @@ static Projected project(const Attention& a, long m, const Operand* z, const Ope
 }
 
 static void prepare_keys(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head, float* to) {
+  MatrixUnits units;
   long d = a.width / a.heads, m = kept.keys;
   auto [k, wide, narrow] = project(a, m, z, a.key, a.key_bias, d, head);
   Head h = head_at(kept, to);
@@ -121,18 +126,20 @@ static void prepare_keys(const Attention& a, const Kept& kept, bool absorbed, co
 
 static void prepare_values(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head,
                            float* to) {
+  MatrixUnits units;
   long dv = a.dim / a.heads, m = kept.keys;
   auto [v, wide, narrow] = project(a, m, z, a.value, a.value_bias, dv, head);
   Head h = head_at(kept, to);
-  if (!absorbed) return pack(v, dv, m, 1, dv, h.values);
+  if (!absorbed) return pack(v, dv, m, 1, dv, h.values, weighed(kept.keys));
   const Operand* out = a.out_heads + head * packed_columns(a.dim) * paired(dv);
   gemm(m, a.dim, dv, narrowed(v, m * dv, narrow), dv, out, dv, 0, wide, a.dim, Tail());
-  pack(wide, a.dim, m, 1, a.dim, h.values);
+  pack(wide, a.dim, m, 1, a.dim, h.values, weighed(kept.keys));
 }
 
 // `rows` tokens of x to y, which may be x.
 static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, float* heads, const float* x,
                         float* y, long rows) {
+  MatrixUnits units;
   long d = a.width / a.heads, dv = a.dim / a.heads;
   long wide = rows * kept.wide, most = rows * std::max(a.width, a.dim);
   Pieces pieces(worker.take(room({rows * a.dim, wide, wide, rows * a.width, rows * a.dim, most})));
@@ -162,9 +169,9 @@ static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, flo
       Tail into;
       into.accumulate = head > 0;
       if (head == 0) into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
-      gemm(rows, a.dim, kept.keys, weights, kept.wide, values, kept.keys, 0, y, a.dim, into);
+      gemm(rows, a.dim, weighed(kept.keys), weights, kept.wide, values, weighed(kept.keys), 0, y, a.dim, into);
     } else {
-      gemm(rows, dv, kept.keys, weights, kept.wide, values, kept.keys, 0, o + head * dv, a.dim, Tail());
+      gemm(rows, dv, weighed(kept.keys), weights, kept.wide, values, weighed(kept.keys), 0, o + head * dv, a.dim, Tail());
     }
   }
   if (!absorbed) {

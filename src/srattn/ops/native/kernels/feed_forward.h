@@ -1,7 +1,8 @@
 // x += fc2(GELU(conv(fc1(norm(x))))): the hidden tensor lives and dies in the cache.
 //
 // Hidden channels are taken in chunks and the rows of the map in groups. Of a chunk only the rows that the 3x3
-// convolution still needs are kept, in a ring, so that no hidden value is computed twice within a band.
+// convolution still needs are kept, in a ring, so that no hidden value is computed twice within a band. Maps of one size
+// may lie one below the other: weights are then read once for several images.
 #pragma once
 #include "gemm.h"
 #include "rows.h"
@@ -17,6 +18,10 @@ struct FeedForward {
   const float* fc2_bias;
 };
 
+constexpr long TOKENS = 96;  // about as many are in hand at a time
+// Or whole maps of as many tokens: the faster the products, the more of them must meet each weight.
+static long tokens_at_once() { return matrix_units ? 224 : TOKENS; }
+
 // How the work of one map is cut.
 struct Cut {
   long rows;   // of the map in one group
@@ -29,10 +34,17 @@ static long even(long hidden, long most) {
   return ((hidden + count - 1) / std::max<long>(count, 1) + PANEL - 1) / PANEL * PANEL;
 }
 
+// Rows in the ring. A group needs one more above and below; with room for two groups each is one product in one piece.
+static long ring_of(const FeedForward& f, long rows, long height) {
+  return f.conv ? std::min(std::max<long>(2 * rows, 3), height) : rows;
+}
+
 static Cut cut(const FeedForward& f, long height, long width, long cache) {
   Cut c;
-  c.rows = std::max<long>(1, std::min(height, (96 + width - 1) / std::max<long>(width, 1)));
-  long each = 4 * ((f.conv ? 2 * c.rows + 3 : c.rows) * width + 2 * f.dim);  // bytes of the cache for one channel
+  bool whole = height * width <= tokens_at_once();
+  c.rows = std::max<long>(1, whole ? height : std::min(height, (TOKENS + width - 1) / std::max<long>(width, 1)));
+  long held = f.conv ? ring_of(f, c.rows, height) + c.rows + 1 : c.rows;
+  long each = 4 * (held * width + 2 * f.dim);  // bytes of the cache for one channel
   // Twice the private cache: longer sums are worth more than the misses, as measured.
   long fit = cache * 2 / std::max<long>(each, 1) / PANEL * PANEL;
   c.chunk = even(f.hidden, std::max<long>(2 * PANEL, std::min<long>(fit, 512)));
@@ -52,49 +64,54 @@ static void depthwise_row(const float* up, const float* mid, const float* low, l
       left += u * w[2] + m * w[5] + l * w[8];
       here += u * w[1] + m * w[4] + l * w[7];
       vec next = b + u * w[0] + m * w[3] + l * w[6];
-      if (x > 0) store(out + (x - 1) * step + c, gelu(left));
+      if (x > 0) store(out + (x - 1) * step + c, gelu_for(out, left));
       left = here, here = next;
     }
-    store(out + (width - 1) * step + c, gelu(left));
+    store(out + (width - 1) * step + c, gelu_for(out, left));
   }
 }
 
-// Adds to `y` the part of hidden channels from..to, on rows top..bottom of a map of which `xn` is the norm.
-static void hidden_part(const FeedForward& f, const Cut& c, const Operand* xn, float* y, long height, long width,
-                        long top, long bottom, long from, long to, bool with_bias) {
+// Adds to `y` the part of hidden channels from..to, on rows top..bottom of `rows` of which `xn` is the norm: maps of
+// `height` rows one below the other.
+static void hidden_part(const FeedForward& f, const Cut& c, const Operand* xn, float* y, long rows, long height,
+                        long width, long top, long bottom, long from, long to, bool with_bias) {
+  MatrixUnits units;
   // One cache line more than a chunk: at a power of two apart, pixels would fall on the same lines of the cache.
-  long ring = f.conv ? c.rows + 2 : c.rows, step = c.chunk + 16;
+  long origin = std::max<long>(f.conv ? top - 1 : top, 0);  // the first row that is needed
+  long ring = ring_of(f, c.rows, rows - origin), step = c.chunk + 16;
   Pieces pieces(worker.take(room({ring * width * step, c.rows * width * step, width * step})));
   float *h = pieces.take<float>(ring * width * step), *zero = pieces.take<float>(width * step);
   Operand* g = pieces.take<Operand>(c.rows * width * step);
   if (f.conv) std::memset(zero, 0, 4 * width * step);
+  auto last = [&](long row) { return std::min(std::min(row + c.rows, bottom) + (f.conv ? 1 : 0), rows); };
+  // The rows of the first group end where the ring does, so that those of every other are in one piece.
+  long shift = std::max<long>(ring - (last(top) - origin), 0);
+  auto slot = [&](long row) { return h + (row - origin + shift) % ring * width * step; };
   for (long first = from; first < to; first += c.chunk) {
     long channels = std::min(c.chunk, to - first);
-    long origin = std::max<long>(f.conv ? top - 1 : top, 0);  // the row in the first slot of the ring
-    long ready = origin;                                       // rows from there up to this one are in the ring
+    long ready = origin;  // rows from there up to this one are in the ring
     for (long row = top; row < bottom; row += c.rows) {
-      long end = std::min(row + c.rows, bottom), need = f.conv ? std::min(end + 1, height) : end;
+      long end = std::min(row + c.rows, bottom), need = last(row);
       while (ready < need) {
-        long slot = (ready - origin) % ring, count = std::min(need - ready, ring - slot);
+        long count = std::min(need - ready, ring - (ready - origin + shift) % ring);
         Tail tail;
         tail.bias = f.fc1_bias + first;
         tail.relu = f.relu;
         gemm(count * width, channels, f.dim, xn + ready * width * f.dim, f.dim, f.fc1 + first * f.dim, f.dim, 0,
-             h + slot * width * step, step, tail);
+             slot(ready), step, tail);
         ready += count;
       }
       const Operand* a = g;
       if (f.conv) {
         for (long r = row; r < end; ++r) {
-          const float* up = r > 0 ? h + (r - 1 - origin) % ring * width * step : zero;
-          const float* low = r + 1 < height ? h + (r + 1 - origin) % ring * width * step : zero;
-          depthwise_row(up, h + (r - origin) % ring * width * step, low, width, step, channels, f.taps + first,
-                        f.taps_bias + first, f.hidden, g + (r - row) * width * step);
+          const float* up = r % height > 0 ? slot(r - 1) : zero;
+          const float* low = (r + 1) % height > 0 ? slot(r + 1) : zero;
+          depthwise_row(up, slot(r), low, width, step, channels, f.taps + first, f.taps_bias + first, f.hidden,
+                        g + (r - row) * width * step);
         }
       } else {
-        float* rows = h + (row - origin) % ring * width * step;
-        gelu_all(rows, (end - row) * width * step, in_place(rows, g));
-        a = in_place(rows, g);
+        gelu_all(slot(row), (end - row) * width * step, in_place(slot(row), g));
+        a = in_place(slot(row), g);
       }
       Tail tail;
       tail.accumulate = true;
@@ -108,20 +125,26 @@ static void hidden_part(const FeedForward& f, const Cut& c, const Operand* xn, f
 // In place on x (batch, height, width, dim).
 static void feed_forward(const FeedForward& f, float* x, long batch, long height, long width, long cache, int threads) {
   long tokens = height * width, size = tokens * f.dim;
-  Cut c = cut(f, height, width, cache);
   bool images = batch % threads == 0 || batch >= 4L * threads;
   if (images || threads == 1) {
+    // As many images at a time as make a group, if every thread has enough of them.
+    long most = std::max<long>(1, tokens_at_once() / std::max<long>(tokens, 1));
+    long groups = std::min(batch, ((batch + most - 1) / most + threads - 1) / threads * threads);
+    long largest = (batch + groups - 1) / groups, room = largest * size;
+    Cut c = cut(f, largest * height, width, cache);
     // The norm lies behind the ring in the worker's memory, so it is taken apart from it.
-    Operand* norms = Pieces(common.take(threads * size)).take<Operand>(threads * size);
+    Operand* norms = Pieces(common.take(threads * room)).take<Operand>(threads * room);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (long b = 0; b < batch; ++b) {
-      Operand* xn = norms + omp_get_thread_num() * size;
-      norm_rows(x + b * size, tokens, f.dim, f.norm, xn);
-      hidden_part(f, c, xn, x + b * size, height, width, 0, height, 0, f.hidden, true);
+    for (long group = 0; group < groups; ++group) {
+      long first = batch * group / groups, count = batch * (group + 1) / groups - first;
+      Operand* xn = norms + omp_get_thread_num() * room;
+      norm_rows(x + first * size, count * tokens, f.dim, f.norm, xn);
+      hidden_part(f, c, xn, x + first * size, count * height, height, width, 0, count * height, 0, f.hidden, true);
     }
     common.trim();
     return;
   }
+  Cut c = cut(f, height, width, cache);
   // Few images: a map of few rows is shared by hidden channels (the sums of all threads are added afterwards), one of
   // many rows by rows, of which two are then computed twice.
   long panels = (f.hidden + PANEL - 1) / PANEL;
@@ -138,13 +161,13 @@ static void feed_forward(const FeedForward& f, float* x, long batch, long height
       norm_rows(y + row * width * f.dim, (end - row) * width, f.dim, f.norm, xn + row * width * f.dim);
 #pragma omp barrier
       if (by_rows) {
-        if (row < end) hidden_part(f, c, xn, y, height, width, row, end, 0, f.hidden, true);
+        if (row < end) hidden_part(f, c, xn, y, height, height, width, row, end, 0, f.hidden, true);
       } else {
         long from = panels * me / team * PANEL, to = std::min(f.hidden, panels * (me + 1) / team * PANEL);
         Cut part{c.rows, even(to - from, c.chunk)};
         float* own = me == 0 ? y : sums + (me - 1) * size;
         if (me > 0) std::memset(own, 0, 4 * size);
-        hidden_part(f, part, xn, own, height, width, 0, height, from, to, me == 0);
+        hidden_part(f, part, xn, own, height, height, width, 0, height, from, to, me == 0);
 #pragma omp barrier
         long begin = size * me / team, stop = size * (me + 1) / team;
         for (long t = 1; t < team; ++t)

@@ -1,10 +1,7 @@
 // C = A B (+ C) with what follows in the same pass: bias, ReLU, a tensor added. A is read where it lies, row by row;
 // B lies in panels: 2 * LANES columns (the last panel LANES, where that is enough), row after row of the panel.
 #pragma once
-#include <algorithm>
-#include <atomic>
-
-#include "operand.h"
+#include "matrix_units.h"
 
 #if defined(__AVX512F__)
 constexpr int TILE_ROWS = 14;  // 28 accumulators of 32 registers
@@ -19,27 +16,53 @@ static inline long packed_columns(long n) {
   return n - rest + (rest == 0 ? 0 : rest <= LANES ? LANES : PANEL);
 }
 
-// B[k][n] = w[n * column_step + k * row_step] into panels; of rows that come in pairs, the two of a column side by side.
-static void pack(const float* w, long n, long k, long column_step, long row_step, Operand* out) {
-  for (long first = 0; first < n; first += PANEL) {
-    long width = n - first > LANES ? PANEL : LANES, valid = std::min<long>(n - first, width);
-    for (long row = 0; row < k; row += PAIR, out += PAIR * width) {
-      const float* from = w + first * column_step + row * row_step;
-      for (long p = 0; p < PAIR; ++p)
-        for (long j = 0; j < width; ++j)
-          out[PAIR * j + p] = operand(j < valid && row + p < k ? from[j * column_step + p * row_step] : 0.0f);
-    }
+// One row of a panel, or a pair: `valid` columns of `width`, from rows that lie in one piece each; no second, zeros.
+static inline void pack_across(const float* from, [[maybe_unused]] const float* second, long valid, long width,
+                               Operand* out) {
+  for (long j = 0; j < width; j += LANES, out += PAIR * LANES) {
+    long left = std::clamp<long>(valid - j, 0, LANES);
+    vec upper = load_part(from + j, left);
+#if defined(SRATTN_BF16)
+    store_pairs(out, upper, second ? load_part(second + j, left) : vec{});
+#else
+    store(out, upper);
+#endif
   }
 }
 
-// The tail of a product. `bias` has packed_columns(n) entries; `add` has the layout of C.
-struct Tail {
-  const float* bias = nullptr;
-  const float* add = nullptr;
-  long add_step = 0;
-  bool accumulate = false;
-  bool relu = false;
-};
+// Column `j` of a panel of `width`, `count` numbers in one piece.
+static inline void pack_along(const float* from, long count, long width, Operand* out) {
+  Operand pairs[LANES];
+  for (long k = 0; k < count; k += LANES) {
+    long now = std::min<long>(count - k, LANES);
+    now < LANES ? store(pairs, load_part(from + k, now)) : store(pairs, load(from + k));
+    for (long p = 0; p < paired(now); p += PAIR, out += PAIR * width) std::memcpy(out, pairs + p, PAIR * sizeof(Operand));
+  }
+}
+
+// B[k][n] = w[n * column_step + k * row_step] into panels of `depth` rows (k, if not said), zero where w ends; of rows
+// that come in pairs, the two of a column side by side. One of the steps is 1.
+static void pack(const float* w, long n, long k, long column_step, long row_step, Operand* out, long depth = 0) {
+  depth = paired(std::max(k, depth));
+  for (long first = 0; first < n; first += PANEL) {
+    long width = n - first > LANES ? PANEL : LANES, valid = std::min<long>(n - first, width);
+    const float* from = w + first * column_step;
+    if (column_step == 1) {
+      for (long row = 0; row < k; row += PAIR) {
+        const float* here = from + row * row_step;
+        pack_across(here, row + 1 < k ? here + row_step : nullptr, valid, width, out + row * width);
+      }
+    } else {
+      for (long j = 0; j < width; ++j)
+        if (j < valid)
+          pack_along(from + j * column_step, k, width, out + PAIR * j);
+        else
+          for (long row = 0; row < k; row += PAIR) std::memset(out + row * width + PAIR * j, 0, PAIR * sizeof(Operand));
+    }
+    std::memset(out + paired(k) * width, 0, (depth - paired(k)) * width * sizeof(Operand));
+    out += depth * width;
+  }
+}
 
 #if defined(SRATTN_BF16)
 typedef __m512bh Pairs;
@@ -83,39 +106,21 @@ static inline void tile(long depth, const Operand* a, long a_step, const Operand
     vec bias = tail.bias ? load(tail.bias + j * LANES) : vec{};
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      float* to = c + i * c_step + j * LANES;
-      vec v = sum[i][j] + bias;
-      if (valid == LANES) {
-        if (tail.accumulate) v += load(to);
-        if (tail.add) v += load(tail.add + i * tail.add_step + j * LANES);
-        if (tail.relu) v = relu(v);
-        store(to, v);
-      } else {
-        if (tail.accumulate) v += load_part(to, valid);
-        if (tail.add) v += load_part(tail.add + i * tail.add_step + j * LANES, valid);
-        if (tail.relu) v = relu(v);
-        store_part(to, v, valid);
-      }
+      const float* add = tail.add ? tail.add + i * tail.add_step + j * LANES : nullptr;
+      finish(sum[i][j] + bias, c + i * c_step + j * LANES, add, valid, tail);
     }
   }
 }
-
-// Whether the next panel is fetched while the tiles of one are computed: of one image, weights are read from memory once,
-// and the first tile of a panel would wait for them. Set by every call for its own batch.
-static std::atomic<bool> fetches_ahead{false};
 
 template <int VECS>
 static void tiles(long rows, long depth, const Operand* a, long a_step, const Operand* b, const Operand* next, float* c,
                   long c_step, long columns, Tail tail) {
   // Tiles of nearly equal height: 49 rows are 4 x 6 + 5 x 5, not 8 x 6 + 1.
   long count = (rows + TILE_ROWS - 1) / TILE_ROWS;
-  constexpr long LINE = 64;
-  bool fetches = next && fetches_ahead.load(std::memory_order_relaxed);
-  long lines = fetches ? (paired(depth) * VECS * LANES * sizeof(Operand) + LINE - 1) / LINE : 0;
+  Ahead ahead(next, paired(depth) * VECS * LANES * sizeof(Operand));
   for (long t = 0, row = 0; t < count; ++t) {
     long height = (rows - row + (count - t) - 1) / (count - t);
-    for (long line = lines * t / count; line < lines * (t + 1) / count; ++line)
-      __builtin_prefetch(reinterpret_cast<const char*>(next) + line * LINE, 0, 2);
+    ahead.fetch(t, count);
     switch (height) {
 #define CASE(R) \
   case R: tile<R, VECS>(depth, a, a_step, b, c, c_step, columns, tail); break;
@@ -138,13 +143,18 @@ static void gemm(long rows, long columns, long depth, const Operand* a, long a_s
                  long panel_depth, long first, float* c, long c_step, const Tail& tail) {
   if (rows <= 0) return;
   panel_depth = paired(panel_depth);
-  long blocks = (depth + DEPTH - 1) / DEPTH;
-  for (long block = 0, k = 0; block < blocks; ++block) {
-    long step = std::min(depth - k, paired((depth - k + (blocks - block) - 1) / (blocks - block)));
+#if defined(SRATTN_MATRIX_UNITS)
+  long whole = matrix_units && rows >= TILE ? depth / TILE_DEPTH * TILE_DEPTH : 0;  // vectors do the rest
+#else
+  constexpr long whole = 0;
+#endif
+  for (long k = 0, step; k < depth; k += step) {
+    long rest = (k < whole ? whole : depth) - k, blocks = (rest + DEPTH - 1) / DEPTH;
+    step = std::min(rest, ((rest + blocks - 1) / blocks + TILE_DEPTH - 1) / TILE_DEPTH * TILE_DEPTH);
     Tail part;
-    part.accumulate = block > 0 || tail.accumulate;
-    if (block == 0) part.bias = tail.bias, part.add = tail.add, part.add_step = tail.add_step;
-    part.relu = tail.relu && block == blocks - 1;
+    part.accumulate = k > 0 || tail.accumulate;
+    if (k == 0) part.bias = tail.bias, part.add = tail.add, part.add_step = tail.add_step;
+    part.relu = tail.relu && k + step == depth;
     const Operand* panel = b;
     for (long j = 0; j < columns; j += PANEL) {
       long left = columns - j, width = left > LANES ? PANEL : LANES;
@@ -154,11 +164,17 @@ static void gemm(long rows, long columns, long depth, const Operand* a, long a_s
       const Operand* from = panel + (first + k) * width;
       panel += panel_depth * width;
       const Operand* next = left > width ? panel + (first + k) * (left - width > LANES ? PANEL : LANES) : nullptr;
+#if defined(SRATTN_MATRIX_UNITS)
+      if (k < whole) {
+        (width == PANEL ? matrix_tiles<2> : matrix_tiles<1>)(rows, step, a + k, a_step, from, next, c + j, c_step, left,
+                                                             here);
+        continue;
+      }
+#endif
       if (width == PANEL)
         tiles<2>(rows, step, a + k, a_step, from, next, c + j, c_step, left, here);
       else
         tiles<1>(rows, step, a + k, a_step, from, next, c + j, c_step, left, here);
     }
-    k += step;
   }
 }

@@ -25,17 +25,34 @@ static inline hvec halved(vec v) {  // to the nearest, ties to even
   return __builtin_convertvector(v == v ? rounded : ivec{} + 0x7fc0, hvec);
 #endif
 }
-// `count` numbers, or all lanes; a size that the compiler knows is one instruction.
-static inline vec take(const float* p, long count) { return count >= LANES ? load(p) : load_part(p, count); }
-static inline vec take(const Half* p, long count) {
-  hvec h = {};
-  count >= LANES ? std::memcpy(&h, p, sizeof h) : std::memcpy(&h, p, 2 * count);
+static inline vec load(const Half* p) {
+  hvec h;
+  std::memcpy(&h, p, sizeof h);
   return widened(h);
 }
-static inline void put(float* p, vec v, long count) { count >= LANES ? store(p, v) : store_part(p, v, count); }
-static inline void put(Half* p, vec v, long count) {
+static inline vec load_part(const Half* p, long count, float fill = 0.0f) {
+  hvec h = {};
+  std::memcpy(&h, p, 2 * count);
+  vec v = widened(h);
+  for (long i = count; fill != 0.0f && i < LANES; ++i) v[i] = fill;
+  return v;
+}
+static inline void store(Half* p, vec v) {
   hvec h = halved(v);
-  count >= LANES ? std::memcpy(p, &h, sizeof h) : std::memcpy(p, &h, 2 * count);
+  std::memcpy(p, &h, sizeof h);
+}
+static inline void store_part(Half* p, vec v, long count) {
+  hvec h = halved(v);
+  std::memcpy(p, &h, 2 * count);
+}
+// `count` numbers, or all lanes; a size that the compiler knows is one instruction.
+template <typename Number>
+static inline vec take(const Number* p, long count) {
+  return count >= LANES ? load(p) : load_part(p, count);
+}
+template <typename Number>
+static inline void put(Number* p, vec v, long count) {
+  count >= LANES ? store(p, v) : store_part(p, v, count);
 }
 
 // each(c, left) for every vector of one token's channels; the compiler knows `left`, the lanes, but for a last, narrow one.
@@ -52,3 +69,16 @@ static inline void vectors(long first, long last, long channels, Each each) {
   for (long row = first, at = row * channels; row < last; ++row, at += channels)
     lanes_of(channels, [&](long c, auto left) { each(at + c, c, left); });
 }
+
+static inline void copy(const float* from, long count, float* to) { std::memcpy(to, from, 4 * count); }
+static inline void copy(const Half* from, long count, Half* to) { std::memcpy(to, from, 2 * count); }
+template <typename In, typename Out>
+static inline void copy(const In* from, long count, Out* to) {
+  lanes_of(count, [&](long i, auto left) { put(to + i, take(from + i, left), left); });
+}
+
+// Functions as exact as what their results are stored as.
+static inline vec exponential_for(const float*, vec x) { return exponential(x); }
+static inline vec exponential_for(const Half*, vec x) { return exponential_coarse(x); }
+static inline vec gelu_for(const float*, vec x) { return gelu(x); }
+static inline vec gelu_for(const Half*, vec x) { return gelu_coarse(x); }

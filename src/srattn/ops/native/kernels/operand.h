@@ -4,33 +4,22 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "simd.h"
+#include "halves.h"
 
 #if defined(SRATTN_BF16)
 #if !defined(__AVX512BF16__)
 #error "bfloat16 operands need AVX-512 BF16"
 #endif
-struct Operand {
-  uint16_t bits;
-};
+using Operand = Half;
 constexpr long PAIR = 2;  // products take two rows of B, and two numbers of a row of A, at a time
-static inline void store(Operand* p, vec v) {
-  __m256bh half = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(p, &half, sizeof half);
-}
-static inline void store_part(Operand* p, vec v, long count) {
-  __m256bh half = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(p, &half, 2 * count);
-}
-static inline Operand operand(float x) {
-  Operand to;
-  store_part(&to, splat(x), 1);
-  return to;
+// Numbers of two rows, those of a column side by side.
+static inline void store_pairs(Operand* p, vec upper, vec lower) {
+  ivec both = __builtin_convertvector(halved(upper), ivec) | __builtin_convertvector(halved(lower), ivec) << 16;
+  std::memcpy(p, &both, sizeof both);
 }
 #else
 using Operand = float;
 constexpr long PAIR = 1;
-static inline Operand operand(float x) { return x; }
 #endif
 constexpr bool NARROW = !std::is_same<Operand, float>::value;
 
@@ -39,9 +28,7 @@ static inline long paired(long n) { return (n + PAIR - 1) / PAIR * PAIR; }
 // `count` numbers as operands: in `room`, or where they are.
 #if defined(SRATTN_BF16)
 static inline const Operand* narrowed(const float* x, long count, Operand* room) {
-  long i = 0;
-  for (; i + LANES <= count; i += LANES) store(room + i, load(x + i));
-  if (i < count) store_part(room + i, load_part(x + i, count - i), count - i);
+  copy(x, count, room);
   return room;
 }
 #else

@@ -11,8 +11,8 @@ struct Norm {
   float eps;
 };
 
-template <typename Out>
-static inline void norm_row(const float* x, long channels, const Norm& norm, Out* out) {
+template <typename In, typename Out>
+static inline void norm_row(const In* x, long channels, const Norm& norm, Out* out) {
   long whole = channels - channels % LANES, rest = channels - whole;
   vec total = {};
   for (long i = 0; i < whole; i += LANES) total += load(x + i);
@@ -36,8 +36,8 @@ static inline void norm_row(const float* x, long channels, const Norm& norm, Out
   }
 }
 
-template <typename Out>
-static void norm_rows(const float* x, long rows, long channels, const Norm& norm, Out* out) {
+template <typename In, typename Out>
+static void norm_rows(const In* x, long rows, long channels, const Norm& norm, Out* out) {
   for (long i = 0; i < rows; ++i) norm_row(x + i * channels, channels, norm, out + i * channels);
 }
 
@@ -46,11 +46,10 @@ static void softmax_rows(float* x, long rows, long keys, Operand* out) {
   for (long row = 0; row < rows; ++row, x += keys, out += keys) {
     vec most = load(x);
     for (long i = LANES; i < keys; i += LANES) most = maximum(most, load(x + i));
-    float top = most[0];
-    for (int i = 1; i < LANES; ++i) top = std::max(top, most[i]);
+    float top = largest_of(most);
     vec total = {};
     for (long i = 0; i < keys; i += LANES) {
-      vec e = exponential(load(x + i) - splat(top));
+      vec e = exponential_for(out, load(x + i) - splat(top));
       total += e;
       store(x + i, e);
     }
@@ -62,8 +61,8 @@ static void softmax_rows(float* x, long rows, long keys, Operand* out) {
 template <typename Out>
 static void gelu_all(const float* x, long count, Out* out) {
   long i = 0;
-  for (; i + LANES <= count; i += LANES) store(out + i, gelu(load(x + i)));
-  if (i < count) store_part(out + i, gelu(load_part(x + i, count - i)), count - i);
+  for (; i + LANES <= count; i += LANES) store(out + i, gelu_for(out, load(x + i)));
+  if (i < count) store_part(out + i, gelu_for(out, load_part(x + i, count - i)), count - i);
 }
 
 // In how many parts each of `batch` maps of `tokens` is cut: at most `most` tokens a part, and as many for every thread.

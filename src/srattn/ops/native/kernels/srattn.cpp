@@ -9,9 +9,7 @@ static inline int omp_get_num_threads() { return 1; }
 
 #include <unistd.h>
 
-#include "attention.h"
-#include "feed_forward.h"
-#include "patch.h"
+#include "block.h"
 #if !defined(SRATTN_BF16)
 #include "batch_norm.h"
 #include "depthwise.h"
@@ -28,6 +26,8 @@ static inline int omp_get_num_threads() { return 1; }
   }
 
 extern "C" {
+// Once, before all else, and before weights are laid out: whether matrix units are wanted. Answers whether they are used.
+int srattn_start(int wanted) { return matrix_units_on(wanted); }
 int srattn_lanes() { return LANES; }
 // Bytes of the second cache, which one core has to itself; 0 where the system does not say.
 long srattn_cache() {
@@ -38,7 +38,12 @@ long srattn_cache() {
 #endif
 }
 int srattn_pair() { return PAIR; }
+int srattn_has_matrix_units() { return matrix_units; }
+long srattn_whole(long depth) { return whole_steps(depth); }
 long srattn_packed(long columns) { return packed_columns(columns); }
+long srattn_weighed(long keys) { return weighed(keys); }
+// What it takes to lay out a number of keys or values, in multiply-adds.
+long srattn_layout_cost() { return matrix_units ? 200 : 0; }
 void srattn_pack(const float* w, long n, long k, long column_step, long row_step, Operand* out) {
   pack(w, n, k, column_step, row_step, out);
 }
@@ -49,18 +54,20 @@ void srattn_cut(const FeedForward* f, long height, long width, long cache, long*
   Cut c = cut(*f, height, width, cache);
   *rows = c.rows, *chunk = c.chunk;
 }
-int srattn_patches(const Patch* p, const float* x, const long* steps, long batch, long height, long width, float* out,
-                   long out_height, long out_width, int threads) {
+// `half`: maps that go in and out are bfloat16, else float32.
+int srattn_patches(const Patch* p, const void* x, const long* steps, long batch, long height, long width, void* out,
+                   long out_height, long out_width, int half, int threads) {
   fetches_ahead = batch == 1;
-  GUARDED(patches(*p, x, steps, batch, height, width, out, out_height, out_width, threads))
+  auto run = [&](auto* from, auto* to) {
+    patches(*p, from, steps, batch, height, width, to, out_height, out_width, threads);
+  };
+  GUARDED(half ? run((const Half*)x, (Half*)out) : run((const float*)x, (float*)out))
 }
-int srattn_feed_forward(const FeedForward* f, float* x, long batch, long height, long width, long cache, int threads) {
+int srattn_block(const Attention* a, const FeedForward* f, const void* x, void* y, long batch, long height, long width,
+                 long keys_h, long keys_w, int absorbed, int half, long cache, int threads) {
   fetches_ahead = batch == 1;
-  GUARDED(feed_forward(*f, x, batch, height, width, cache, threads))
-}
-int srattn_attend(const Attention* a, const float* x, float* y, long batch, long height, long width, long keys_h,
-                  long keys_w, int absorbed, int threads) {
-  fetches_ahead = batch == 1;
-  GUARDED(attend(*a, x, y, batch, height, width, keys_h, keys_w, absorbed, threads))
+  Maps maps{batch, height, width, a ? a->dim : f->dim};
+  auto run = [&](auto* from, auto* to) { block(a, f, from, to, maps, keys_h, keys_w, absorbed, cache, threads); };
+  GUARDED(half ? run((const Half*)x, (Half*)y) : run((const float*)x, (float*)y))
 }
 }
