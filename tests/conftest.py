@@ -51,16 +51,15 @@ def _seed() -> None:
 @pytest.fixture(params=["matrix units", "vectors"])
 def products(request: pytest.FixtureRequest) -> Iterator[str]:
     """What the kernels multiply bfloat16 in; skips where the processor has no such instructions."""
-    from srattn.ops.native.library import available, library, why_not
+    from srattn.ops.native.library import available, use_matrix_units, why_not
 
     if not available("bfloat16"):
         pytest.skip(f"no products of bfloat16 here: {why_not('bfloat16')}")
-    start, wanted = library("bfloat16").srattn_start, request.param == "matrix units"
-    if wanted and not start(True):
+    wanted = request.param == "matrix units"
+    if use_matrix_units(wanted) != wanted:
         pytest.skip("this processor has no units for products of matrices, or the system keeps them")
-    start(wanted)
     yield request.param
-    start(True)
+    use_matrix_units(True)
 
 
 @pytest.fixture(scope="module")  # no longer: its loop of events would be in the way of others

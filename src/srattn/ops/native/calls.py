@@ -232,11 +232,6 @@ def takes_pairs(operand: Operand, *sizes: int) -> bool:
     return not any(size % library(operand).srattn_pair() for size in sizes)
 
 
-def has_matrix_units() -> bool:
-    """Whether products of bfloat16 are done in the processor's units for matrices (AMX)."""
-    return bool(library("bfloat16").srattn_has_matrix_units())
-
-
 def lanes() -> int:
     """Numbers in a vector of the compiled kernels."""
     return library().srattn_lanes()

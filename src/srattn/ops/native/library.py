@@ -54,6 +54,7 @@ class Attention(ctypes.Structure):
 
 
 _unavailable: dict[Operand, str] = {}
+_multiplies_in_units: dict[Operand, bool] = {}
 
 
 @functools.cache
@@ -65,7 +66,7 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     except (Unavailable, OSError) as error:
         _unavailable[operand] = str(error)
         return None
-    library.srattn_start(True)
+    _multiplies_in_units[operand] = bool(library.srattn_start(True))
     longs, ints = [c_long] * 3, [c_int] * 2
     for name in ("whole", "packed", "weighed", "layout_cost", "sizes", "cache"):
         getattr(library, f"srattn_{name}").restype = c_long
@@ -92,6 +93,18 @@ def why_not(operand: Operand = "float32") -> str | None:
     """Why the kernels cannot run here, in words; None where they can."""
     _load(operand)
     return _unavailable.get(operand)
+
+
+def use_matrix_units(wanted: bool) -> bool:
+    """Whether products of bfloat16 are done in the processor's units for matrices from now on: if wanted, and there are
+    such. After a change the kernels cannot read weights that were laid out before."""
+    _multiplies_in_units["bfloat16"] = bool(library("bfloat16").srattn_start(wanted))
+    return has_matrix_units()
+
+
+def has_matrix_units() -> bool:
+    """Whether products of bfloat16 are done in the processor's units for matrices (AMX)."""
+    return available("bfloat16") and _multiplies_in_units["bfloat16"]
 
 
 def library(operand: Operand = "float32") -> ctypes.CDLL:

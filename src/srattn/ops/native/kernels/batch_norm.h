@@ -11,9 +11,11 @@ namespace batch_norm {
 
 constexpr long ROWS = 256;  // tokens of one sum in float32; those sums are added in float64
 
-template <bool GELU>
-static inline vec before(vec u) {
-  return GELU ? gelu(u) : u;
+// Tokens at p as the norm sees them.
+template <bool GELU, typename T>
+static inline vec seen(const T* p, long count) {
+  vec u = take(p, count);
+  return GELU ? gelu_for(p, u) : u;
 }
 
 // each(first, last, block) for every block of tokens.
@@ -42,12 +44,12 @@ static void forward(const T* x, long rows, long channels, const float* weight, c
   std::vector<float> parts(2 * count * channels), shift(channels);
   // Deviations from a value that occurs: their sums of squares lose nothing.
   vectors(0, 1, channels, [&](long at, long c, auto left) {
-    put(shift.data() + c, before<GELU>(take(x + at, left)), left);
+    put(shift.data() + c, seen<GELU>(x + at, left), left);
   });
   blocks(rows, threads, [&](long first, long last, long number) {
     float *sums = parts.data() + 2 * number * channels, *squares = sums + channels;
     vectors(first, last, channels, [&](long at, long c, auto left) {
-      vec d = before<GELU>(take(x + at, left)) - take(shift.data() + c, left);
+      vec d = seen<GELU>(x + at, left) - take(shift.data() + c, left);
       put(sums + c, take(sums + c, left) + d, left);
       put(squares + c, take(squares + c, left) + d * d, left);
     });
@@ -63,7 +65,7 @@ static void forward(const T* x, long rows, long channels, const float* weight, c
   }
   blocks(rows, threads, [&](long first, long last, long) {
     vectors(first, last, channels, [&](long at, long c, auto left) {
-      vec h = before<GELU>(take(x + at, left));
+      vec h = seen<GELU>(x + at, left);
       put(y + at, h * take(slope.data() + c, left) + take(offset.data() + c, left), left);
     });
   });
@@ -78,7 +80,7 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
   blocks(rows, threads, [&](long first, long last, long number) {
     float *sums = parts.data() + 2 * number * channels, *products = sums + channels;
     vectors(first, last, channels, [&](long at, long c, auto left) {
-      vec d = take(dy + at, left), h = before<GELU>(take(x + at, left));
+      vec d = take(dy + at, left), h = seen<GELU>(x + at, left);
       put(sums + c, take(sums + c, left) + d, left);
       vec normal = (h - take(mean + c, left)) * take(inverse + c, left);
       put(products + c, take(products + c, left) + d * normal, left);
@@ -95,7 +97,7 @@ static void backward(const T* dy, const T* x, long rows, long channels, const fl
   blocks(rows, threads, [&](long first, long last, long) {
     vectors(first, last, channels, [&](long at, long c, auto left) {
       vec u = take(x + at, left), h = u, slope = splat(1.0f);
-      if (GELU) training::gelu_and_slope(u, h, slope);
+      if (GELU) training::gelu_and_slope(u, h, slope, x);
       vec d = take(dy + at, left) - take(flat.data() + c, left);
       d -= (h - take(mean + c, left)) * take(tilt.data() + c, left);
       put(dx + at, d * take(scale.data() + c, left) * slope, left);

@@ -81,4 +81,4 @@ static inline void copy(const In* from, long count, Out* to) {
 static inline vec exponential_for(const float*, vec x) { return exponential(x); }
 static inline vec exponential_for(const Half*, vec x) { return exponential_coarse(x); }
 static inline vec gelu_for(const float*, vec x) { return gelu(x); }
-static inline vec gelu_for(const Half*, vec x) { return gelu_coarse(x); }
+static inline vec gelu_for(const Half*, vec x) { return x * normal_coarse(x); }

@@ -38,7 +38,6 @@ long srattn_cache() {
 #endif
 }
 int srattn_pair() { return PAIR; }
-int srattn_has_matrix_units() { return matrix_units; }
 long srattn_whole(long depth) { return whole_steps(depth); }
 long srattn_packed(long columns) { return packed_columns(columns); }
 long srattn_weighed(long keys) { return weighed(keys); }

@@ -14,11 +14,16 @@ static inline long rounded(long n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
 static inline long padded_columns(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-// GELU(u) = u Phi(u) and its derivative Phi(u) + u phi(u).
-static inline void gelu_and_slope(vec u, vec& value, vec& slope) {
+// GELU(u) = u Phi(u) and its derivative Phi(u) + u phi(u), as exact as what they are stored as.
+static inline void gelu_and_slope(vec u, vec& value, vec& slope, const float* stored = nullptr) {
   vec phi = normal(u);
   value = u * phi;
-  slope = phi + u * exponential(splat(-0.5f) * u * u) * splat(0.398942280f);
+  slope = phi + u * exponential_for(stored, splat(-0.5f) * u * u) * splat(0.398942280f);
+}
+static inline void gelu_and_slope(vec u, vec& value, vec& slope, const Half* stored) {
+  vec phi = normal_coarse(u);
+  value = u * phi;
+  slope = phi + u * exponential_for(stored, splat(-0.5f) * u * u) * splat(0.398942280f);
 }
 
 // What a 3x3 sees of GROUP channels: a row of zeros where the map ends.
