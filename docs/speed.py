@@ -63,10 +63,10 @@ FILES = [
     (
         "inference_amx.json",
         "In bfloat16 on a processor with AMX",
-        "Products are done in the processor's units for matrices, 16 x 16 sums at a time, by the same kernels: maps stay "
-        "in the cache between them. What is no product (GELU, softmax, norms, the depthwise convolution) is as precise "
-        "as bfloat16 asks and no more. Of the machine's rate of products little is left to see: with one image the "
-        "weights come from memory, and in the first stages GELU and the convolution take longer than the products.",
+        "Products are done in the processor's units for matrices, 16 x 16 sums at a time, by the same kernels: maps "
+        "stay in the cache between them. GELU and softmax are as precise as bfloat16 asks and no more. Little of the "
+        "machine's rate of products is left to see: with one image the weights come from memory, and in the first "
+        "stages GELU and the depthwise convolution take longer than the products.",
     ),
     (
         "inference_large.json",

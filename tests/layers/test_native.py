@@ -14,6 +14,7 @@ import srattn
 from srattn.layers import native
 from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.block import Block
+from srattn.layers.block_kernels import lay_out_blocks
 from srattn.layers.feed_forward import ConvMlp, Mlp
 from srattn.models import build_model
 from srattn.ops import native as kernels
@@ -146,6 +147,35 @@ def test_weights_are_never_stale() -> None:
         p.data.mul_(1.5)  # torch counts no version of this
     native.forget(block)
     assert same()
+
+
+def test_a_stage_is_its_blocks() -> None:
+    """In one call, with the same numbers; block by block where somebody listens to one, or one is of another form."""
+    stage = build_model("pvt_v2_b0", depths=[3, 1, 1, 1], num_classes=0).eval().stages[0]
+    heard: list[int] = []
+
+    def together() -> bool:
+        return native.layout_of(stage.blocks, x, lay_out_blocks) is not None
+
+    for size in [(7, 9), (16, 8)]:
+        x = torch.randn(2, *size, 32)
+        with torch.no_grad():
+            assert together()
+            alone = x
+            for block in stage.blocks:
+                alone = block(alone)
+            assert torch.equal(stage.run(x), stage.norm(alone))
+            handle = stage.blocks[1].register_forward_hook(lambda *args: heard.append(1))
+            assert not together() and torch.allclose(stage.run(x), stage.norm(alone), atol=1e-5)
+            handle.remove()
+            assert together()
+            stage.blocks[2].mlp.fc1.weight.mul_(2)
+            assert not torch.equal(stage.run(x), stage.norm(alone))
+            stage.blocks[2].mlp.fc1.weight.div_(2)
+    assert len(heard) == 2
+    stage.blocks[1] = nn.Identity()
+    with torch.no_grad():
+        assert not together() and torch.equal(stage.run(x), stage.norm(stage.blocks[2](stage.blocks[0](x))))
 
 
 def test_when_torch_computes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,15 @@ from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.feed_forward import ConvMlp, Mlp
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.ops import native
-from srattn.ops.native import AttentionKernel, FeedForwardKernel, Linear, NormWeights, Operand, PatchKernel
+from srattn.ops.native import (
+    AttentionKernel,
+    BlocksKernel,
+    FeedForwardKernel,
+    Linear,
+    NormWeights,
+    Operand,
+    PatchKernel,
+)
 
 if TYPE_CHECKING:
     from srattn.layers.block import Block
@@ -22,25 +31,63 @@ class BlockKernels:
 
     def __init__(self, block: Block, attention: AttentionKernel | None, mlp: FeedForwardKernel | None) -> None:
         self.block, self.attention, self.mlp = block, attention, mlp
+        self.kernel = BlocksKernel([(attention, mlp)])
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels."""
-        block, dtype, keys = self.block, x.dtype, (0, 0)
+        block, keys = self.block, (0, 0)
         if self.attention is None:
             x = x + block.attn(block.norm1(x))
         else:
-            assert isinstance(block.attn, SpatialReductionAttention)
-            keys = block.attn.reduced_size(*x.shape[1:3])
-        x = (x.float() if dtype == torch.float16 else x).contiguous()
-        y = native.run_block(self.attention, self.mlp, x, keys).to(dtype)
+            keys = _keys(block, x)
+        y = _run(self.kernel, x, [keys])
         return y + block.mlp(block.norm2(y)) if self.mlp is None else y
+
+
+class StageKernels:
+    """Blocks one after the other, all by the kernels, which are called once."""
+
+    def __init__(self, blocks: Sequence[Block], parts: Sequence[tuple[AttentionKernel, FeedForwardKernel]]) -> None:
+        self.blocks = blocks
+        self.kernel = BlocksKernel(parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (B, H, W, dim) to the same shape and type; float32 within the kernels, and from block to block."""
+        return _run(self.kernel, x, [_keys(block, x) for block in self.blocks])
+
+
+def _run(kernel: BlocksKernel, x: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
+    wide = (x.float() if x.dtype == torch.float16 else x).contiguous()
+    return kernel(wide, keys).to(x.dtype)
+
+
+def _keys(block: Block, x: Tensor) -> tuple[int, int]:
+    """The grid of the keys for a map x."""
+    assert isinstance(block.attn, SpatialReductionAttention)
+    return block.attn.reduced_size(*x.shape[1:3])
 
 
 def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
     """None where neither half is of a form that the kernels know."""
-    attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
-    mlp = _lay_out_mlp(block, operand) if knows_mlp(block, operand) else None
+    attention, mlp = _halves(block, operand)
     return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
+
+
+def lay_out_blocks(blocks: nn.ModuleList, operand: Operand) -> StageKernels | None:
+    """None where a block is none of ours or has a half that the kernels do not know."""
+    from srattn.layers.block import Block
+
+    parts: list[tuple[AttentionKernel, FeedForwardKernel]] = []
+    for block in blocks:
+        if type(block) is not Block or not (knows_attention(block, operand) and knows_mlp(block, operand)):
+            return None
+        parts.append((_lay_out_attention(block, operand), _lay_out_mlp(block, operand)))
+    return StageKernels(list(blocks), parts) if parts else None  # type: ignore[arg-type]
+
+
+def _halves(block: Block, operand: Operand) -> tuple[AttentionKernel | None, FeedForwardKernel | None]:
+    attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
+    return attention, _lay_out_mlp(block, operand) if knows_mlp(block, operand) else None
 
 
 def knows_attention(block: Block, operand: Operand = "float32") -> bool:

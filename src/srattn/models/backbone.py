@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
+from srattn.layers import native
 from srattn.layers.attention import MapAttention
+from srattn.layers.block_kernels import lay_out_blocks
 from srattn.layers.patch_embed import Embedding
 from srattn.layers.recompute import recomputed
 from srattn.layers.reduction import check_edge
@@ -54,6 +56,9 @@ class Stage(nn.Module):
 
     def run(self, tokens: Tensor) -> Tensor:
         """The blocks and the norm on (B, H, W, C)."""
+        kernels = native.layout_of(self.blocks, tokens, lay_out_blocks)
+        if kernels is not None:
+            return self.norm(kernels(tokens))
         for block in self.blocks:
             tokens = self.run_block(block, tokens)
         return self.norm(tokens)

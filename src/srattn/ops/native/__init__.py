@@ -3,6 +3,7 @@
 from srattn.ops.native.build import Operand as Operand
 from srattn.ops.native.build import processor_flags as processor_flags
 from srattn.ops.native.calls import AttentionKernel as AttentionKernel
+from srattn.ops.native.calls import BlocksKernel as BlocksKernel
 from srattn.ops.native.calls import FeedForwardKernel as FeedForwardKernel
 from srattn.ops.native.calls import Linear as Linear
 from srattn.ops.native.calls import NormWeights as NormWeights
@@ -11,7 +12,6 @@ from srattn.ops.native.calls import absorbs as absorbs
 from srattn.ops.native.calls import attention_macs as attention_macs
 from srattn.ops.native.calls import feed_forward_cut as feed_forward_cut
 from srattn.ops.native.calls import lanes as lanes
-from srattn.ops.native.calls import run_block as run_block
 from srattn.ops.native.calls import takes_pairs as takes_pairs
 from srattn.ops.native.library import available as available
 from srattn.ops.native.library import has_matrix_units as has_matrix_units

@@ -22,6 +22,7 @@ from srattn.ops.native.library import (
     FeedForward,
     Held,
     Patch,
+    Step,
     cache_bytes,
     library,
     padded,
@@ -124,7 +125,7 @@ class FeedForwardKernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor of the same shape."""
-        return run_block(None, self, x)
+        return BlocksKernel([(None, self)])(x, [(0, 0)])
 
 
 class AttentionKernel:
@@ -173,23 +174,45 @@ class AttentionKernel:
 
     def __call__(self, x: Tensor, keys: tuple[int, int]) -> Tensor:
         """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor; `keys` is the grid of the keys."""
-        return run_block(self, None, x, keys)
+        return BlocksKernel([(self, None)])(x, [keys])
 
 
-def run_block(
-    attention: AttentionKernel | None, mlp: FeedForwardKernel | None, x: Tensor, keys: tuple[int, int] = (0, 0)
-) -> Tensor:
-    """Both halves of a block, or one, on x (B, H, W, dim): contiguous, float32 or bfloat16. float32 in between."""
-    batch, height, width, dim = x.shape
-    out, threads, absorbed = torch.empty_like(x), torch.get_num_threads(), False
+class BlocksKernel:
+    """Blocks of one width, one after the other, in one call: float32 in between.
+
+    Args:
+        parts: the halves of each block, either of which may be None.
+    """
+
+    def __init__(self, parts: Sequence[tuple[AttentionKernel | None, FeedForwardKernel | None]]) -> None:
+        self.parts = parts
+        self.library = next(half for half in parts[0] if half is not None).library
+        self._last: tuple[object, ctypes.Array[Step]] | None = None
+
+    def __call__(self, x: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
+        """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor; `keys`: each block's grid of keys."""
+        out, (height, width) = torch.empty_like(x), x.shape[1:3]
+        steps, half = self._steps(height * width, keys), x.dtype == torch.bfloat16
+        maps = (x.data_ptr(), out.data_ptr(), *x.shape)
+        _check(self.library.srattn_blocks(steps, len(steps), *maps, half, cache_bytes(), torch.get_num_threads()))
+        return out
+
+    def _steps(self, tokens: int, keys: Sequence[tuple[int, int]]) -> ctypes.Array[Step]:
+        """What the kernels read; that of the last size is kept."""
+        size, last = (tokens, *keys), self._last
+        if last is None or last[0] != size:
+            found = [_step(*halves, tokens, grid) for halves, grid in zip(self.parts, keys, strict=True)]
+            self._last = last = size, (Step * len(found))(*found)
+        return last[1]
+
+
+def _step(attention: AttentionKernel | None, mlp: FeedForwardKernel | None, tokens: int, keys: tuple[int, int]) -> Step:
+    one, other = (None if half is None else half.held.address for half in (attention, mlp))
+    absorbed = False
     if attention is not None:
-        sizes = (height * width, keys[0] * keys[1], dim, attention.heads, attention.width)
+        sizes = (tokens, keys[0] * keys[1], attention.dim, attention.heads, attention.width)
         absorbed = absorbs(*sizes, attention.operand)
-    one, other = (None if k is None else k.held.address for k in (attention, mlp))
-    half, library = x.dtype == torch.bfloat16, (attention or mlp).library  # type: ignore[union-attr]
-    maps = (x.data_ptr(), out.data_ptr(), batch, height, width, *keys)
-    _check(library.srattn_block(one, other, *maps, absorbed, half, cache_bytes(), threads))
-    return out
+    return Step(one, other, *keys, absorbed)
 
 
 def attention_macs(

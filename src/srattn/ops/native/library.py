@@ -53,6 +53,15 @@ class Attention(ctypes.Structure):
     ]
 
 
+class Step(ctypes.Structure):
+    """A block: addresses of its halves, either of which may be absent, the grid of its keys, the attention's form."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ["attention", "feed_forward"]),
+        *((name, c_long) for name in ["keys_h", "keys_w", "absorbed"]),
+    ]
+
+
 _unavailable: dict[Operand, str] = {}
 _multiplies_in_units: dict[Operand, bool] = {}
 
@@ -76,8 +85,8 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     library.srattn_pack.argtypes = [c_void_p, c_long, c_long, c_long, c_long, c_void_p]
     library.srattn_cut.argtypes = [POINTER(FeedForward), c_long, c_long, c_long, POINTER(c_long), POINTER(c_long)]
     library.srattn_patches.argtypes = [POINTER(Patch), c_void_p, POINTER(c_long), *longs, c_void_p, *longs[:2], *ints]
-    library.srattn_block.argtypes = [c_void_p] * 4 + [c_long] * 5 + [c_int, c_int, c_long, c_int]
-    for which, structure in enumerate((Patch, FeedForward, Attention)):
+    library.srattn_blocks.argtypes = [POINTER(Step), c_long, c_void_p, c_void_p] + [c_long] * 4 + [c_int, c_long, c_int]
+    for which, structure in enumerate((Patch, FeedForward, Attention, Step)):
         if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment
             _unavailable[operand] = f"the compiled structure of {structure.__name__} differs from Python's"
             return None

@@ -1,4 +1,4 @@
-// A block: x + attention(norm(x)), then + feed_forward(norm(.)), on maps of float32 or bfloat16, float32 in between.
+// Blocks: x + attention(norm(x)), then + feed_forward(norm(.)), on maps of float32 or bfloat16, float32 in between.
 #pragma once
 #include "attention.h"
 #include "feed_forward.h"
@@ -15,27 +15,35 @@ static void copy_shared(const In* from, long count, Out* to, int threads) {
   }
 }
 
-// Maps as they go through a block.
+// Maps as they go through blocks.
 struct Maps {
   long batch, height, width, dim;
   long count() const { return batch * height * width * dim; }
 };
 
-// Either half may be absent; y may be x.
-static void block(const Attention* a, const FeedForward* f, const float* x, float* y, const Maps& m, long keys_h,
-                  long keys_w, bool absorbed, long cache, int threads) {
-  if (a)
-    attend(*a, x, y, m.batch, m.height, m.width, keys_h, keys_w, absorbed, threads);
-  else if (x != y)
-    copy_shared(x, m.count(), y, threads);
-  if (f) feed_forward(*f, y, m.batch, m.height, m.width, cache, threads);
+// One block; either half may be absent.
+struct Step {
+  const Attention* attention;
+  const FeedForward* feed_forward;
+  long keys_h, keys_w, absorbed;
+};
+
+// One block after the other; y may be x.
+static void blocks(const Step* steps, long count, const float* x, float* y, const Maps& m, long cache, int threads) {
+  for (long i = 0; i < count; ++i, x = y) {
+    const Step& s = steps[i];
+    if (s.attention)
+      attend(*s.attention, x, y, m.batch, m.height, m.width, s.keys_h, s.keys_w, s.absorbed, threads);
+    else if (x != y)
+      copy_shared(x, m.count(), y, threads);
+    if (s.feed_forward) feed_forward(*s.feed_forward, y, m.batch, m.height, m.width, cache, threads);
+  }
 }
 
-static void block(const Attention* a, const FeedForward* f, const Half* x, Half* y, const Maps& m, long keys_h,
-                  long keys_w, bool absorbed, long cache, int threads) {
+static void blocks(const Step* steps, long count, const Half* x, Half* y, const Maps& m, long cache, int threads) {
   float* wide = whole_map.take(m.count());
   copy_shared(x, m.count(), wide, threads);
-  block(a, f, wide, wide, m, keys_h, keys_w, absorbed, cache, threads);
+  blocks(steps, count, wide, wide, m, cache, threads);
   copy_shared(wide, m.count(), y, threads);
   whole_map.trim();
 }

@@ -47,7 +47,7 @@ void srattn_pack(const float* w, long n, long k, long column_step, long row_step
   pack(w, n, k, column_step, row_step, out);
 }
 long srattn_sizes(int which) {
-  return which == 0 ? sizeof(Patch) : which == 1 ? sizeof(FeedForward) : sizeof(Attention);
+  return which == 0 ? sizeof(Patch) : which == 1 ? sizeof(FeedForward) : which == 2 ? sizeof(Attention) : sizeof(Step);
 }
 void srattn_cut(const FeedForward* f, long height, long width, long cache, long* rows, long* chunk) {
   Cut c = cut(*f, height, width, cache);
@@ -62,11 +62,11 @@ int srattn_patches(const Patch* p, const void* x, const long* steps, long batch,
   };
   GUARDED(half ? run((const Half*)x, (Half*)out) : run((const float*)x, (float*)out))
 }
-int srattn_block(const Attention* a, const FeedForward* f, const void* x, void* y, long batch, long height, long width,
-                 long keys_h, long keys_w, int absorbed, int half, long cache, int threads) {
+int srattn_blocks(const Step* steps, long count, const void* x, void* y, long batch, long height, long width, long dim,
+                  int half, long cache, int threads) {
   fetches_ahead = batch == 1;
-  Maps maps{batch, height, width, a ? a->dim : f->dim};
-  auto run = [&](auto* from, auto* to) { block(a, f, from, to, maps, keys_h, keys_w, absorbed, cache, threads); };
+  Maps maps{batch, height, width, dim};
+  auto run = [&](auto* from, auto* to) { blocks(steps, count, from, to, maps, cache, threads); };
   GUARDED(half ? run((const Half*)x, (Half*)y) : run((const float*)x, (float*)y))
 }
 }
