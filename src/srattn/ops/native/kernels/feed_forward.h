@@ -34,9 +34,11 @@ static long even(long hidden, long most) {
   return ((hidden + count - 1) / std::max<long>(count, 1) + PANEL - 1) / PANEL * PANEL;
 }
 
-// Rows in the ring. A group needs one more above and below; with room for two groups each is one product in one piece.
+// Rows in the ring. A group needs one more above and below; with room for two groups each is one product in one piece,
+// which matters where the products are fastest.
 static long ring_of(const FeedForward& f, long rows, long height) {
-  return f.conv ? std::min(std::max<long>(2 * rows, 3), height) : rows;
+  long most = matrix_units ? std::max<long>(2 * rows, 3) : rows + 2;
+  return f.conv ? std::min(most, height) : rows;
 }
 
 static Cut cut(const FeedForward& f, long height, long width, long cache) {
@@ -84,7 +86,7 @@ static void hidden_part(const FeedForward& f, const Cut& c, const Operand* xn, f
   Operand* g = pieces.take<Operand>(c.rows * width * step);
   if (f.conv) std::memset(zero, 0, 4 * width * step);
   auto last = [&](long row) { return std::min(std::min(row + c.rows, bottom) + (f.conv ? 1 : 0), rows); };
-  // The rows of the first group end where the ring does, so that those of every other are in one piece.
+  // The rows of the first group end where the ring does, so that those of others begin where it begins.
   long shift = std::max<long>(ring - (last(top) - origin), 0);
   auto slot = [&](long row) { return h + (row - origin + shift) % ring * width * step; };
   for (long first = from; first < to; first += c.chunk) {
