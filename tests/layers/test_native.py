@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -147,6 +149,18 @@ def test_weights_are_never_stale() -> None:
         p.data.mul_(1.5)  # torch counts no version of this
     native.forget(block)
     assert same()
+
+
+def test_models_that_ran_are_freed() -> None:
+    model = build_model("pvt_v2_b0", depths=[1, 1, 1, 1], num_classes=0).eval()
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+        model.stages[0].blocks[0](torch.randn(1, 4, 4, 32))
+    parts = [weakref.ref(m) for m in model.modules()]
+    assert any(part() in native._prepared for part in parts)
+    del model
+    gc.collect()
+    assert not any(part() is not None for part in parts)
 
 
 def test_a_stage_is_its_blocks() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
@@ -27,49 +26,50 @@ if TYPE_CHECKING:
 
 
 class BlockKernels:
-    """A block: its two halves by the kernels, or by its own modules where a half is of another form."""
+    """A block: its two halves by the kernels, or by its own modules where a half is of another form.
+
+    As `srattn.layers.native` asks, it holds the block's parts and not the block.
+    """
 
     def __init__(self, block: Block, attention: AttentionKernel | None, mlp: FeedForwardKernel | None) -> None:
-        self.block, self.attention, self.mlp = block, attention, mlp
+        self.attention, self.mlp = attention, mlp
         self.kernel = BlocksKernel([(attention, mlp)])
+        self.attention_half, self.mlp_half = (block.norm1, block.attn), (block.norm2, block.mlp)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels."""
-        block, keys = self.block, (0, 0)
+        (norm1, attn), (norm2, mlp) = self.attention_half, self.mlp_half
+        keys = (0, 0)
         if self.attention is None:
-            x = x + block.attn(block.norm1(x))
+            x = x + attn(norm1(x))
         else:
-            keys = _keys(block, x)
-        y = _run(self.kernel, x, [keys])
-        return y + block.mlp(block.norm2(y)) if self.mlp is None else y
+            keys = _keys(attn, x)
+        y = self.kernel(x.contiguous(), [keys])
+        return y + mlp(norm2(y)) if self.mlp is None else y
 
 
 class StageKernels:
     """Blocks one after the other, all by the kernels, which are called once."""
 
     def __init__(self, blocks: Sequence[Block], parts: Sequence[tuple[AttentionKernel, FeedForwardKernel]]) -> None:
-        self.blocks = blocks
+        self.attentions = [block.attn for block in blocks]
         self.kernel = BlocksKernel(parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels, and from block to block."""
-        return _run(self.kernel, x, [_keys(block, x) for block in self.blocks])
+        return self.kernel(x.contiguous(), [_keys(attn, x) for attn in self.attentions])
 
 
-def _run(kernel: BlocksKernel, x: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
-    wide = (x.float() if x.dtype == torch.float16 else x).contiguous()
-    return kernel(wide, keys).to(x.dtype)
-
-
-def _keys(block: Block, x: Tensor) -> tuple[int, int]:
+def _keys(attn: nn.Module, x: Tensor) -> tuple[int, int]:
     """The grid of the keys for a map x."""
-    assert isinstance(block.attn, SpatialReductionAttention)
-    return block.attn.reduced_size(*x.shape[1:3])
+    assert isinstance(attn, SpatialReductionAttention)
+    return attn.reduced_size(*x.shape[1:3])
 
 
 def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
     """None where neither half is of a form that the kernels know."""
-    attention, mlp = _halves(block, operand)
+    attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
+    mlp = _lay_out_mlp(block, operand) if knows_mlp(block, operand) else None
     return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
 
 
@@ -83,11 +83,6 @@ def lay_out_blocks(blocks: nn.ModuleList, operand: Operand) -> StageKernels | No
             return None
         parts.append((_lay_out_attention(block, operand), _lay_out_mlp(block, operand)))
     return StageKernels(list(blocks), parts) if parts else None  # type: ignore[arg-type]
-
-
-def _halves(block: Block, operand: Operand) -> tuple[AttentionKernel | None, FeedForwardKernel | None]:
-    attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
-    return attention, _lay_out_mlp(block, operand) if knows_mlp(block, operand) else None
 
 
 def knows_attention(block: Block, operand: Operand = "float32") -> bool:

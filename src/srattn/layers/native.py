@@ -29,11 +29,14 @@ Layout = TypeVar("Layout")
 
 
 class _Prepared:
-    """A module's layout for the kernels, and everything that it depends on."""
+    """A module's layout for the kernels, and everything that it depends on.
+
+    It holds what is inside the module and never the module: else neither would be freed.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         inner = list(module.modules())
-        self.modules = inner
+        self.inside = inner[1:]
         self.children = [(m._modules, name, child) for m in inner for name, child in m._modules.items()]
         self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
         self.state: list[tuple[int, int]] | None = None
@@ -44,9 +47,9 @@ class _Prepared:
         """Whether a module inside has been replaced."""
         return any(owner.get(name) is not child for owner, name, child in self.children)
 
-    def is_disturbed(self) -> bool:
-        """Whether a module inside is in training mode or is listened to by a hook."""
-        return any(m.training or m._forward_hooks or m._forward_pre_hooks for m in self.modules)
+    def is_disturbed(self, module: nn.Module) -> bool:
+        """Whether the module or one inside is in training mode or is listened to by a hook."""
+        return any(m.training or m._forward_hooks or m._forward_pre_hooks for m in (module, *self.inside))
 
     def read_state(self) -> list[tuple[int, int]]:
         """Address and version of each parameter."""
@@ -73,7 +76,7 @@ def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any, Operand], Layou
     entry = _prepared.get(module)
     if entry is None or entry.is_changed():
         entry = _prepared[module] = _Prepared(module)
-    if entry.is_disturbed():
+    if entry.is_disturbed(module):
         return None
     try:
         state = entry.read_state()

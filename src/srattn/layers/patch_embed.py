@@ -6,7 +6,6 @@ without a copy.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,7 +51,7 @@ class PatchEmbed(Embedding):
         rows, columns = reduced_size(height, width, (self.stride, self.stride), self.edge)
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
-            return _run(kernel, x, (rows, columns))
+            return kernel(x, (rows, columns))
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
         if self.edge == "pad" and (is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
@@ -91,7 +90,7 @@ class OverlapPatchEmbed(Embedding):
         """x (B, C, H, W) in any memory format. Returns (B, ceil(H / S), ceil(W / S), dim)."""
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
-            return _run(kernel, x, self.size(*x.shape[2:]))
+            return kernel(x, self.size(*x.shape[2:]))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -109,7 +108,3 @@ def _lay_out(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> PatchKe
     assert isinstance(padding, tuple)
     place = (stride[0], stride[1]), (padding[0], padding[1])
     return PatchKernel(proj.weight, proj.bias, *place, after, operand=operand)
-
-
-def _run(kernel: PatchKernel, x: Tensor, size: tuple[int, int]) -> Tensor:
-    return kernel(x.float(), size).to(x.dtype) if x.dtype == torch.float16 else kernel(x, size)

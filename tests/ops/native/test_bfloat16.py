@@ -121,8 +121,8 @@ def test_what_is_no_number_stays_where_it_is(value: float) -> None:
     assert not result[7].isfinite().any() and result[torch.arange(40) != 7].isfinite().all()
 
 
-def test_torch_finds_its_own_tiles_again() -> None:
-    """Its products of bfloat16 use the same registers, whose shapes it sets and may remember."""
+def test_in_turn_with_products_of_torch() -> None:
+    """Which use the same registers in other shapes."""
     x, w = torch.randn(48, 96).bfloat16(), torch.randn(64, 96).bfloat16()
     kernel = PatchKernel(short(64, 96)[:, :, None, None], None, (1, 1), (0, 0), None, operand="bfloat16")
     image = short(1, 96, 5, 9)

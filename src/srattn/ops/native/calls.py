@@ -2,7 +2,8 @@
 
 `AttentionKernel`, `FeedForwardKernel` and `PatchKernel` lay the weights out once and are then called on channels-last
 tokens. They are inference alone: no gradient flows. With `operand="bfloat16"` the matrix products read bfloat16; sums,
-norms, softmax and all tensors that go in and out stay float32. Dimensions are then even.
+norms and softmax stay float32. Dimensions are then even. Maps go in and out in float32 or bfloat16 as they are, and in
+float16 by way of float32.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class PatchKernel:
         self.out = out
 
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images (B, in, H, W) of any strides to tokens (B, *size, out), of float32 or bfloat16."""
+        """Images (B, in, H, W) of any strides to tokens (B, *size, out) of the same type."""
+        if images.dtype == torch.float16:
+            return self(images.float(), size).to(images.dtype)
         batch, _, height, width = images.shape
         out = images.new_empty(batch, *size, self.out)
         steps = (ctypes.c_long * 4)(*images.stride())
@@ -124,7 +127,7 @@ class FeedForwardKernel:
         self.held.put("fc2_bias", padded(fc2.bias))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor of the same shape."""
+        """x (B, H, W, dim), contiguous, to a new tensor of the same shape and type."""
         return BlocksKernel([(None, self)])(x, [(0, 0)])
 
 
@@ -173,7 +176,7 @@ class AttentionKernel:
         self.held.put("out_heads", _joined(out.weight.split(dv, 1), operand))
 
     def __call__(self, x: Tensor, keys: tuple[int, int]) -> Tensor:
-        """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor; `keys` is the grid of the keys."""
+        """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys` is the grid of the keys."""
         return BlocksKernel([(self, None)])(x, [keys])
 
 
@@ -190,7 +193,9 @@ class BlocksKernel:
         self._last: tuple[object, ctypes.Array[Step]] | None = None
 
     def __call__(self, x: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
-        """x (B, H, W, dim), contiguous, float32 or bfloat16, to a new tensor; `keys`: each block's grid of keys."""
+        """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys`: each block's grid of keys."""
+        if x.dtype == torch.float16:
+            return self(x.float(), keys).to(x.dtype)
         out, (height, width) = torch.empty_like(x), x.shape[1:3]
         steps, half = self._steps(height * width, keys), x.dtype == torch.bfloat16
         maps = (x.data_ptr(), out.data_ptr(), *x.shape)

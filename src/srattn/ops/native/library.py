@@ -1,7 +1,7 @@
 """The compiled kernels as Python sees them: their structures, and weights laid out for them.
 
-Everything is float32 on a CPU, but for what the matrix products read: there is one library for float32 operands and
-one for bfloat16. The structures hold addresses alone, so whoever makes one keeps the tensors (`Held` does). The kernels
+Maps are float32 or bfloat16, and what the matrix products read: there is one library for float32 operands and one for
+bfloat16. The structures hold addresses alone, so whoever makes one keeps the tensors (`Held` does). The kernels
 themselves, with their comments, are in `kernels/`.
 """
 

@@ -1,7 +1,7 @@
 // The processor's units for products of matrices in bfloat16 (Intel AMX): blocks of C of 32 x 32 in eight tiles.
 //
-// A tile is 16 rows of 64 bytes: 16 x 16 sums, 16 rows of 32 numbers of A, or 32 rows in pairs of 16 columns of B, which
-// is how panels lie. A block's last tile of rows begins early enough to be whole, and writes what is new.
+// A tile is 16 rows of 64 bytes: 16 x 16 sums, 16 rows of 32 numbers of A, or 32 rows in pairs of 16 columns of B,
+// which is how panels lie. A block's last tile of rows begins early enough to be whole, and writes what is new.
 #pragma once
 #include "tail.h"
 
@@ -27,7 +27,7 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Held by a thread while it multiplies. Afterwards the tiles have the shapes from before: torch remembers its own.
+// Held by a thread while it multiplies. Afterwards the tiles have the shapes from before, whoever set them.
 class MatrixUnits {
  public:
   MatrixUnits() {
@@ -108,14 +108,15 @@ static void matrix_tiles(long rows, long depth, const Operand* a, long a_step, c
           continue;
         }
         to[i][j] = {here, 4 * c_step};
+        const float* add = tail.add ? tail.add + row * tail.add_step + j * TILE : nullptr;
         from[i][j] = tail.bias         ? Sums{const_cast<float*>(tail.bias) + j * TILE, 0}
-                     : tail.add        ? Sums{const_cast<float*>(tail.add) + row * tail.add_step + j * TILE, 4 * tail.add_step}
+                     : tail.add        ? Sums{const_cast<float*>(add), 4 * tail.add_step}
                      : tail.accumulate ? to[i][j]
                                        : Sums{zeros, 0};
       }
     }
     ahead.fetch(t, count, tiles);
-    tiles > 1 ? multiply<2, VECS>(depth, left, a_step, b, from, to) : multiply<1, VECS>(depth, left, a_step, b, from, to);
+    (tiles > 1 ? multiply<2, VECS> : multiply<1, VECS>)(depth, left, a_step, b, from, to);
     for (long i = 0; i < tiles; ++i)
       for (long j = 0; j < VECS; ++j) {
         if (to[i][j].at != aside[i][j]) continue;

@@ -1,5 +1,5 @@
-// The C interface, called through ctypes. Every pointer is to float32, but panels are of operands; sizes are in numbers,
-// not bytes.
+// The C interface, called through ctypes. Pointers are to float32, but that panels are of operands and maps of what
+// `half` says; sizes are in numbers, not bytes.
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -26,7 +26,7 @@ static inline int omp_get_num_threads() { return 1; }
   }
 
 extern "C" {
-// Once, before all else, and before weights are laid out: whether matrix units are wanted. Answers whether they are used.
+// Once, before weights are laid out: whether matrix units are wanted. Answers whether they are used.
 int srattn_start(int wanted) { return matrix_units_on(wanted); }
 int srattn_lanes() { return LANES; }
 // Bytes of the second cache, which one core has to itself; 0 where the system does not say.
