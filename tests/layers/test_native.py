@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import srattn
 from srattn.layers import native
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.block import Block
-from srattn.layers.block_kernels import lay_out_blocks
+from srattn.layers.block import Block, lay_out_blocks
+from srattn.layers.block_kernels import lay_out_block
 from srattn.layers.feed_forward import ConvMlp, Mlp
 from srattn.models import build_model
 from srattn.ops import native as kernels
@@ -142,8 +142,7 @@ def test_weights_are_never_stale() -> None:
     assert same()
     block.double().float()
     assert same()
-    block.norm2.eps = 0.5
-    native.forget(block)  # a number, which has no version
+    block.norm2.eps = 0.5  # a number, which has no version
     assert same()
     for p in block.parameters():
         p.data.mul_(1.5)  # torch counts no version of this
@@ -187,6 +186,9 @@ def test_a_stage_is_its_blocks() -> None:
             assert not torch.equal(stage.run(x), stage.norm(alone))
             stage.blocks[2].mlp.fc1.weight.div_(2)
     assert len(heard) == 2
+    with torch.no_grad():
+        one = native.layout_of(stage.blocks[0], x, lay_out_block)
+        assert native.layout_of(stage.blocks, x, lay_out_blocks).kernel.parts[0] == one.kernel.parts[0], "laid out once"
     stage.blocks[1] = nn.Identity()
     with torch.no_grad():
         assert not together() and torch.equal(stage.run(x), stage.norm(stage.blocks[2](stage.blocks[0](x))))

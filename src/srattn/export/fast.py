@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from srattn.export import fold
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.block import Block
-from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp
+from srattn.layers.block import Block, Blocks
+from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp, is_depthwise_3x3
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.models.backbone import Backbone
 from srattn.ops.attend import merge_heads, split_heads
@@ -98,7 +98,7 @@ def fast_form(
         if form.in_turn and batch is not None:
             turns = min(-(-batch * hidden // form.in_turn), batch, _MOST_TURNS)
             if turns > 1:
-                stage.blocks = nn.ModuleList([InTurn(stage.blocks, -(-batch // turns))])
+                stage.blocks = Blocks([InTurn(stage.blocks, -(-batch // turns))])
         for owner in (stage, stage.patch_embed):
             if type(owner.norm) is nn.LayerNorm:
                 owner.norm = TokenNorm(owner.norm, centred and owner is stage)
@@ -116,7 +116,7 @@ def is_known(block: nn.Module) -> TypeGuard[Block]:
     assert isinstance(mlp, FeedForward)
     linear = [attn.q, attn.k, attn.v, attn.proj, mlp.fc1, mlp.fc2]
     whole = all(type(module) is nn.Linear for module in linear) and attn.key_dim == attn.value_dim == attn.dim
-    whole = whole and (mlp.dwconv is None or type(mlp.dwconv) is nn.Conv2d)
+    whole = whole and (mlp.dwconv is None or is_depthwise_3x3(mlp.dwconv))
     norms = type(block.norm1) is nn.LayerNorm and type(block.norm2) is nn.LayerNorm
     return whole and norms and type(attn.reduction) in (Reduction, StridedReduction, PooledReduction)
 

@@ -6,14 +6,16 @@ from torch import Tensor, nn
 
 from srattn.layers import native
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.block_kernels import lay_out_block
+from srattn.layers.block_kernels import StageKernels, knows_attention, knows_mlp, lay_out_block
 from srattn.layers.drop import DropPath
 from srattn.layers.hooks import is_listened_to
 from srattn.layers.layer_norm import normed
+from srattn.layers.opaque import Opaque
 from srattn.ops import attend, plan
+from srattn.ops.native import Operand
 
 
-class Block(nn.Module):
+class Block(Opaque):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), with stochastic depth on both branches.
 
     `attn` and `mlp` map (B, H, W, dim) to the same shape.
@@ -41,6 +43,8 @@ class Block(nn.Module):
         kernels = native.layout_of(self, x, lay_out_block)
         if kernels is not None:
             return kernels(x)
+        if native.stays_whole(self, Block, x, _knows_half):
+            return self.as_operator(x, x.shape)
         x = self._attended(x)
         return x + self.drop_path(self.mlp(normed(self.norm2, x)))
 
@@ -62,3 +66,35 @@ class Block(nn.Module):
             return False
         dropped = self.training and (self.drop_path.p > 0.0 or attn.proj_drop.p > 0.0)
         return not dropped and not is_listened_to(attn)
+
+
+class Blocks(Opaque, nn.ModuleList):
+    """Blocks one after the other: maps (B, H, W, dim) to the same shape; one call of the kernels that know them all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = native.layout_of(self, x, lay_out_blocks)
+        if kernels is not None:
+            return kernels(x)
+        if native.stays_whole(self, Blocks, x, _knows_all):
+            return self.as_operator(x, x.shape)
+        for block in self:
+            x = block(x)
+        return x
+
+
+def _knows_half(block: Block, operand: Operand) -> bool:
+    return knows_attention(block, operand) or knows_mlp(block, operand)
+
+
+def _knows_all(blocks: Blocks, operand: Operand) -> bool:
+    return len(blocks) > 0 and all(
+        type(block) is Block and knows_attention(block, operand) and knows_mlp(block, operand) for block in blocks
+    )
+
+
+def lay_out_blocks(blocks: Blocks, operand: Operand) -> StageKernels | None:
+    """None where a block is none of ours or has a half that the kernels do not know."""
+    if not _knows_all(blocks, operand):
+        return None
+    parts = [native.part_of_layout(block, operand, lay_out_block) for block in blocks]
+    return None if None in parts else StageKernels([part for part in parts if part is not None])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.feed_forward import ConvMlp, Mlp
+from srattn.layers.feed_forward import ConvMlp, Mlp, is_depthwise_3x3
+from srattn.layers.native import knows_norm
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.ops import native
 from srattn.ops.native import (
@@ -49,11 +50,11 @@ class BlockKernels:
 
 
 class StageKernels:
-    """Blocks one after the other, all by the kernels, which are called once."""
+    """Blocks one after the other, both halves of each by the kernels, which are called once."""
 
-    def __init__(self, blocks: Sequence[Block], parts: Sequence[tuple[AttentionKernel, FeedForwardKernel]]) -> None:
-        self.attentions = [block.attn for block in blocks]
-        self.kernel = BlocksKernel(parts)
+    def __init__(self, blocks: Sequence[BlockKernels]) -> None:
+        self.attentions = [block.attention_half[1] for block in blocks]
+        self.kernel = BlocksKernel([(block.attention, block.mlp) for block in blocks])
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels, and from block to block."""
@@ -73,22 +74,10 @@ def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
     return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
 
 
-def lay_out_blocks(blocks: nn.ModuleList, operand: Operand) -> StageKernels | None:
-    """None where a block is none of ours or has a half that the kernels do not know."""
-    from srattn.layers.block import Block
-
-    parts: list[tuple[AttentionKernel, FeedForwardKernel]] = []
-    for block in blocks:
-        if type(block) is not Block or not (knows_attention(block, operand) and knows_mlp(block, operand)):
-            return None
-        parts.append((_lay_out_attention(block, operand), _lay_out_mlp(block, operand)))
-    return StageKernels(list(blocks), parts) if parts else None  # type: ignore[arg-type]
-
-
 def knows_attention(block: Block, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters."""
     attn = block.attn
-    if type(attn) is not SpatialReductionAttention or not _is_known(block.norm1):
+    if type(attn) is not SpatialReductionAttention or not knows_norm(block.norm1):
         return False
     if attn.position_bias is not None or attn.value_reduction is not None or attn.key_dim != attn.dim:
         return False
@@ -102,31 +91,22 @@ def knows_attention(block: Block, operand: Operand = "float32") -> bool:
         return True
     if not isinstance(reduction, StridedReduction | PooledReduction):
         return False
-    return type(reduction.proj) is nn.Linear and _is_known(reduction.norm)
+    return type(reduction.proj) is nn.Linear and knows_norm(reduction.norm)
 
 
 def knows_mlp(block: Block, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the feed-forward half."""
     mlp = block.mlp
-    if type(mlp) not in (ConvMlp, Mlp) or not _is_known(block.norm2):
+    if type(mlp) not in (ConvMlp, Mlp) or not knows_norm(block.norm2):
         return False
+    assert isinstance(mlp, ConvMlp | Mlp)
     if type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
         return False
     if mlp.fc1.out_features % native.lanes() or mlp.fc2.out_features != mlp.fc1.in_features:
         return False
     if not native.takes_pairs(operand, mlp.fc1.in_features):
         return False
-    return type(mlp) is Mlp or type(mlp.dwconv) is nn.Conv2d
-
-
-def _is_known(norm: nn.Module) -> bool:
-    """A layer norm over the last axis alone, with weight and bias."""
-    return (
-        type(norm) is nn.LayerNorm
-        and len(norm.normalized_shape) == 1
-        and norm.weight is not None
-        and norm.bias is not None
-    )
+    return mlp.dwconv is None or is_depthwise_3x3(mlp.dwconv)
 
 
 def _norm(norm: nn.Module) -> NormWeights:

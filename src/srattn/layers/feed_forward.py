@@ -53,8 +53,9 @@ class FeedForward(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether the parts are what they were built as, so that their weights say everything."""
-        parts = (self.fc1, self.fc2) if self.dwconv is None else (self.fc1, self.dwconv, self.fc2)
-        return all(type(m) in (nn.Linear, nn.Conv2d) and not is_listened_to(m) for m in parts)
+        if self.dwconv is not None and (not is_depthwise_3x3(self.dwconv) or is_listened_to(self.dwconv)):
+            return False
+        return all(type(m) is nn.Linear and not is_listened_to(m) for m in (self.fc1, self.fc2))
 
     def _convolved(self, x: Tensor) -> Tensor | None:
         """What fc2 takes, by the GPU's kernel of convolution and GELU; None where that is not to be had or wanted."""
@@ -119,3 +120,11 @@ class ConvMlp(FeedForward):
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
         self.drop = nn.Dropout(drop)
+
+
+def is_depthwise_3x3(conv: nn.Module | None) -> bool:
+    """With zeros around the map, as `ConvMlp` makes it."""
+    if type(conv) is not nn.Conv2d or conv.groups != conv.in_channels or conv.padding_mode != "zeros":
+        return False
+    form = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.out_channels == conv.in_channels

@@ -2,8 +2,8 @@
 
 A block or an embedding in eval mode on a CPU takes the kernels by itself where no gradient is wanted. They work on a
 copy of the weights in a layout of their own. It is made at the first call, and made anew as soon as a parameter is
-another one or has changed: every call compares the address and the version counter of each. (Changes through `.data`
-are not counted by torch; `forget` is for those.)
+another one or has changed: every call compares the address and the version counter of each, and the epsilons of norms.
+(Changes through `.data` are not counted by torch; `forget` is for those.)
 
 Matrix products read float32; in bfloat16, of the model or of autocast, they read bfloat16 where the processor has
 AVX-512 instructions for it, in its matrix units (AMX) where it has those. Matrix units that the kernels cannot use are
@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 from srattn.ops import native
 from srattn.ops.native import Operand
 from srattn.ops.plan import forced
+from srattn.ops.tracing import constant_while_compiling, is_exporting
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Layout = TypeVar("Layout")
@@ -39,7 +40,8 @@ class _Prepared:
         self.inside = inner[1:]
         self.children = [(m._modules, name, child) for m in inner for name, child in m._modules.items()]
         self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
-        self.state: list[tuple[int, int]] | None = None
+        self.norms = [m for m in inner if isinstance(m, nn.LayerNorm)]
+        self.state: list[Any] = []
         self.dtypes: set[torch.dtype] = set()
         self.layouts: dict[Operand, Any] = {}
 
@@ -51,10 +53,21 @@ class _Prepared:
         """Whether the module or one inside is in training mode or is listened to by a hook."""
         return any(m.training or m._forward_hooks or m._forward_pre_hooks for m in (module, *self.inside))
 
-    def read_state(self) -> list[tuple[int, int]]:
-        """Address and version of each parameter."""
+    def refresh(self, module: nn.Module) -> None:
+        """Drops the layouts if a parameter has changed, its address or its version, or the epsilon of a norm."""
         found = [owner[name] for owner, name in self.parameters]
-        return [(p.data_ptr(), p._version) for p in found if p is not None]
+        state: list[Any] = [(p.data_ptr(), p._version) for p in found if p is not None]
+        state += [norm.eps for norm in self.norms]
+        if state != self.state:
+            self.layouts.clear()
+            self.state = state
+            self.dtypes = {p.dtype for p in module.parameters()}
+
+    def layout(self, module: nn.Module, operand: Operand, make: Callable[[Any, Operand], Any]) -> Any:
+        """What `make` laid out for these operands, once."""
+        if operand not in self.layouts:
+            self.layouts[operand] = make(module, operand)
+        return self.layouts[operand]
 
 
 _prepared: weakref.WeakKeyDictionary[nn.Module, _Prepared] = weakref.WeakKeyDictionary()
@@ -71,26 +84,57 @@ def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any, Operand], Layou
     if reason_against(x) is not None:  # first of all: it says no while torch traces, and asks no more then
         return None
     operand = operand_for(x)
-    if operand is None:
+    entry = _entry(module)
+    if operand is None or entry is None or entry.is_disturbed(module):
         return None
+    if entry.dtypes != {x.dtype} and not (entry.dtypes == {torch.float32} and torch.is_autocast_enabled("cpu")):
+        return None
+    return entry.layout(module, operand, make)
+
+
+def stays_whole(module: nn.Module, of: type, x: Tensor, knows: Callable[[Any, Operand], bool]) -> bool:
+    """Whether torch.compile, which reads this now, is to leave `module` to the kernels; `knows` says if they suit it.
+
+    Only a module of the class `of` itself: the forward of another class may be more than the one that asks. The
+    compiler asks all of this again before it calls its graph, of what it can see. A module that is disturbed later is
+    right all the same: its forward decides anew.
+    """
+    if not torch.compiler.is_compiling() or is_exporting() or type(module) is not of:
+        return False
+    if torch.is_grad_enabled() or x.device.type != "cpu" or forced() is not None or x.dtype not in DTYPES:
+        return False
+    operand = operand_of(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+    if operand is None or native.why_not() is not None or not knows(module, operand):
+        return False
+    return not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def part_of_layout(module: nn.Module, operand: Operand, make: Callable[[Any, Operand], Layout | None]) -> Layout | None:
+    """The weights of `module` as `make` lays them out, for the layout of a module around it: both share one copy."""
+    entry = _entry(module)
+    return None if entry is None else entry.layout(module, operand, make)
+
+
+def _entry(module: nn.Module) -> _Prepared | None:
+    """What is kept for this module, up to date; None where torch does not count the changes of its parameters."""
     entry = _prepared.get(module)
     if entry is None or entry.is_changed():
         entry = _prepared[module] = _Prepared(module)
-    if entry.is_disturbed(module):
-        return None
     try:
-        state = entry.read_state()
+        entry.refresh(module)
     except RuntimeError:  # an inference tensor counts no versions
         return None
-    if state != entry.state:
-        entry.layouts.clear()
-        entry.state = state
-        entry.dtypes = {p.dtype for p in module.parameters()}
-    if entry.dtypes != {x.dtype} and not (entry.dtypes == {torch.float32} and torch.is_autocast_enabled("cpu")):
-        return None
-    if operand not in entry.layouts:
-        entry.layouts[operand] = make(module, operand)
-    return entry.layouts[operand]
+    return entry
+
+
+def knows_norm(norm: nn.Module) -> bool:
+    """Whether the kernels compute this norm: a layer norm over the last axis alone, with weight and bias."""
+    return (
+        type(norm) is nn.LayerNorm
+        and len(norm.normalized_shape) == 1
+        and norm.weight is not None
+        and norm.bias is not None
+    )
 
 
 def operand_for(x: Tensor) -> Operand | None:
@@ -100,6 +144,7 @@ def operand_for(x: Tensor) -> Operand | None:
     return operand_of(x.dtype)
 
 
+@constant_while_compiling
 def operand_of(dtype: torch.dtype) -> Operand | None:
     """What the products read for maps of this type, or under autocast to it; None where they are torch's."""
     flags = native.processor_flags()

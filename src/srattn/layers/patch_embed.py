@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers import native
+from srattn.layers.opaque import Opaque
 from srattn.ops.native import NormWeights, Operand, PatchKernel
 from srattn.ops.reduce import reduced_size
 from srattn.ops.tracing import is_exporting
@@ -23,7 +24,7 @@ class Embedding(nn.Module):
         raise NotImplementedError
 
 
-class PatchEmbed(Embedding):
+class PatchEmbed(Opaque, Embedding):
     """Patches that do not overlap, kernel = stride (PVT, arXiv:2102.12122, section 3.2).
 
     `edge` says what happens to pixels that fill no patch, as in `SpatialReductionAttention`.
@@ -52,6 +53,8 @@ class PatchEmbed(Embedding):
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
             return kernel(x, (rows, columns))
+        if native.stays_whole(self, PatchEmbed, x, _knows):
+            return self.as_operator(x, (x.shape[0], rows, columns, self.proj.out_channels))
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
         if self.edge == "pad" and (is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
@@ -62,7 +65,7 @@ class PatchEmbed(Embedding):
         return reduced_size(height, width, (self.stride, self.stride), self.edge)
 
 
-class OverlapPatchEmbed(Embedding):
+class OverlapPatchEmbed(Opaque, Embedding):
     """Patches that overlap (PVT v2, arXiv:2106.13797, section 3.1): kernel 2 S - 1, stride S, padding S - 1.
 
     Kernel 7 at stride 4 and 3 at stride 2, as published; at stride 1, kernel 3. Every pixel is covered at any size.
@@ -91,6 +94,8 @@ class OverlapPatchEmbed(Embedding):
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
             return kernel(x, self.size(*x.shape[2:]))
+        if native.stays_whole(self, OverlapPatchEmbed, x, _knows):
+            return self.as_operator(x, (x.shape[0], *self.size(*x.shape[2:]), self.proj.out_channels))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -98,11 +103,19 @@ class OverlapPatchEmbed(Embedding):
         return -(-height // self.stride), -(-width // self.stride)
 
 
+def _knows(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> bool:
+    """Whether the kernels compute it, whatever the operands: a convolution as it was made, and a norm or none."""
+    proj = embed.proj
+    if type(proj) is not nn.Conv2d or proj.groups != 1 or proj.padding_mode != "zeros" or proj.dilation != (1, 1):
+        return False
+    return isinstance(proj.padding, tuple) and (type(embed.norm) is nn.Identity or native.knows_norm(embed.norm))
+
+
 def _lay_out(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> PatchKernel | None:
     """The embedding for the compiled kernels; None where its parts are of another form."""
-    proj, norm = embed.proj, embed.norm
-    if type(proj) is not nn.Conv2d or proj.groups != 1 or type(norm) not in (nn.LayerNorm, nn.Identity):
+    if not _knows(embed, operand):
         return None
+    proj, norm = embed.proj, embed.norm
     after = NormWeights(norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else None
     stride, padding = proj.stride, proj.padding
     assert isinstance(padding, tuple)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
-from srattn.layers import native
 from srattn.layers.attention import MapAttention
-from srattn.layers.block_kernels import lay_out_blocks
+from srattn.layers.block import Blocks
 from srattn.layers.patch_embed import Embedding
 from srattn.layers.recompute import recomputed
 from srattn.layers.reduction import check_edge
@@ -45,7 +44,7 @@ class Stage(nn.Module):
         super().__init__()
         self.patch_embed = patch_embed
         self.position = nn.Identity() if position is None else position
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = Blocks(blocks)
         self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
         self.lean = False
@@ -56,9 +55,8 @@ class Stage(nn.Module):
 
     def run(self, tokens: Tensor) -> Tensor:
         """The blocks and the norm on (B, H, W, C)."""
-        kernels = native.layout_of(self.blocks, tokens, lay_out_blocks)
-        if kernels is not None:
-            return self.norm(kernels(tokens))
+        if not torch.is_grad_enabled():
+            return self.norm(self.blocks(tokens))
         for block in self.blocks:
             tokens = self.run_block(block, tokens)
         return self.norm(tokens)

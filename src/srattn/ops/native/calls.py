@@ -31,6 +31,7 @@ from srattn.ops.native.library import (
     plain,
     put_norm,
 )
+from srattn.ops.tracing import constant_while_compiling
 
 
 class NormWeights(NamedTuple):
@@ -255,11 +256,13 @@ def feed_forward_cut(
     return rows.value, chunk.value
 
 
+@constant_while_compiling
 def takes_pairs(operand: Operand, *sizes: int) -> bool:
     """Whether depths of these sizes suit the operands, which the products may read two at a time."""
     return not any(size % library(operand).srattn_pair() for size in sizes)
 
 
+@constant_while_compiling
 def lanes() -> int:
     """Numbers in a vector of the compiled kernels."""
     return library().srattn_lanes()

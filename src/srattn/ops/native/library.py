@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from srattn.ops.native.build import Operand, Unavailable, library_path, share_threads
+from srattn.ops.tracing import constant_while_compiling
 
 
 class Norm(ctypes.Structure):
@@ -98,6 +99,7 @@ def available(operand: Operand = "float32") -> bool:
     return _load(operand) is not None
 
 
+@constant_while_compiling
 def why_not(operand: Operand = "float32") -> str | None:
     """Why the kernels cannot run here, in words; None where they can."""
     _load(operand)
