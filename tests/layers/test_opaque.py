@@ -134,6 +134,10 @@ def test_weights_are_those_of_the_call() -> None:
     assert same()
     block.norm1.eps = 0.5
     assert same()
+    block.mlp.fc1 = spread_out(nn.Linear(32, 128)).eval()  # type: ignore[assignment]
+    assert same()
+    block.attn.proj.bias = None  # type: ignore[union-attr]
+    assert same()
     heard: list[int] = []
     block.attn.register_forward_hook(lambda *args: heard.append(1))
     assert same() and len(heard) == 2, "of both"

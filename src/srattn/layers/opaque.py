@@ -8,6 +8,7 @@ No graph breaks, and sizes may be dynamic.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ class Opaque(nn.Module):
         self._enrol()
 
     def _enrol(self) -> None:
+        self._places: list[tuple[dict[str, Any], str]] = []
         number = next(_numbers)
         self.number = torch.tensor(number, device="cpu")
         _enrolled[number] = self
@@ -47,6 +49,28 @@ class Opaque(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         return _module(x, size, self.number, list(self.parameters()), dtype)
 
+    def has_weights(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these are the module's own parameters, in their order."""
+        given = [weight.data_ptr() for weight in weights]
+        if self._addresses() == given:
+            return True
+        self._places = _places_of(self)  # asked for the first time, or a part was replaced
+        return self._addresses() == given
+
+    def _addresses(self) -> list[int]:
+        found = [owner.get(name) for owner, name in self._places]
+        return [parameter.data_ptr() for parameter in found if parameter is not None]
+
+
+def _places_of(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where each of `module.parameters()` hangs, so that it is found without a walk through the modules."""
+    found: dict[int, tuple[dict[str, Any], str]] = {}
+    for inner in module.modules():
+        for name, parameter in inner._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), (inner._parameters, name))
+    return list(found.values())
+
 
 @torch.library.custom_op("srattn::module", mutates_args=())
 def _module(
@@ -54,12 +78,12 @@ def _module(
 ) -> Tensor:
     """The forward of an enrolled module with these weights, which are its own unless something stands in for them."""
     module = _enrolled[int(number)]
-    own = dict(module.named_parameters())
-    with torch.autocast("cpu", autocast, enabled=autocast is not None):
-        if all(mine.data_ptr() == given.data_ptr() for mine, given in zip(own.values(), weights, strict=True)):
+    with contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+        if module.has_weights(weights):
             result = module.forward(x)
         else:  # torch.func.functional_call, around the compiled model or within it
-            result = torch.func.functional_call(module, dict(zip(own, weights, strict=True)), x)
+            names = [name for name, _ in module.named_parameters()]
+            result = torch.func.functional_call(module, dict(zip(names, weights, strict=True)), x)
     return result.to(x.dtype, memory_format=torch.contiguous_format, copy=result is x)
 
 
