@@ -18,6 +18,7 @@ from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.block import Block, lay_out_blocks
 from srattn.layers.block_kernels import lay_out_block
 from srattn.layers.feed_forward import ConvMlp, Mlp
+from srattn.layers.window import LocallyGroupedAttention
 from srattn.models import build_model
 from srattn.ops import native as kernels
 from tests.truth import spread_out
@@ -100,6 +101,51 @@ def test_another_feed_forward_or_attention_stays_with_torch() -> None:
     check(block, torch.randn(1, 5, 5, 32))
     block.mlp = Own().eval()
     assert not used(block, torch.randn(1, 5, 5, 32))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (9, 12), (3, 5)])
+@pytest.mark.parametrize("pointwise", [True, False])
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_attention_within_windows(size: tuple[int, int], pointwise: bool, mask_padding: bool) -> None:
+    """Windows that divide the map are maps of their own, unless the feed-forward looks over their edges."""
+    attn = LocallyGroupedAttention(32, 2, (4, 6), mask_padding=mask_padding)
+    block = spread_out(Block(32, attn, Mlp(32, 112) if pointwise else ConvMlp(32, 64))).eval()
+    check(block, torch.randn(2, *size, 32))
+    divided = size[0] % 4 == 0 and size[1] % 6 == 0
+    with torch.no_grad(), mock.patch.object(type(attn), "forward", side_effect=AssertionError):
+        if divided and pointwise:
+            block(torch.randn(2, *size, 32))
+        else:
+            with pytest.raises(AssertionError):
+                block(torch.randn(2, *size, 32))
+
+
+def test_windows_in_bfloat16(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags(monkeypatch, "avx512_bf16")
+    block = spread_out(Block(64, LocallyGroupedAttention(64, 2, 7), Mlp(64, 256))).eval().bfloat16()
+    for size in [(7, 7), (14, 21), (8, 7)]:
+        half_precision(block, torch.randn(3, *size, 64).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cvt_13", {"depths": [1, 1, 2]}),
+        ("mvitv2_tiny", {"depths": [1, 1, 2, 1]}),
+        ("twins_svt_small", {"depths": [2, 2, 2, 2], "window_sizes": [(4, 6), (8, 4), (2, 2), (2, 3)]}),
+    ],
+)
+def test_halves_of_other_blocks(name: str, options: dict[str, object]) -> None:
+    """Feed-forwards behind attention of another form, beside a class token or pooled queries; and windows."""
+    model = spread_out(build_model(name, num_classes=10, **options)).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        blocks = [block for stage in model.iter_stages() for block in stage.blocks]
+        assert used(model, x)
+        result = model(x)
+        assert len({id(native._prepared[block]) for block in blocks}) == len(blocks), "each has weights laid out"
+        with srattn.force_path("plain"):
+            assert (result - model(x)).abs().max() <= 1e-5 * result.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,20 @@ def test_no_pixel_is_lost(size: int) -> None:
     assert reached == {"pad": True, "floor": size != 34}
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("edge", ["pad", "floor"])
+def test_the_kernels_embed_what_torch_does(stride: int, edge: str) -> None:
+    """Under "floor" a grid is not the image divided by the stride."""
+    embed = ConvolutionalEmbed(3, 32, stride, edge=edge).eval()
+    for size in range(8, 20):
+        image = torch.randn(1, 3, size, size + 3)
+        with torch.no_grad():
+            tokens = embed(image)
+            with srattn.force_path("plain"):
+                assert torch.allclose(tokens, embed(image), atol=1e-5)
+        assert tokens.shape[1:3] == embed.size(size, size + 3)
+
+
 def test_attention_is_explained_with_the_class_token() -> None:
     maps = attention_maps(small(), torch.randn(2, 3, 64, 96))
     assert [(m.grid, m.key_grid, m.class_token) for m in maps] == [

@@ -11,6 +11,7 @@ import srattn
 from srattn import SpatialReductionAttention, SrattnError
 from srattn.models import build_model
 from srattn.ops import attend
+from srattn.ops import native as kernels
 from srattn.ops.plan import PATHS, Shape, choose, cost_of
 
 FUNCTIONS = ("plain", "sdpa", "absorbed_grouped", "absorbed_streamed")
@@ -100,3 +101,24 @@ def test_the_plan_knows_pyramids_class_tokens_and_default_sizes() -> None:
     assert [row.tokens for row in srattn.plan(pyramid, (64, 96))] == [(16, 24), (8, 12)]
     with pytest.raises(SrattnError, match=r"below the minimum"):
         srattn.plan(pyramid, 16)
+
+
+@pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels here: {kernels.why_not()}")
+@pytest.mark.parametrize(
+    ("name", "size", "by_torch"),
+    [
+        ("pvt_tiny", (64, 96), 0),
+        ("pvt_v2_b2_li", (64, 96), 0),
+        ("twins_svt_small", (224, 224), 0),
+        ("twins_svt_small", (200, 224), 3),  # windows that do not divide the maps of three stages
+    ],
+)
+def test_the_plan_names_the_kernels_where_they_run(name: str, size: tuple[int, int], by_torch: int) -> None:
+    model = build_model(name, depths=(2, 2, 2, 2)).eval()
+    with torch.no_grad(), mock.patch.object(SpatialReductionAttention, "_attend", autospec=True) as attend:
+        attend.side_effect = lambda attn, queries, *rest: torch.zeros_like(queries)
+        model(torch.randn(1, 3, *size))
+    rows = list(srattn.plan(model, size))
+    assert attend.call_count == by_torch
+    assert sum(not row.reason.startswith("kernel") for row in rows) == by_torch
+    assert all(row.feed_forward.startswith("kernel") for row in rows)

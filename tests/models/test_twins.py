@@ -126,8 +126,7 @@ def test_the_plan_has_a_row_for_windows_and_one_for_the_whole_map() -> None:
         ("2", 1, (25, 28), 1, (7, 7)),
         ("3", 5, (7, 7), 4, (7, 7)),
         ("3", 5, (13, 14), 1, (7, 7)),
-        ("4", 2, (7, 7), 1, (7, 7)),  # one window is the whole map, but the compiled kernels know the latter alone
-        ("4", 2, (7, 7), 1, (7, 7)),
+        ("4", 4, (7, 7), 1, (7, 7)),  # one window is the whole map
     ]
     # q, k, v and the output for every token of every window, and the logits and their use within windows.
     assert rows[0].macs == 64 * 49 * (4 * 64 * 64 + 2 * 49 * 64)

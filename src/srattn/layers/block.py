@@ -83,13 +83,18 @@ class Blocks(Opaque, nn.ModuleList):
 
 
 def _knows_half(block: Block, operand: Operand) -> bool:
-    return knows_attention(block, operand) or knows_mlp(block, operand)
+    return knows_attention(block, operand) or knows_mlp(block.norm2, block.mlp, operand)
 
 
 def _knows_all(blocks: Blocks, operand: Operand) -> bool:
-    return len(blocks) > 0 and all(
-        type(block) is Block and knows_attention(block, operand) and knows_mlp(block, operand) for block in blocks
-    )
+    return len(blocks) > 0 and all(type(block) is Block and _knows_whole(block, operand) for block in blocks)
+
+
+def _knows_whole(block: Block, operand: Operand) -> bool:
+    """Both halves, the attention being to the whole map."""
+    if type(block.attn) is not SpatialReductionAttention:
+        return False
+    return knows_attention(block, operand) and knows_mlp(block.norm2, block.mlp, operand)
 
 
 def lay_out_blocks(blocks: Blocks, operand: Operand) -> StageKernels | None:

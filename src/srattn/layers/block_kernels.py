@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.feed_forward import ConvMlp, Mlp, is_depthwise_3x3
+from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp, is_depthwise_3x3
 from srattn.layers.native import knows_norm
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
+from srattn.layers.window import LocallyGroupedAttention
 from srattn.ops import native
 from srattn.ops.native import (
     AttentionKernel,
@@ -21,9 +22,17 @@ from srattn.ops.native import (
     Operand,
     PatchKernel,
 )
+from srattn.ops.windows import from_windows, to_windows
 
 if TYPE_CHECKING:
     from srattn.layers.block import Block
+
+
+class BlockLike(Protocol):
+    """What has a feed-forward behind a norm."""
+
+    norm2: nn.LayerNorm
+    mlp: nn.Module
 
 
 class BlockKernels:
@@ -36,17 +45,38 @@ class BlockKernels:
         self.attention, self.mlp = attention, mlp
         self.kernel = BlocksKernel([(attention, mlp)])
         self.attention_half, self.mlp_half = (block.norm1, block.attn), (block.norm2, block.mlp)
+        self.window = block.attn.size if isinstance(block.attn, LocallyGroupedAttention) else None
+        self.mlp_alone = None if self.window is None or mlp is None else BlocksKernel([(None, mlp)])
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels."""
         (norm1, attn), (norm2, mlp) = self.attention_half, self.mlp_half
-        keys = (0, 0)
-        if self.attention is None:
-            x = x + attn(norm1(x))
+        if self.attention is not None and self.window is not None:
+            y = self._within_windows(x, self.window)
+        elif self.attention is not None:
+            y = self.kernel(x.contiguous(), [_keys(attn, x)])
         else:
-            keys = _keys(attn, x)
-        y = self.kernel(x.contiguous(), [keys])
+            y = self.kernel((x + attn(norm1(x))).contiguous(), [(0, 0)])
         return y + mlp(norm2(y)) if self.mlp is None else y
+
+    def _within_windows(self, x: Tensor, window: tuple[int, int]) -> Tensor:
+        """Each window as a map of its own, in which a feed-forward sees no neighbours either."""
+        (norm1, attn), (height, width) = self.attention_half, x.shape[1:3]
+        if height % window[0] or width % window[1]:  # what is appended is zero behind the norm, not before
+            x = x + attn(norm1(x))
+            return x if self.mlp_alone is None else self.mlp_alone(x.contiguous(), [(0, 0)])
+        return from_windows(self.kernel(to_windows(x, window), [window]), height, width)
+
+
+class FeedForwardHalf:
+    """x + mlp(norm2(x)) of a block whose attention is of another form."""
+
+    def __init__(self, mlp: FeedForwardKernel) -> None:
+        self.kernel = BlocksKernel([(None, mlp)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (B, H, W, dim) to the same shape and type."""
+        return self.kernel(x.contiguous(), [(0, 0)])
 
 
 class StageKernels:
@@ -70,21 +100,29 @@ def _keys(attn: nn.Module, x: Tensor) -> tuple[int, int]:
 def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
     """None where neither half is of a form that the kernels know."""
     attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
-    mlp = _lay_out_mlp(block, operand) if knows_mlp(block, operand) else None
+    mlp = _lay_out_mlp(block.norm2, block.mlp, operand) if knows_mlp(block.norm2, block.mlp, operand) else None
     return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
 
 
+def lay_out_feed_forward(block: BlockLike, operand: Operand) -> FeedForwardHalf | None:
+    """None where the feed-forward is of a form that the kernels do not know."""
+    known = knows_mlp(block.norm2, block.mlp, operand)
+    return FeedForwardHalf(_lay_out_mlp(block.norm2, block.mlp, operand)) if known else None
+
+
 def knows_attention(block: Block, operand: Operand = "float32") -> bool:
-    """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters."""
+    """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters; or
+    within windows that a map is divided into (and the feed-forward sees one token at a time, if they know it)."""
     attn = block.attn
+    if type(attn) is LocallyGroupedAttention:
+        mlp = block.mlp
+        pointwise = not knows_mlp(block.norm2, mlp, operand) or (isinstance(mlp, FeedForward) and mlp.dwconv is None)
+        return pointwise and _knows_projections(attn.window, operand) and knows_norm(block.norm1)
     if type(attn) is not SpatialReductionAttention or not knows_norm(block.norm1):
         return False
     if attn.position_bias is not None or attn.value_reduction is not None or attn.key_dim != attn.dim:
         return False
-    if any(type(m) is not nn.Linear for m in (attn.q, attn.k, attn.v, attn.proj)):
-        return False
-    heads = attn.num_heads
-    if not native.takes_pairs(operand, attn.dim, attn.dim // heads, attn.q.out_features // heads):
+    if not _knows_projections(attn, operand):
         return False
     reduction = attn.reduction
     if type(reduction) is Reduction:
@@ -94,10 +132,16 @@ def knows_attention(block: Block, operand: Operand = "float32") -> bool:
     return type(reduction.proj) is nn.Linear and knows_norm(reduction.norm)
 
 
-def knows_mlp(block: Block, operand: Operand = "float32") -> bool:
-    """Whether the kernels compute the feed-forward half."""
-    mlp = block.mlp
-    if type(mlp) not in (ConvMlp, Mlp) or not knows_norm(block.norm2):
+def _knows_projections(attn: SpatialReductionAttention, operand: Operand) -> bool:
+    if any(type(m) is not nn.Linear for m in (attn.q, attn.k, attn.v, attn.proj)):
+        return False
+    heads = attn.num_heads
+    return native.takes_pairs(operand, attn.dim, attn.dim // heads, attn.q.out_features // heads)
+
+
+def knows_mlp(norm: nn.Module, mlp: nn.Module, operand: Operand = "float32") -> bool:
+    """Whether the kernels compute the feed-forward half: the norm before it, and the rest."""
+    if type(mlp) not in (ConvMlp, Mlp) or not knows_norm(norm):
         return False
     assert isinstance(mlp, ConvMlp | Mlp)
     if type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
@@ -119,15 +163,15 @@ def _linear(module: nn.Module) -> Linear:
     return Linear(module.weight, module.bias)
 
 
-def _lay_out_mlp(block: Block, operand: Operand) -> FeedForwardKernel:
-    mlp = block.mlp
+def _lay_out_mlp(norm: nn.Module, mlp: nn.Module, operand: Operand) -> FeedForwardKernel:
     assert isinstance(mlp, ConvMlp | Mlp)
     taps = None if mlp.dwconv is None else Linear(mlp.dwconv.weight, mlp.dwconv.bias)
-    return FeedForwardKernel(_norm(block.norm2), _linear(mlp.fc1), _linear(mlp.fc2), taps, mlp.extra_relu, operand)
+    return FeedForwardKernel(_norm(norm), _linear(mlp.fc1), _linear(mlp.fc2), taps, mlp.extra_relu, operand)
 
 
 def _lay_out_attention(block: Block, operand: Operand) -> AttentionKernel:
     norm, attn = _norm(block.norm1), block.attn
+    attn = attn.window if isinstance(attn, LocallyGroupedAttention) else attn
     assert isinstance(attn, SpatialReductionAttention)
     reduction, kernel, cells = attn.reduction, None, None
     if isinstance(reduction, StridedReduction):

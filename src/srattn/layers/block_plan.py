@@ -14,6 +14,7 @@ from srattn.layers.block import Block
 from srattn.layers.block_kernels import knows_attention, knows_mlp
 from srattn.layers.feed_forward import FeedForward
 from srattn.layers.native import operand_of
+from srattn.layers.window import LocallyGroupedAttention
 from srattn.ops import native
 from srattn.ops.feed_forward import words
 from srattn.ops.plan import KERNEL_DEVICES, forced, why_not_here
@@ -35,24 +36,37 @@ class BlockPlan(NamedTuple):
     feed_forward: str
 
 
-def plan_block(
-    block: Block, tokens: tuple[int, int], batch: int, training: bool, device: str, parts: Sequence[HeadsPlan]
-) -> BlockPlan:
-    """The plan of a block for maps of `tokens`, on a `device` such as "cpu" ("meta" counts as one).
+class Place(NamedTuple):
+    """Where a block stands: the grid of its map, and that of each map of its attention with their number (windows)."""
 
-    `parts` is what the attention plans for itself; of attention within windows, `tokens` is one window.
+    grid: tuple[int, int]
+    tokens: tuple[int, int]
+    copies: int
+
+    def is_divided(self) -> bool:
+        """Whether the attention's maps cover the block's without anything appended."""
+        return self.copies * math.prod(self.tokens) == math.prod(self.grid)
+
+
+def plan_block(
+    block: Block, place: Place, batch: int, training: bool, device: str, parts: Sequence[HeadsPlan]
+) -> BlockPlan:
+    """The plan of a block on a `device` such as "cpu" ("meta" counts as one).
+
+    `parts` is what the attention plans for itself.
     """
-    height, width = tokens
+    height, width = place.grid
     dtype = block.norm1.weight.dtype
     device = "cpu" if device == "meta" else device
     against = _reason_against(device, dtype, training)
     operand = operand_of(dtype) or "float32"
     attention = None
-    if against is None and knows_attention(block, operand):
-        attention = _plan_attention(block, tokens, batch, parts[0].keys, operand)
+    if against is None and knows_attention(block, operand) and place.is_divided():
+        attention = _plan_attention(block, place.tokens, batch * place.copies, parts[0].keys, operand)
+        height, width = place.tokens  # the feed-forward takes windows as its maps too
     if not isinstance(block.mlp, FeedForward):
         return BlockPlan(attention, "")
-    if against is None and knows_mlp(block, operand):
+    if against is None and knows_mlp(block.norm2, block.mlp, operand):
         hidden, dim = block.mlp.fc1.weight.shape
         convolution = block.mlp.dwconv is not None
         rows, channels = native.feed_forward_cut(dim, hidden, convolution, height, width, operand)
@@ -90,7 +104,7 @@ def _reason_against(device: str, dtype: torch.dtype, training: bool) -> str | No
 def _plan_attention(
     block: Block, tokens: tuple[int, int], batch: int, keys: tuple[int, int], operand: native.Operand
 ) -> AttentionPlan:
-    attn = block.attn
+    attn = block.attn.window if isinstance(block.attn, LocallyGroupedAttention) else block.attn
     assert isinstance(attn, SpatialReductionAttention)
     n, m, width = math.prod(tokens), math.prod(keys), attn.q.out_features
     sizes = (n, m, attn.dim, attn.num_heads, width)

@@ -49,7 +49,7 @@ class PatchEmbed(Opaque, Embedding):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
         height, width = x.shape[2:]
-        rows, columns = reduced_size(height, width, (self.stride, self.stride), self.edge)
+        rows, columns = self.size(height, width)
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
             return kernel(x, (rows, columns))

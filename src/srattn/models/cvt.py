@@ -10,7 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from srattn.layers import native
 from srattn.layers.block import Block
+from srattn.layers.block_kernels import lay_out_feed_forward
 from srattn.layers.convolutional_embed import ConvolutionalEmbed
 from srattn.layers.convolutional_projection import ConvolutionalAttention
 from srattn.layers.feed_forward import Mlp
@@ -28,6 +30,9 @@ class ClassTokenBlock(Block):
         tokens = self.norm1(x)
         patches = tokens[:, 1:].unflatten(1, grid)  # (B, H, W, C)
         x = x + self.drop_path(self.attn(patches, class_token=tokens[:, :1]))
+        kernel = native.layout_of(self, x, lay_out_feed_forward)
+        if kernel is not None:
+            return kernel(x.unsqueeze(1)).squeeze(1)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srattn.layers import native
+from srattn.layers.block_kernels import lay_out_feed_forward
 from srattn.layers.drop import DropPath
 from srattn.layers.feed_forward import Mlp
 from srattn.layers.patch_embed import Embedding, OverlapPatchEmbed
@@ -47,6 +49,9 @@ class PoolingBlock(nn.Module):
         if stride != (1, 1):
             shortcut = F.max_pool2d(shortcut.permute(0, 3, 1, 2), 3, stride, 1).permute(0, 2, 3, 1)
         x = shortcut + self.drop_path(self.attn(y))
+        kernel = native.layout_of(self, x, lay_out_feed_forward) if self.mlp_shortcut is None else None
+        if kernel is not None:
+            return kernel(x)
         y = self.norm2(x)
         shortcut = x if self.mlp_shortcut is None else self.mlp_shortcut(y)
         return shortcut + self.drop_path(self.mlp(y))

@@ -10,7 +10,7 @@ import torch
 from srattn.errors import SrattnError
 from srattn.layers.attention import HeadsPlan
 from srattn.layers.block import Block
-from srattn.layers.block_plan import BlockPlan, plan_block
+from srattn.layers.block_plan import BlockPlan, Place, plan_block
 from srattn.layers.reduction import as_pair
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
@@ -112,7 +112,8 @@ def plan(
         for found in backbone.attended(index, tokens):
             parts = found.attn.plan_heads(*found.tokens, batch * found.copies, training=training, device=device)
             block = blocks.get(found.attn)
-            planned = None if block is None else plan_block(block, found.tokens, batch, training, where, parts)
+            place = Place(backbone.tokens_of(index, tokens), found.tokens, found.copies)
+            planned = None if block is None else plan_block(block, place, batch, training, where, parts)
             for part in parts:
                 kinds[_row(f"{index + 1}", found.tokens, found.copies, part, planned)] += 1
         rows += [replace(row, blocks=count) for row, count in kinds.items()]
