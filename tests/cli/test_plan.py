@@ -28,6 +28,8 @@ def test_plan_as_json_of_several_models_and_a_rectangle(capsys: pytest.CaptureFi
     plans = json.loads(capsys.readouterr().out)
     assert [p["model"] for p in plans] == ["pvt_tiny", "pvt_v2_b2_li"] and plans[0]["size"] == [64, 96]
     assert plans[0]["rows"][0]["tokens"] == [16, 24] and plans[1]["rows"][0]["keys"] == [7, 7]
+    assert main(["plan", "pvt_tiny", "--size", "64x96", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["size"] == [64, 96]
 
 
 def test_the_machine_and_the_type_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +52,12 @@ def test_the_machine_and_the_type_count(capsys: pytest.CaptureFixture[str]) -> N
     [
         (["plan", "pvt_v2_b9"], "did you mean 'pvt_v2_b"),
         (["plan", "pvt_tiny", "--size", "16"], "below the minimum of 32x32"),
-        (["plan", "pvt_tiny", "--size", "64", "64", "64"], "--size is one side"),
+        (
+            ["plan", "pvt_tiny", "--size", "64", "64", "64"],
+            "--size is a side in pixels, or HEIGHTxWIDTH, got '64x64x64'",
+        ),
+        (["plan", "pvt_tiny", "--size", "64x64x64"], "--size is a side in pixels, or HEIGHTxWIDTH, got '64x64x64'"),
+        (["plan", "pvt_tiny", "--size", "large"], "--size is a side in pixels, or HEIGHTxWIDTH, got 'large'"),
         (["plan", "pvt_tiny", "--batch", "0"], "--batch is at least 1"),
         (["models", "pvt_tiney"], "did you mean 'pvt_tiny'"),
     ],

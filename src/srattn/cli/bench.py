@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from srattn.cli.parser import make_parser
+from srattn.cli.sizes import read_size
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -114,7 +115,7 @@ def _run_model(args: jsonargparse.Namespace) -> int:
     entries = entries_for(words, [word for word in args.ours.split(",") if word], args.mode)
     limits = Limits(args.seconds, args.rounds, args.memory)
     cases = [
-        Case(name, _size(size), batch, args.dtype, args.mode, threads, args.seed)
+        Case(name, read_size(size), batch, args.dtype, args.mode, threads, args.seed)
         for name in args.names
         for size in args.size
         for batch in args.batch
@@ -219,12 +220,3 @@ def _console(console: Console) -> Console:
     if not console.is_terminal:
         console.width = max(console.width, 200)
     return console
-
-
-def _size(text: str) -> tuple[int, int]:
-    from srattn.errors import SrattnError
-
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise SrattnError(f"--size is a side in pixels, or HEIGHTxWIDTH, got {text!r}")
-    return int(sides[0]), int(sides[-1])

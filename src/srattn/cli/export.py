@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from srattn.cli.embed import MODEL_HELP
+from srattn.cli.sizes import read_size
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def run(args: jsonargparse.Namespace) -> int:
     from srattn.export.options import WHOLE, Options
 
     name = args.format or _format_of(args.out)
-    height, width = (224, 224) if args.size is None else _size(args.size)
+    height, width = (224, 224) if args.size is None else read_size(args.size)
     batch, dynamic = _batch(args.batch), _words(args.dynamic)
     given = Options(
         name,
@@ -257,10 +258,3 @@ def _batch(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise SrattnError(f"--batch is dynamic or at least 1, got {text!r}")
     return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise SrattnError(f"--size is a side in pixels, or HEIGHTxWIDTH, got {text!r}")
-    return int(sides[0]), int(sides[-1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
+from srattn.cli.sizes import read_size
+
 if TYPE_CHECKING:
     import jsonargparse
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="names, see `srattn models`")
     parser.add_argument(
-        "--size", type=int, nargs="+", metavar="N", help="image side, or height and width (model's own)"
+        "--size", type=str, nargs="+", metavar="N", help="image side, HEIGHTxWIDTH, or height and width (model's own)"
     )
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32")
@@ -26,11 +28,10 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 def run(args: jsonargparse.Namespace) -> int:
     from srattn.errors import SrattnError
 
-    if args.size is not None and len(args.size) > 2:
-        raise SrattnError(f"--size is one side, or height and width, got {args.size}")
+    size = None if args.size is None else read_size("x".join(args.size))
     if args.batch < 1:
         raise SrattnError(f"--batch is at least 1, got {args.batch}")
-    plans = [_plan(name, args) for name in args.models]
+    plans = [_plan(name, size, args) for name in args.models]
     if args.format == "json":
         print(json.dumps([{"model": p.model, "size": p.size, "rows": p.to_rows()} for p in plans], indent=2))
     else:
@@ -39,15 +40,14 @@ def run(args: jsonargparse.Namespace) -> int:
     return 0
 
 
-def _plan(name: str, args: jsonargparse.Namespace) -> Plan:
+def _plan(name: str, size: tuple[int, int] | None, args: jsonargparse.Namespace) -> Plan:
     import torch
 
     from srattn.models.plan import plan
     from srattn.models.registry import build_model
 
-    size: Any = None if args.size is None else args.size[0] if len(args.size) == 1 else tuple(args.size)
     # Positions of a learned grid want the size at construction; the meta device allocates nothing.
-    options = {} if size is None else {"img_size": size}
+    options: dict[str, Any] = {} if size is None else {"img_size": size}
     model = build_model(name, device="meta", dtype=getattr(torch, args.dtype), **options)
     return plan(model, batch=args.batch, training=args.training, device=args.device)
 
