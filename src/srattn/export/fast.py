@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from srattn.export import fold
 from srattn.layers.attention import SpatialReductionAttention
 from srattn.layers.block import Block, Blocks
-from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp, is_depthwise_3x3
+from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp
+from srattn.layers.local_perception import is_depthwise_3x3
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.models.backbone import Backbone
 from srattn.ops.attend import merge_heads, split_heads

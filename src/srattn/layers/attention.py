@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
+from srattn.layers.hooks import is_linear
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction, as_pair, check_edge
 from srattn.ops import attend
-from srattn.ops.plan import Choice, Shape, choose
+from srattn.ops.plan import Choice, Shape, choose, cost_of, forced
 
 
 class HeadsPlan(NamedTuple):
@@ -186,9 +187,16 @@ class SpatialReductionAttention(MapAttention):
         self, queries: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, add: attend.Add | None = None
     ) -> Tensor:
         """Queries (B, N, dim) before W^Q to the output of W^O, by the planned path, and what `add` asks for."""
-        projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
         dropout = self.attn_drop if self.training else 0.0
+        if not self._is_plain():
+            out = self.proj(attend.heads_of(self.q(queries), k, v, self.num_heads, self.scale, bias, dropout))
+            return out if add is None else add.residual + out
+        projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
         return attend.attention(queries, k, v, projections, self.num_heads, self.scale, bias, dropout, add)
+
+    def _is_plain(self) -> bool:
+        """Whether the projections around the attention are their weights and biases, which every path reads."""
+        return is_linear(self.q) and is_linear(self.proj)
 
     def attention_map(
         self,
@@ -200,8 +208,11 @@ class SpatialReductionAttention(MapAttention):
     ) -> Tensor:
         """The attention weights, (B, num_heads, N, M) over the reduced tokens in raster order, by the plain path."""
         k, _, bias = self._keys_values(x, key, None, key_mask, key_bias)
-        projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
-        return attend.attention_weights(x.flatten(1, -2), k, projections, self.num_heads, self.scale, bias)
+        return self._weights(x.flatten(1, -2), k, bias)
+
+    def _weights(self, queries: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """The attention weights of queries (B, N, dim) before W^Q."""
+        return attend.weights_of(self.q(queries), k, self.num_heads, self.scale, bias)
 
     def reduced_size(self, height: int, width: int) -> tuple[int, int]:
         """Grid (M_h, M_w) of the keys for a key map of (height, width) tokens."""
@@ -230,20 +241,12 @@ class SpatialReductionAttention(MapAttention):
         device = device or weight.device.type
         keeps_scores = training and (self.q.bias is not None or self.position_bias is not None)
         device = "cpu" if device == "meta" else device
-        return choose(
-            Shape(
-                batch,
-                queries,
-                keys,
-                self.dim,
-                self.num_heads,
-                weight.shape[0],
-                weight.itemsize,
-                device,
-                keeps_scores,
-                training=training,
-            )
-        )
+        sizes = (batch, queries, keys, self.dim, self.num_heads, weight.shape[0])
+        shape = Shape(*sizes, weight.itemsize, device, keeps_scores, training=training)
+        if self._is_plain():
+            return choose(shape)
+        path = "plain" if forced() == "plain" else "sdpa"
+        return Choice(path, False, cost_of(path, shape), "a projection is more than its weight and bias: it is called")
 
     def plan_heads(
         self, height: int, width: int, batch: int = 1, *, training: bool = False, device: str | None = None

@@ -83,7 +83,7 @@ class Blocks(Opaque, nn.ModuleList):
 
 
 def _knows_half(block: Block, operand: Operand) -> bool:
-    return knows_attention(block, operand) or knows_mlp(block.norm2, block.mlp, operand)
+    return knows_attention(block, operand) or knows_mlp(block, operand)
 
 
 def _knows_all(blocks: Blocks, operand: Operand) -> bool:
@@ -94,7 +94,7 @@ def _knows_whole(block: Block, operand: Operand) -> bool:
     """Both halves, the attention being to the whole map."""
     if type(block.attn) is not SpatialReductionAttention:
         return False
-    return knows_attention(block, operand) and knows_mlp(block.norm2, block.mlp, operand)
+    return knows_attention(block, operand) and knows_mlp(block, operand)
 
 
 def lay_out_blocks(blocks: Blocks, operand: Operand) -> StageKernels | None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp, is_depthwise_3x3
+from srattn.layers.drop import DropPath
+from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp
+from srattn.layers.local_perception import is_depthwise_3x3
 from srattn.layers.native import knows_norm
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.layers.window import LocallyGroupedAttention
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
 class BlockLike(Protocol):
     """What has a feed-forward behind a norm."""
 
-    norm2: nn.LayerNorm
-    mlp: nn.Module
+    @property
+    def norm2(self) -> nn.Module: ...
+    @property
+    def mlp(self) -> nn.Module: ...
+    @property
+    def drop_path(self) -> nn.Module: ...
 
 
 class BlockKernels:
@@ -100,13 +106,13 @@ def _keys(attn: nn.Module, x: Tensor) -> tuple[int, int]:
 def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
     """None where neither half is of a form that the kernels know."""
     attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
-    mlp = _lay_out_mlp(block.norm2, block.mlp, operand) if knows_mlp(block.norm2, block.mlp, operand) else None
+    mlp = _lay_out_mlp(block.norm2, block.mlp, operand) if knows_mlp(block, operand) else None
     return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
 
 
 def lay_out_feed_forward(block: BlockLike, operand: Operand) -> FeedForwardHalf | None:
     """None where the feed-forward is of a form that the kernels do not know."""
-    known = knows_mlp(block.norm2, block.mlp, operand)
+    known = knows_mlp(block, operand)
     return FeedForwardHalf(_lay_out_mlp(block.norm2, block.mlp, operand)) if known else None
 
 
@@ -114,9 +120,11 @@ def knows_attention(block: Block, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters; or
     within windows that a map is divided into (and the feed-forward sees one token at a time, if they know it)."""
     attn = block.attn
+    if type(block.drop_path) is not DropPath:
+        return False
     if type(attn) is LocallyGroupedAttention:
         mlp = block.mlp
-        pointwise = not knows_mlp(block.norm2, mlp, operand) or (isinstance(mlp, FeedForward) and mlp.dwconv is None)
+        pointwise = not knows_mlp(block, operand) or (isinstance(mlp, FeedForward) and mlp.dwconv is None)
         return pointwise and _knows_projections(attn.window, operand) and knows_norm(block.norm1)
     if type(attn) is not SpatialReductionAttention or not knows_norm(block.norm1):
         return False
@@ -127,24 +135,28 @@ def knows_attention(block: Block, operand: Operand = "float32") -> bool:
     reduction = attn.reduction
     if type(reduction) is Reduction:
         return True
-    if not isinstance(reduction, StridedReduction | PooledReduction):
+    if type(reduction) not in (StridedReduction, PooledReduction):
         return False
+    assert isinstance(reduction, StridedReduction | PooledReduction)
     return type(reduction.proj) is nn.Linear and knows_norm(reduction.norm)
 
 
 def _knows_projections(attn: SpatialReductionAttention, operand: Operand) -> bool:
     if any(type(m) is not nn.Linear for m in (attn.q, attn.k, attn.v, attn.proj)):
         return False
+    if type(attn.proj_drop) is not nn.Dropout:
+        return False
     heads = attn.num_heads
     return native.takes_pairs(operand, attn.dim, attn.dim // heads, attn.q.out_features // heads)
 
 
-def knows_mlp(norm: nn.Module, mlp: nn.Module, operand: Operand = "float32") -> bool:
+def knows_mlp(block: BlockLike, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the feed-forward half: the norm before it, and the rest."""
-    if type(mlp) not in (ConvMlp, Mlp) or not knows_norm(norm):
+    mlp = block.mlp
+    if type(block.drop_path) is not DropPath or type(mlp) not in (ConvMlp, Mlp) or not knows_norm(block.norm2):
         return False
     assert isinstance(mlp, ConvMlp | Mlp)
-    if type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
+    if type(mlp.drop) is not nn.Dropout or type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
         return False
     if mlp.fc1.out_features % native.lanes() or mlp.fc2.out_features != mlp.fc1.in_features:
         return False

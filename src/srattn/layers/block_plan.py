@@ -66,7 +66,7 @@ def plan_block(
         height, width = place.tokens  # the feed-forward takes windows as its maps too
     if not isinstance(block.mlp, FeedForward):
         return BlockPlan(attention, "")
-    if against is None and knows_mlp(block.norm2, block.mlp, operand):
+    if against is None and knows_mlp(block, operand):
         hidden, dim = block.mlp.fc1.weight.shape
         convolution = block.mlp.dwconv is not None
         rows, channels = native.feed_forward_cut(dim, hidden, convolution, height, width, operand)

@@ -26,12 +26,17 @@ class ConvolutionalEmbed(PatchEmbed):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_chans, dim, stride, edge=edge, eps=eps, device=device, dtype=dtype)
-        self.kernel, self.padding = max(3, 2 * stride - 1), max(1, stride // 2)
-        self.proj = nn.Conv2d(in_chans, dim, self.kernel, stride, self.padding, device=device, dtype=dtype)
+        kernel, padding = self.place
+        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding, device=device, dtype=dtype)
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Grid of tokens for an input of (height, width)."""
+    @property
+    def place(self) -> tuple[int, int]:
+        """Side and padding of the convolution's kernel."""
+        return max(3, 2 * self.stride - 1), max(1, self.stride // 2)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
         if self.edge != "floor":
-            return super().size(height, width)
-        more = 2 * self.padding - self.kernel
+            return super()._grid(height, width)
+        kernel, padding = self.place
+        more = 2 * padding - kernel
         return (height + more) // self.stride + 1, (width + more) // self.stride + 1

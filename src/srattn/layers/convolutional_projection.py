@@ -11,7 +11,6 @@ from srattn.errors import SrattnError
 from srattn.layers.attention import HeadsPlan, SpatialReductionAttention
 from srattn.layers.batch_norm import TokenBatchNorm
 from srattn.layers.reduction import Reduction, as_pair
-from srattn.ops import attend
 from srattn.ops.plan import Choice
 
 
@@ -124,8 +123,7 @@ class ConvolutionalAttention(SpatialReductionAttention):
     ) -> Tensor:
         """The attention weights, (B, num_heads, N, M), a class token being the first of both N and M."""
         queries, k, _, bias = self._inputs(x, key, None, key_mask, key_bias, class_token)
-        projections = attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)
-        return attend.attention_weights(queries, k, projections, self.num_heads, self.scale, bias)
+        return self._weights(queries, k, bias)
 
     def _inputs(
         self,

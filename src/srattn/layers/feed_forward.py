@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srattn.layers.hooks import is_listened_to
-from srattn.layers.local_perception import depthwise_of
+from srattn.layers.hooks import is_linear, is_listened_to
+from srattn.layers.local_perception import depthwise_of, is_depthwise_3x3
 from srattn.ops import feed_forward as ops
 from srattn.ops import plan
 
@@ -53,14 +53,18 @@ class FeedForward(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether the parts are what they were built as, so that their weights say everything."""
+        if type(self.drop) is not nn.Dropout or is_listened_to(self.drop):
+            return False
         if self.dwconv is not None and (not is_depthwise_3x3(self.dwconv) or is_listened_to(self.dwconv)):
             return False
-        return all(type(m) is nn.Linear and not is_listened_to(m) for m in (self.fc1, self.fc2))
+        return is_linear(self.fc1) and is_linear(self.fc2)
 
     def _convolved(self, x: Tensor) -> Tensor | None:
         """What fc2 takes, by the GPU's kernel of convolution and GELU; None where that is not to be had or wanted."""
         conv = self.dwconv
-        if type(conv) is not nn.Conv2d or is_listened_to(conv) or (self.memory == "lean" and torch.is_grad_enabled()):
+        if conv is None or not is_depthwise_3x3(conv) or is_listened_to(conv):
+            return None
+        if self.memory == "lean" and torch.is_grad_enabled():
             return None
         from srattn.ops.triton import depthwise  # loads Triton
 
@@ -120,11 +124,3 @@ class ConvMlp(FeedForward):
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
         self.drop = nn.Dropout(drop)
-
-
-def is_depthwise_3x3(conv: nn.Module | None) -> bool:
-    """With zeros around the map, as `ConvMlp` makes it."""
-    if type(conv) is not nn.Conv2d or conv.groups != conv.in_channels or conv.padding_mode != "zeros":
-        return False
-    form = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    return form == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.out_channels == conv.in_channels

@@ -31,10 +31,17 @@ def depthwise_of(conv: nn.Module, x: Tensor, residual: bool = False, gelu: bool 
 
     `residual`: with x added; `gelu`: and GELU behind it.
     """
-    if type(conv) is nn.Conv2d and not is_listened_to(conv):
-        form = (conv.stride, conv.padding, conv.dilation, conv.padding_mode)
-        if form == ((1, 1), (1, 1), (1, 1), "zeros"):
-            return ops.depthwise(x, conv.weight, conv.bias, residual, gelu)
+    if is_depthwise_3x3(conv) and not is_listened_to(conv):
+        assert isinstance(conv, nn.Conv2d)
+        return ops.depthwise(x, conv.weight, conv.bias, residual, gelu)
     y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels-last views, no copy
     y = x + y if residual else y
     return F.gelu(y) if gelu else y
+
+
+def is_depthwise_3x3(conv: nn.Module | None) -> bool:
+    """Whether a convolution is depthwise, 3x3, with zeros around the map, as ours are made."""
+    if type(conv) is not nn.Conv2d or conv.groups != conv.in_channels or conv.padding_mode != "zeros":
+        return False
+    form = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.out_channels == conv.in_channels

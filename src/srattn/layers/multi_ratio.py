@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from srattn.errors import SrattnError
 from srattn.layers.attention import HeadsPlan, MapAttention, SpatialReductionAttention, check_maps, logit_bias
+from srattn.layers.hooks import is_linear
 from srattn.layers.local_perception import depthwise_of
 from srattn.layers.reduction import Reduction, StridedReduction, as_pair
 from srattn.ops import attend
@@ -131,12 +132,30 @@ class MultiRatioAttention(MapAttention):
         check_maps(self.dim, self.dim, self.dim, x, key, None, key_mask, key_bias)
         queries, out = x.flatten(1, -2), None
         dropout = self.attn_drop if self.training else 0.0
+        if not (is_linear(self.q) and is_linear(self.proj)):
+            return self._by_modules(queries, x, x if key is None else key, key_mask, key_bias, dropout)
         for group, weights in zip(self.iter_groups(), self._projections(), strict=True):
             k, v, bias = group(x if key is None else key, key_mask, key_bias)
             part = attend.attention(queries, k, v, weights, group.num_heads, self.scale, bias, dropout)
             out = part if out is None else out + part
         assert out is not None
         return self.proj_drop(out.view(x.shape))
+
+    def _by_modules(
+        self,
+        queries: Tensor,
+        x: Tensor,
+        key: Tensor,
+        key_mask: Tensor | None,
+        key_bias: Tensor | None,
+        dropout: float,
+    ) -> Tensor:
+        """As `forward`, with projections that are more than a weight and a bias."""
+        parts = []
+        for group, q in zip(self.iter_groups(), self.q(queries).chunk(len(self.groups), -1), strict=True):
+            k, v, bias = group(key, key_mask, key_bias)
+            parts.append(attend.heads_of(q, k, v, group.num_heads, self.scale, bias, dropout))
+        return self.proj_drop(self.proj(torch.cat(parts, -1)).view(x.shape))
 
     def attention_maps(
         self,
@@ -149,9 +168,9 @@ class MultiRatioAttention(MapAttention):
         """The attention weights of each group over its own keys, (B, heads of the group, N, M), by the plain path."""
         check_maps(self.dim, self.dim, self.dim, x, key, None, key_mask, key_bias)
         maps = []
-        for group, weights in zip(self.iter_groups(), self._projections(), strict=True):
+        for group, q in zip(self.iter_groups(), self.q(x.flatten(1, -2)).chunk(len(self.groups), -1), strict=True):
             k, _, bias = group(x if key is None else key, key_mask, key_bias)
-            maps.append(attend.attention_weights(x.flatten(1, -2), k, weights, group.num_heads, self.scale, bias))
+            maps.append(attend.weights_of(q, k, group.num_heads, self.scale, bias))
         return maps
 
     def attention_map(
@@ -280,6 +299,10 @@ class LocallyEnhancedAttention(SpatialReductionAttention):
         values = v.view(x.shape)
         if key_mask is not None:
             values = values.masked_fill(~key_mask.unsqueeze(-1), 0.0)
+        if not self._is_plain():
+            dropout = self.attn_drop if self.training else 0.0
+            out = attend.heads_of(self.q(x.flatten(1, 2)), k, v, self.num_heads, self.scale, bias, dropout)
+            return self.proj_drop(self.proj(out.view(x.shape) + depthwise_of(self.local, values)))
         # W^O is linear: its product with the local part joins the attention whatever path that takes.
         local = F.linear(depthwise_of(self.local, values), self.proj.weight)
         return self.proj_drop(self._attend(x.flatten(1, 2), k, v, bias).view(x.shape) + local)

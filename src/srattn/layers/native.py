@@ -2,8 +2,8 @@
 
 A block or an embedding in eval mode on a CPU takes the kernels by itself where no gradient is wanted. They work on a
 copy of the weights in a layout of their own. It is made at the first call, and made anew as soon as a parameter is
-another one or has changed: every call compares the address and the version counter of each, and the epsilons of norms.
-(Changes through `.data` are not counted by torch; `forget` is for those.)
+another one or has changed, which every call looks for, or a part is. (Of a change through `.data`, which torch does not
+count, some of the numbers tell; where it is one of a single number, `forget` is for it.)
 
 Matrix products read float32; in bfloat16, of the model or of autocast, they read bfloat16 where the processor has
 AVX-512 instructions for it, in its matrix units (AMX) where it has those. Matrix units that the kernels cannot use are
@@ -12,6 +12,7 @@ left to torch: those for float16, and those for bfloat16 where the compiler does
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,6 +30,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Layout = TypeVar("Layout")
 
 
+WATCHED = ("eps", "scale", "num_heads", "extra_relu", "stride", "padding", "dilation", "padding_mode", "groups", "size")
+"""Numbers of modules that a layout depends on, beside their parameters."""
+
+
 class _Prepared:
     """A module's layout for the kernels, and everything that it depends on.
 
@@ -38,43 +43,66 @@ class _Prepared:
     def __init__(self, module: nn.Module) -> None:
         inner = list(module.modules())
         self.inside = inner[1:]
+        self.kinds = [type(m) for m in inner]
         self.children = [(m._modules, name, child) for m in inner for name, child in m._modules.items()]
+        self.names = [(names, [*names]) for m in inner for names in (m._modules, m._parameters)]
+        self.numbers = [(vars(m), name, vars(m)[name]) for m in inner for name in WATCHED if name in vars(m)]
         self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
-        self.norms = [m for m in inner if isinstance(m, nn.LayerNorm)]
-        self.state: list[Any] = []
+        self.tensors: list[weakref.ref[Tensor]] = []
+        self.state: list[tuple[int, int]] = []
+        self.sample: native.Sample | None = None
         self.dtypes: set[torch.dtype] = set()
+        self.on_cpu = False
         self.layouts: dict[Operand, Any] = {}
 
-    def is_changed(self) -> bool:
-        """Whether a module inside has been replaced."""
-        return any(owner.get(name) is not child for owner, name, child in self.children)
+    def is_changed(self, module: nn.Module) -> bool:
+        """Whether a part has been replaced or added, is of another class, or has another number."""
+        return (
+            any([owner.get(name) is not child for owner, name, child in self.children])
+            or any([owner.get(name) != value for owner, name, value in self.numbers])
+            or any([[*names] != before for names, before in self.names])
+            or [type(m) for m in (module, *self.inside)] != self.kinds
+        )
 
     def is_disturbed(self, module: nn.Module) -> bool:
-        """Whether the module or one inside is in training mode or is listened to by a hook."""
-        return any(m.training or m._forward_hooks or m._forward_pre_hooks for m in (module, *self.inside))
+        """Whether the module or one inside is in training mode, is listened to by a hook, or has a forward put in."""
+        return any(
+            [
+                m.training or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+                for m in (module, *self.inside)
+            ]
+        )
 
-    def refresh(self, module: nn.Module) -> None:
-        """Drops the layouts if a parameter has changed, its address or its version, or the epsilon of a norm."""
+    def refresh(self) -> None:
+        """Drops the layouts if a parameter is another tensor, or this one has changed.
+
+        Torch counts a tensor's changes, but not those through `.data` (as optimisers and averages of weights of one's
+        own make them): some of the numbers themselves are compared too.
+        """
         found = [owner[name] for owner, name in self.parameters]
-        state: list[Any] = [(p.data_ptr(), p._version) for p in found if p is not None]
-        state += [norm.eps for norm in self.norms]
-        if state != self.state:
-            self.layouts.clear()
-            self.state = state
-            self.dtypes = {p.dtype for p in module.parameters()}
+        found = [p for p in found if p is not None]
+        state = [(p.data_ptr(), p._version) for p in found]
+        same = state == self.state and all(map(operator.is_, [ref() for ref in self.tensors], found))
+        if same and self.sample is not None and self.sample.is_unchanged():
+            return
+        self.layouts = {}  # a new one: another thread may be reading that of before
+        self.state, self.tensors = state, [weakref.ref(p) for p in found]
+        self.sample, self.dtypes = native.Sample(found), {p.dtype for p in found}
+        self.on_cpu = all(p.device.type == "cpu" and type(p) in (Tensor, nn.Parameter) for p in found)
 
     def layout(self, module: nn.Module, operand: Operand, make: Callable[[Any, Operand], Any]) -> Any:
         """What `make` laid out for these operands, once."""
-        if operand not in self.layouts:
-            self.layouts[operand] = make(module, operand)
-        return self.layouts[operand]
+        layouts = self.layouts
+        if operand not in layouts:
+            layouts[operand] = make(module, operand)
+        return layouts[operand]
 
 
 _prepared: weakref.WeakKeyDictionary[nn.Module, _Prepared] = weakref.WeakKeyDictionary()
 
 
 def forget(model: nn.Module) -> None:
-    """Drops the prepared weights of every module in `model`: for weights that were changed through `.data`."""
+    """Drops the prepared weights of every module in `model`: for single weights that were changed through `.data`."""
     for module in model.modules():
         _prepared.pop(module, None)
 
@@ -85,11 +113,16 @@ def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any, Operand], Layou
         return None
     operand = operand_for(x)
     entry = _entry(module)
-    if operand is None or entry is None or entry.is_disturbed(module):
+    if operand is None or entry is None or not entry.on_cpu or entry.is_disturbed(module):
         return None
     if entry.dtypes != {x.dtype} and not (entry.dtypes == {torch.float32} and torch.is_autocast_enabled("cpu")):
         return None
     return entry.layout(module, operand, make)
+
+
+def as_computed(x: Tensor) -> Tensor:
+    """x in the type that a convolution computes in, which autocast sets: its map has it, with kernels or without."""
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
 
 
 def stays_whole(module: nn.Module, of: type, x: Tensor, knows: Callable[[Any, Operand], bool]) -> bool:
@@ -118,10 +151,10 @@ def part_of_layout(module: nn.Module, operand: Operand, make: Callable[[Any, Ope
 def _entry(module: nn.Module) -> _Prepared | None:
     """What is kept for this module, up to date; None where torch does not count the changes of its parameters."""
     entry = _prepared.get(module)
-    if entry is None or entry.is_changed():
+    if entry is None or entry.is_changed(module):
         entry = _prepared[module] = _Prepared(module)
     try:
-        entry.refresh(module)
+        entry.refresh()
     except RuntimeError:  # an inference tensor counts no versions
         return None
     return entry
@@ -176,6 +209,8 @@ def reason_against(x: Tensor) -> str | None:
         return "torch.func transforms the call, or it is differentiated forwards"
     if torch.nn.modules.module._has_any_global_hook():
         return "a global hook listens to every module"
+    if x.is_neg() or x.is_conj():
+        return "the tensor is a view with another sign"
     if not x.numel():
         return "the tensor is empty"
     return native.why_not()

@@ -49,19 +49,28 @@ class PatchEmbed(Opaque, Embedding):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""
         height, width = x.shape[2:]
-        rows, columns = self.size(height, width)
+        rows, columns = self._grid(height, width)
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
-            return kernel(x, (rows, columns))
+            return kernel(native.as_computed(x), (rows, columns))
         if native.stays_whole(self, PatchEmbed, x, _knows):
-            return self.as_operator(x, (x.shape[0], rows, columns, self.proj.out_channels))
+            return self.as_operator(native.as_computed(x), (x.shape[0], rows, columns, self.proj.out_channels))
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
         if self.edge == "pad" and (is_exporting() or extra_h or extra_w):
             x = F.pad(x, (0, extra_w, 0, extra_h))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Side and padding of the convolution's kernel."""
+        return self.stride, 0
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an input of (height, width)."""
+        return self._grid(height, width)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of tokens for what the convolution reads."""
         return reduced_size(height, width, (self.stride, self.stride), self.edge)
 
 
@@ -85,18 +94,25 @@ class OverlapPatchEmbed(Opaque, Embedding):
     ) -> None:
         super().__init__()
         self.stride = stride
-        kernel = max(3, 2 * stride - 1)
-        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, kernel // 2, device=device, dtype=dtype)
+        kernel, padding = self.place
+        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(dim, eps=eps, device=device, dtype=dtype) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, ceil(H / S), ceil(W / S), dim)."""
+        grid = self.size(*x.shape[2:])
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
-            return kernel(x, self.size(*x.shape[2:]))
+            return kernel(native.as_computed(x), grid)
         if native.stays_whole(self, OverlapPatchEmbed, x, _knows):
-            return self.as_operator(x, (x.shape[0], *self.size(*x.shape[2:]), self.proj.out_channels))
+            return self.as_operator(native.as_computed(x), (x.shape[0], *grid, self.proj.out_channels))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Side and padding of the convolution's kernel."""
+        kernel = max(3, 2 * self.stride - 1)
+        return kernel, kernel // 2
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an input of (height, width)."""
@@ -105,10 +121,13 @@ class OverlapPatchEmbed(Opaque, Embedding):
 
 def _knows(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> bool:
     """Whether the kernels compute it, whatever the operands: a convolution as it was made, and a norm or none."""
-    proj = embed.proj
+    proj, kernel, padding = embed.proj, *embed.place
     if type(proj) is not nn.Conv2d or proj.groups != 1 or proj.padding_mode != "zeros" or proj.dilation != (1, 1):
         return False
-    return isinstance(proj.padding, tuple) and (type(embed.norm) is nn.Identity or native.knows_norm(embed.norm))
+    form = proj.kernel_size, proj.stride, proj.padding
+    if form != ((kernel, kernel), (embed.stride, embed.stride), (padding, padding)):
+        return False
+    return type(embed.norm) is nn.Identity or native.knows_norm(embed.norm)
 
 
 def _lay_out(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> PatchKernel | None:

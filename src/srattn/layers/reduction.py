@@ -5,6 +5,7 @@ key bias along with the tokens. The functions are in `srattn.ops.reduce`, the de
 """
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError, nearest
+from srattn.layers.hooks import is_linear
 from srattn.ops import reduce as ops
 
 
 def as_pair(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
     """An int or a pair of positive ints as (vertical, horizontal)."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(v, int) or v < 1 for v in pair):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or any(isinstance(v, bool) or not hasattr(v, "__index__") or v < 1 for v in pair):
         raise SrattnError(f"{name} is a positive int or a pair of them, got {value!r}")
-    return pair[0], pair[1]
+    return operator.index(pair[0]), operator.index(pair[1])  # an int of numpy is one too
 
 
 def check_edge(edge: str) -> str:
@@ -104,6 +106,8 @@ class StridedReduction(Reduction):
         self.norm = nn.LayerNorm(dim, eps=eps, **factory)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not is_linear(self.proj):
+            return self.norm(self.proj(ops.blocks(x, self.ratio, self.edge, mask)))
         return self.norm(ops.strided(x, self.proj.weight, self.proj.bias, self.ratio, self.edge, mask))
 
     def size(self, height: int, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from srattn.errors import SrattnError
 from srattn.layers.attention import logit_bias
+from srattn.layers.hooks import is_linear
 from srattn.layers.reduction import check_edge
 from srattn.ops import attend, volume
 from srattn.ops.volume import Triple
@@ -47,7 +48,9 @@ class VolumeReduction(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, D, H, W, C), mask (B, D, H, W) true where valid. Returns (B, M_d, M_h, M_w, C)."""
-        return self.norm(volume.strided(x, self.proj.weight, self.proj.bias, self.ratio, self.edge, mask))
+        if mask is not None:
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return self.norm(self.proj(volume.blocks(x, self.ratio, self.edge)))
 
     def size(self, depth: int, height: int, width: int) -> Triple:
         """Grid (M_d, M_h, M_w) of the reduced tokens."""
@@ -106,14 +109,17 @@ class VolumeAttention(nn.Module):
         valid; invalid sources contribute nothing. An image without any valid key gets the output's bias.
         """
         k, v, bias = self._keys_values(x, key_mask)
-        dropout = self.attn_drop if self.training else 0.0
-        out = attend.attention(x.flatten(1, 3), k, v, self._projections(), self.num_heads, self.scale, bias, dropout)
+        dropout, queries = self.attn_drop if self.training else 0.0, x.flatten(1, 3)
+        if is_linear(self.q) and is_linear(self.proj):
+            out = attend.attention(queries, k, v, self._projections(), self.num_heads, self.scale, bias, dropout)
+        else:
+            out = self.proj(attend.heads_of(self.q(queries), k, v, self.num_heads, self.scale, bias, dropout))
         return self.proj_drop(out.view(x.shape))
 
     def attention_map(self, x: Tensor, *, key_mask: Tensor | None = None) -> Tensor:
         """The attention weights, (B, num_heads, N, M) over the reduced tokens in raster order, by the plain path."""
         k, _, bias = self._keys_values(x, key_mask)
-        return attend.attention_weights(x.flatten(1, 3), k, self._projections(), self.num_heads, self.scale, bias)
+        return attend.weights_of(self.q(x.flatten(1, 3)), k, self.num_heads, self.scale, bias)
 
     def _projections(self) -> attend.Projections:
         return attend.Projections(self.q.weight, self.q.bias, self.proj.weight, self.proj.bias)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srattn.ops.plan import Shape, cheapest, known, streams, takes_kernel
+from srattn.ops.plan import Shape, cheapest, forced, known, streams, takes_kernel
 from srattn.ops.tracing import is_exporting
 
 
@@ -72,11 +72,27 @@ def _drop(weights: Tensor, probability: float) -> Tensor:
 
 def attention_weights(x: Tensor, k: Tensor, w: Projections, heads: int, scale: float, bias: Tensor | None) -> Tensor:
     """softmax(q k^T scale + bias), (B, heads, N, M)."""
-    q = split_heads(F.linear(x, w.q_weight, w.q_bias), heads)
-    logits = q @ split_heads(k, heads).transpose(2, 3) * scale
+    return weights_of(F.linear(x, w.q_weight, w.q_bias), k, heads, scale, bias)
+
+
+def weights_of(q: Tensor, k: Tensor, heads: int, scale: float, bias: Tensor | None) -> Tensor:
+    """As `attention_weights`, of queries (B, N, D) behind W^Q."""
+    logits = split_heads(q, heads) @ split_heads(k, heads).transpose(2, 3) * scale
     if bias is not None:
         logits = logits + bias
     return logits.softmax(-1)
+
+
+def heads_of(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None, dropout: float) -> Tensor:
+    """What stands between W^Q and W^O, from queries (B, N, D) to the heads' outputs (B, N, D_v) side by side.
+
+    For projections that are more than a weight and a bias; by `plain` where that is forced, else by `sdpa`.
+    """
+    if forced() == "plain":
+        return merge_heads(_drop(weights_of(q, k, heads, scale, bias), dropout) @ split_heads(v, heads))
+    bias = None if bias is None else bias.to(q.dtype)
+    q, k, v = (split_heads(t, heads) for t in (q, k, v))
+    return merge_heads(F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale))
 
 
 def plain(

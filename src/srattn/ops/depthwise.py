@@ -52,6 +52,8 @@ def reason_against(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)  # as they came, for gradients of gradients
+        ctx.residual = residual
         x, weight = x.contiguous(), weight.contiguous()
         held = None if bias is None else bias.contiguous()
         y = torch.empty_like(x)
@@ -61,8 +63,6 @@ class _Depthwise(torch.autograd.Function):
                 torch.get_num_threads(),
             )
         )  # fmt: skip
-        ctx.save_for_backward(x, weight, bias)
-        ctx.residual = residual
         return y
 
     @staticmethod
@@ -75,9 +75,10 @@ class _Depthwise(torch.autograd.Function):
                 torch.autograd.grad(plain(x, weight, bias, ctx.residual), inputs, gradients, create_graph=True)
             )
             return (*(next(found) if wanted else None for wanted in wants[:3]), None)
+        x, weight = x.contiguous(), weight.contiguous()
         dy = gradients[0].to(x.dtype).contiguous()
         dx = torch.empty_like(x) if wants[0] else None
-        dweight, dbias = torch.empty_like(weight), torch.empty(x.shape[-1])
+        dweight, dbias = torch.empty_like(weight), weight.new_empty(x.shape[-1])
         eager.check(
             _library().srattn_depthwise_backward(
                 dy.data_ptr(), x.data_ptr(), *x.shape, weight.data_ptr(), int(ctx.residual), _half(x),

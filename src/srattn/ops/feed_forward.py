@@ -88,6 +88,8 @@ def choose(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0, memory:
         return Choice("plain", 0, "no gradient is wanted, so nothing is kept")
     if not x.numel() or (x.ndim != 4 and w.taps is not None):
         return Choice("plain", 0, "there is no token" if not x.numel() else f"no batch of maps: {tuple(x.shape)}")
+    if any(t is not None and t.device != x.device for t in w):
+        return Choice("plain", 0, "the weights are on another device than the map")
     return planned(tuple(_as_map(x).shape), w, relu, drop, memory, x.device.type, x.dtype)
 
 

@@ -13,6 +13,7 @@ from srattn.ops.native.calls import attention_macs as attention_macs
 from srattn.ops.native.calls import feed_forward_cut as feed_forward_cut
 from srattn.ops.native.calls import lanes as lanes
 from srattn.ops.native.calls import takes_pairs as takes_pairs
+from srattn.ops.native.library import Sample as Sample
 from srattn.ops.native.library import available as available
 from srattn.ops.native.library import has_matrix_units as has_matrix_units
 from srattn.ops.native.library import why_not as why_not

@@ -41,13 +41,17 @@ def cache_folder() -> Path:
         return Path(given)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "srattn"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user whom the system does not know
+        raise Unavailable("there is no home folder for the cache: set SRATTN_CACHE") from None
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "srattn"
-    return Path.home() / ".cache" / "srattn"
+        return home / "Library" / "Caches" / "srattn"
+    return home / ".cache" / "srattn"
 
 
-def library_path(operand: Operand = "float32") -> Path:
-    """The library for this machine and these operands, compiled if need be.
+def library_path(operand: Operand = "float32", anew: bool = False) -> Path:
+    """The library for this machine and these operands, compiled if need be, or `anew`.
 
     Raises:
         Unavailable: switched off, an operating system that is not supported, no compiler, or one that fails; a
@@ -63,7 +67,7 @@ def library_path(operand: Operand = "float32") -> Path:
     flags = [*FLAGS, *DEFINES[operand]]
     folder = _private(cache_folder())
     path = folder / f"kernels-{_fingerprint(compiler, flags)}.so"
-    if not path.exists():
+    if anew or not path.exists():
         _compile(compiler, flags, path)
     return path
 
@@ -109,7 +113,10 @@ def _fingerprint(compiler: str, flags: list[str]) -> str:
     for source in sorted(SOURCES.iterdir()):
         if source.suffix in (".h", ".cpp"):
             digest.update(source.name.encode() + source.read_bytes())
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=LIMIT, check=False).stdout
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=LIMIT, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the compiler {compiler} failed: {error}") from None
     digest.update(version + repr([compiler, *flags]).encode() + _processor())
     return digest.hexdigest()[:20]
 

@@ -72,6 +72,7 @@ class PatchKernel:
         operand: Operand = "float32",
     ) -> None:
         out, channels, kernel_h, kernel_w = weight.shape
+        self.channels = channels
         self.library = library(operand)
         self.held = Held(Patch(channels, out, kernel_h, kernel_w, *stride, *padding))
         rows = weight.permute(0, 2, 3, 1).reshape(out, kernel_h, kernel_w * channels)
@@ -89,7 +90,9 @@ class PatchKernel:
         """Images (B, in, H, W) of any strides to tokens (B, *size, out) of the same type."""
         if images.dtype == torch.float16:
             return self(images.float(), size).to(images.dtype)
-        batch, _, height, width = images.shape
+        batch, channels, height, width = images.shape
+        if channels != self.channels:
+            raise SrattnError(f"images of {self.channels} channels are expected, got {tuple(images.shape)}")
         out = images.new_empty(batch, *size, self.out)
         steps = (ctypes.c_long * 4)(*images.stride())
         patch, sizes, threads = self.held.structure, (batch, height, width), torch.get_num_threads()
@@ -116,7 +119,7 @@ class FeedForwardKernel:
         operand: Operand = "float32",
     ) -> None:
         hidden, dim = fc1.weight.shape
-        self.library = library(operand)
+        self.library, self.dim = library(operand), dim
         self.held = Held(FeedForward(dim, hidden, taps is not None, relu))
         put_norm(self.held, "norm", norm)
         self.held.put("fc1", panels(fc1.weight, operand))
@@ -190,13 +193,16 @@ class BlocksKernel:
 
     def __init__(self, parts: Sequence[tuple[AttentionKernel | None, FeedForwardKernel | None]]) -> None:
         self.parts = parts
-        self.library = next(half for half in parts[0] if half is not None).library
+        first = next(half for half in parts[0] if half is not None)
+        self.library, self.dim = first.library, first.dim
         self._last: tuple[object, ctypes.Array[Step]] | None = None
 
     def __call__(self, x: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
         """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys`: each block's grid of keys."""
         if x.dtype == torch.float16:
             return self(x.float(), keys).to(x.dtype)
+        if x.shape[-1] != self.dim:
+            raise SrattnError(f"tokens of {self.dim} channels are expected, got {tuple(x.shape)}")
         out, (height, width) = torch.empty_like(x), x.shape[1:3]
         steps, half = self._steps(height * width, keys), x.dtype == torch.bfloat16
         maps = (x.data_ptr(), out.data_ptr(), *x.shape)
@@ -270,7 +276,9 @@ def lanes() -> int:
 
 def zeros(linear: Linear) -> Tensor:
     """The bias, zeros where there is none."""
-    return torch.zeros(linear.weight.shape[0]) if linear.bias is None else linear.bias
+    if linear.bias is not None:
+        return linear.bias
+    return torch.zeros(linear.weight.shape[0], dtype=torch.float32, device="cpu")
 
 
 def _joined(weights: Sequence[Tensor], operand: Operand) -> Tensor:

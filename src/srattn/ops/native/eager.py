@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from srattn.errors import SrattnError
 from srattn.ops.native import library as native
@@ -19,6 +20,8 @@ def reason_against(x: Tensor, *parameters: Tensor | None) -> str | None:
     if any(t.dtype != torch.float32 or t.device != x.device for t in given):
         return "its parameters are not float32"
     level = torch._C._functorch.maybe_current_level()  # pyright: ignore[reportAttributeAccessIssue]
+    if forward_ad._current_level >= 0:
+        return "differentiated forwards"
     if not x.numel() or level is not None:
         return "there is no token" if not x.numel() else "a transformation of torch.func reads the model"
     if torch._C._len_torch_dispatch_stack() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in (x, *given)):

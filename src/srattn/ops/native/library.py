@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, c_float, c_int, c_long, c_ulong, c_void_p
 from typing import Any
 
 import torch
@@ -72,7 +73,10 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     try:
         path = library_path(operand)
         share_threads()
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # a damaged file
+            library = ctypes.CDLL(str(library_path(operand, anew=True)))
     except (Unavailable, OSError) as error:
         _unavailable[operand] = str(error)
         return None
@@ -87,6 +91,7 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     library.srattn_cut.argtypes = [POINTER(FeedForward), c_long, c_long, c_long, POINTER(c_long), POINTER(c_long)]
     library.srattn_patches.argtypes = [POINTER(Patch), c_void_p, POINTER(c_long), *longs, c_void_p, *longs[:2], *ints]
     library.srattn_blocks.argtypes = [POINTER(Step), c_long, c_void_p, c_void_p] + [c_long] * 4 + [c_int, c_long, c_int]
+    library.srattn_sample.argtypes, library.srattn_sample.restype = [c_void_p, c_void_p, c_long], c_ulong
     for which, structure in enumerate((Patch, FeedForward, Attention, Step)):
         if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment
             _unavailable[operand] = f"the compiled structure of {structure.__name__} differs from Python's"
@@ -168,7 +173,7 @@ def padded(bias: Tensor | None) -> Tensor | None:
     """A bias with zeros up to whole panels."""
     if bias is None:
         return None
-    out = torch.zeros(library().srattn_packed(bias.numel()))
+    out = torch.zeros(library().srattn_packed(bias.numel()), dtype=torch.float32, device="cpu")
     out[: bias.numel()] = bias.detach()
     return out
 
@@ -177,7 +182,30 @@ def panels(weight: Tensor, operand: Operand = "float32") -> Tensor:
     """A matrix (columns of the result, depth), as torch stores linear maps, in panels for the kernels."""
     weight, found = plain(weight), library(operand)
     columns, depth = weight.shape
-    pair = found.srattn_pair()
-    out = torch.empty(found.srattn_packed(columns) * (depth + depth % pair), dtype=getattr(torch, operand))
+    count = found.srattn_packed(columns) * (depth + depth % found.srattn_pair())
+    out = torch.empty(count, dtype=getattr(torch, operand), device="cpu")
     found.srattn_pack(weight.data_ptr(), columns, depth, depth, 1, out.data_ptr())
     return out
+
+
+class Sample:
+    """A few numbers of each of some tensors, as they are now."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.library, self.count = library(), len(tensors)
+        self.places = (c_void_p * self.count)(*(t.data_ptr() for t in tensors))
+        self.sizes = (c_long * self.count)(*map(_bytes, tensors))
+        self.seen = self._sum()
+
+    def _sum(self) -> int:
+        return self.library.srattn_sample(self.places, self.sizes, self.count)
+
+    def is_unchanged(self) -> bool:
+        """Whether they are the same; only while the tensors live where they were."""
+        return self._sum() == self.seen
+
+
+def _bytes(tensor: Tensor) -> int:
+    """What lies in one piece from the tensor's first number on; 0 where that is not known."""
+    dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    return tensor.numel() * tensor.itemsize if dense and tensor.device.type == "cpu" else 0

@@ -118,7 +118,7 @@ static inline vec quotient(vec a, vec b) {
 
 // The normal distribution function: 1/2 + x P(x^2) / Q(x^2) for |x| <= 5.5, a minimax fit of 7e-9.
 static inline vec normal(vec x) {
-  vec c = minimum(maximum(x, splat(-5.5f)), splat(5.5f));
+  vec c = minimum(maximum(splat(-5.5f), x), splat(5.5f));
   vec u = c * c;
   vec p = splat(2.27491534e-08f);
   p = p * u + splat(6.35166208e-06f);
@@ -135,7 +135,8 @@ static inline vec normal(vec x) {
   return splat(0.5f) + quotient(c * p, q);
 }
 
-static inline vec gelu(vec x) { return x * normal(x); }
+// Far out the factor is not quite 0, so it is that of the end; a maximum is its second argument where that is no number.
+static inline vec gelu(vec x) { return maximum(splat(-5.5f), x) * normal(x); }
 
 // The normal distribution function where results are bfloat16: between -4.1 and 4.1, where it comes to 0 and 1, an odd
 // polynomial (a minimax fit with these ends). GELU is within 9e-5 of itself by it, and 4e-7 |x| far out.

@@ -7,6 +7,7 @@ static inline int omp_get_thread_num() { return 0; }
 static inline int omp_get_num_threads() { return 1; }
 #endif
 
+#include <string.h>
 #include <unistd.h>
 
 #include "block.h"
@@ -38,6 +39,19 @@ long srattn_cache() {
 #endif
 }
 int srattn_pair() { return PAIR; }
+// A sum of three words of each tensor, the first, one of the middle and the last: other weights, another sum.
+unsigned long srattn_sample(const void* const* tensors, const long* bytes, long count) {
+  unsigned long sum = 0;
+  for (long i = 0; i < count; ++i) {
+    long step = bytes[i] < 8 ? bytes[i] : 8;
+    for (long place : {0L, bytes[i] / 2, bytes[i] - step}) {
+      unsigned long word = 0;
+      if (place + step <= bytes[i]) memcpy(&word, static_cast<const char*>(tensors[i]) + place, step);
+      sum = (sum ^ word) * 0x9E3779B97F4A7C15UL;
+    }
+  }
+  return sum;
+}
 long srattn_whole(long depth) { return whole_steps(depth); }
 long srattn_packed(long columns) { return packed_columns(columns); }
 long srattn_weighed(long keys) { return weighed(keys); }
