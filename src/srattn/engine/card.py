@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from srattn.models.plan import plan
 from srattn.version import __version__
 
 LIBRARY = "srattn"
-_PATHS = ("data", "val", "out", "resume", "init", "teacher")
+_PATHS = ("data", "val", "classes", "init", "distill", "out", "resume")
 """Options that may name a place on somebody's machine: the card has the last part alone."""
 _MOST_CLASSES = 50
 _NO_FIGURES = ("seconds", "loader_share")
@@ -43,8 +44,10 @@ def recipe_of(run: LoadedRun) -> dict[str, Any]:
     """The configuration of a run, without places on the machine that it ran on."""
     config = dict(run.config)
     for key in _PATHS:
-        if isinstance(config.get(key), str):
-            config[key] = Path(config[key]).name
+        value = config.get(key)
+        # Classes are a file, made absolute by the run, or the names themselves.
+        if isinstance(value, str) and (key != "classes" or os.path.isabs(value)):
+            config[key] = Path(value).name
     return config
 
 
