@@ -185,6 +185,12 @@ class Server(BaseHTTPRequestHandler):
         if data is None:
             self.send_error(404)
             return
+        if self.path.startswith("/chunked"):  # ends before its second piece
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%s\r\n%x\r\n" % (len(data), data, len(data)))
+            return
         start = 0
         if wanted and self.headers.get("If-Range") == self.tag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
@@ -238,6 +244,19 @@ def test_a_download_that_breaks_off_is_resumed(server: str) -> None:
     assert path.read_bytes() == Server.files["/a.tar"]
     assert Server.asked == [None, "bytes=30000-"]
     assert [file.name for file in path.parent.iterdir()] == ["a.tar"]
+
+
+def test_an_answer_in_pieces_that_breaks_off_is_an_error_of_the_url(server: str, tmp_path: Path) -> None:
+    Server.files["/chunked.tar"] = b"data" * 1000
+    with pytest.raises(BadImage, match=r"chunked\.tar: IncompleteRead.*; what is there is kept, start again"):
+        download(f"{server}/chunked.tar")
+    (part,) = (tmp_path / "cache").rglob("*.part")
+    assert part.read_bytes() == Server.files["/chunked.tar"]
+
+
+def test_a_space_in_a_url_is_named(server: str) -> None:
+    with pytest.raises(BadImage, match=r"a b\.tar: URL can't contain control characters"):
+        download(f"{server}/a b.tar")
 
 
 def test_a_file_that_changed_meanwhile_is_taken_anew(server: str) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
@@ -57,11 +58,18 @@ def download(url: str, most: int | None = None) -> Path:
                 _fetch(url, file, part, limit)
                 os.replace(part, target)
                 _facts_path(part).unlink(missing_ok=True)
-    except (HTTPError, URLError, TimeoutError, ConnectionError) as error:
-        reason = f"{error.code} {error.reason}" if isinstance(error, HTTPError) else getattr(error, "reason", error)
-        raise BadImage(f"{url}: {reason}") from None
+    except (HTTPError, URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        raise BadImage(f"{url}: {_reason(error, part)}") from None
     part.unlink(missing_ok=True)
     return target
+
+
+def _reason(error: Exception, part: Path) -> str:
+    """What went wrong, and what is still there."""
+    if isinstance(error, HTTPError):
+        return f"{error.code} {error.reason}"
+    text = str(getattr(error, "reason", error)) or type(error).__name__
+    return f"{text}; what is there is kept, start again" if part.stat().st_size else text
 
 
 def _fetch(url: str, file: IO[bytes], part: Path, limit: int) -> None:
@@ -87,7 +95,7 @@ def _fetch(url: str, file: IO[bytes], part: Path, limit: int) -> None:
         if tag and not tag.startswith("W/"):
             _facts_path(part).write_text(json.dumps({"tag": tag, "total": total}), encoding="utf-8")
         with _progress(url, have, total) as told:
-            while piece := answer.read(_PIECE):
+            for piece in _pieces(answer):
                 have += len(piece)
                 if have > limit:
                     file.truncate(0)
@@ -98,6 +106,17 @@ def _fetch(url: str, file: IO[bytes], part: Path, limit: int) -> None:
         os.fsync(file.fileno())
     if total is not None and have != total:
         raise BadImage(f"{url}: broke off after {have:,} of {total:,} bytes; what is there is kept, start again")
+
+
+def _pieces(answer: Any) -> Iterator[bytes]:
+    """The body bit by bit, with what came before it broke off."""
+    try:
+        while piece := answer.read(_PIECE):
+            yield piece
+    except IncompleteRead as error:
+        if error.partial:
+            yield error.partial
+        raise
 
 
 @contextlib.contextmanager
