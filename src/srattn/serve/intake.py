@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
+import string
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -17,6 +19,7 @@ from srattn.serve.options import Options
 from srattn.serve.picture import Picture
 
 _RAW = "application/octet-stream"
+_SPACE = string.whitespace.encode()
 
 
 async def read_pictures(request: Request, options: Options, ticket: Ticket, most: int | None = None) -> list[Picture]:
@@ -35,7 +38,7 @@ async def read_pictures(request: Request, options: Options, ticket: Ticket, most
         if kind == "multipart/form-data":
             pictures = await _multipart(bounded, most)
         elif kind == "application/json":
-            pictures = _from_json(await bounded.body())
+            pictures = await asyncio.to_thread(_from_json, await bounded.body(), most)
         elif kind == _RAW or kind.startswith("image/"):
             pictures = [Picture("image 1", await bounded.body())]
         else:
@@ -49,12 +52,16 @@ async def read_pictures(request: Request, options: Options, ticket: Ticket, most
     if not pictures:
         raise Fault(400, "the request has no picture")
     if len(pictures) > most:
-        raise Fault(413, f"at most {most} picture(s) in a request here, got {len(pictures)}")
+        raise _too_many(most, len(pictures))
     for picture in pictures:
         if not picture.data:
             raise Fault(422, f"{picture.name}: empty")
     ticket.add_images(len(pictures) - 1)
     return pictures
+
+
+def _too_many(most: int, count: int) -> Fault:
+    return Fault(413, f"at most {most} picture(s) in a request here, got {count}")
 
 
 def _bounded(request: Request, most: int, ticket: Ticket) -> Request:
@@ -91,7 +98,7 @@ async def _multipart(request: Request, most: int) -> list[Picture]:
     return pictures
 
 
-def _from_json(body: bytes) -> list[Picture]:
+def _from_json(body: bytes, most: int) -> list[Picture]:
     try:
         content: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -101,6 +108,8 @@ def _from_json(body: bytes) -> list[Picture]:
     texts = content["images"] if "images" in content else [content["image"]]
     if not isinstance(texts, list):
         raise Fault(400, '"images" is a list of base64 texts')
+    if len(texts) > most:
+        raise _too_many(most, len(texts))
     return [Picture(f"image {number}", _from_base64(text, number)) for number, text in enumerate(texts, 1)]
 
 
@@ -110,6 +119,6 @@ def _from_base64(text: Any, number: int) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(None, _SPACE), validate=True)
     except (binascii.Error, ValueError):
         raise Fault(400, f"image {number} is no base64 text") from None
