@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -114,11 +115,12 @@ class Child:
         self._job = job
 
     def __enter__(self) -> Child:
+        self._words = tempfile.TemporaryFile()  # a pipe that nobody reads meanwhile would fill up, and stop the child
         self._process = subprocess.Popen(
             [sys.executable, "-m", "srattn.engine.batch_probe"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._words,
             text=True,
         )
         self._send(self._job)
@@ -127,6 +129,7 @@ class Child:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._process.kill()
         self._process.communicate()
+        self._words.close()
 
     def __call__(self, batch: int) -> Trial | None:
         self._send(batch)
@@ -140,8 +143,9 @@ class Child:
         code = self._process.wait()
         if code == -9:  # how a system ends what takes too much memory
             return None
-        _, words = self._process.communicate()
-        raise RuntimeError(f"the process that measures ended with code {code}: {words.strip()[-2000:]}")
+        self._words.seek(0)
+        words = self._words.read().decode(errors="replace").strip()[-2000:]
+        raise RuntimeError(f"the process that measures ended with code {code}: {words}")
 
     def _send(self, value: Any) -> None:
         assert self._process.stdin is not None
