@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srattn.engine import checkpoint_files
+from srattn.engine import checkpoint, checkpoint_files
 from srattn.engine.checkpoint import Checkpoints, name_of, read_facts, read_tensors
 from srattn.engine.distributed import World
 from srattn.engine.run_folder import write_history
@@ -51,6 +52,21 @@ def test_the_latest_and_the_best_stay(tmp_path: Path) -> None:
     checkpoints.wait()
     assert read_facts(tmp_path / name_of(5))["n"] == 50
     assert checkpoints.names() == [name_of(5), name_of(4)]
+
+
+def test_another_process_may_make_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def removed(path: Path, ignore_errors: bool = False) -> None:
+        remove(path, ignore_errors=ignore_errors)
+        if path.name.startswith(".aside-"):
+            path.mkdir(parents=True)  # as torch does in every process that plans
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
+    checkpoints = Checkpoints(tmp_path / "run", ONE)
+    checkpoints.save(3, tensors(3.0), {})
+    checkpoints.wait()
+    assert checkpoints.names() == [name_of(3)]
 
 
 def test_other_tensors_are_refused(tmp_path: Path) -> None:

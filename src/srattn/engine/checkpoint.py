@@ -57,7 +57,8 @@ class Checkpoints:
         aside = self.folder / f"{_ASIDE}{name}"
         if self.world.first:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            # Another process may have made it again by now. None writes into it before all have come to a plan.
+            aside.mkdir(parents=True, exist_ok=True)
         writer = Writer(aside)
         _quiet()
         with _named(writer):
