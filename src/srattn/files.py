@@ -29,7 +29,7 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         aside = _aside(target)
         try:
             yield aside
-            _flush_to_disk(aside)
+            flush_to_disk(aside)
             if overwrite:
                 os.replace(aside, target)
             else:
@@ -98,8 +98,8 @@ def _parents(target: Path) -> Iterator[None]:
         raise
 
 
-def _flush_to_disk(path: Path) -> None:
-    # A full disk may show itself only here, and must do so before the rename.
+def flush_to_disk(path: Path) -> None:
+    """A full disk may show itself only here, and must do so before a rename."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from srattn.errors import SrattnError
-from srattn.export import Options, export_model
+from srattn.export import Options, export, export_model
 from srattn.export.child import in_child
+from srattn.export.export import files_of
 from srattn.export.opened import open_export
 from srattn.models.backbone import Backbone
 
@@ -77,3 +79,31 @@ def test_an_error_in_the_child_is_told() -> None:
         in_child("the reader", "os", "listdir", path="/no/such/folder")
     with pytest.raises(SrattnError, match="the step ended with 3"):
         in_child("the step", "os", "_exit", status=3)
+
+
+@pytest.mark.parametrize("step", ["copyfile", "flush_to_disk"])
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+def test_a_pair_of_files_is_replaced_together_or_not_at_all(
+    suffix: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, there = tmp_path / "made" / "model.xml", tmp_path / "there" / "model.xml"
+    for path, text in ((made, "new"), (there, "old")):
+        path.parent.mkdir()
+        for each in files_of(path):
+            each.write_text(text)
+    owner = export.shutil if step == "copyfile" else export
+    work = getattr(owner, step)
+
+    def full(*paths: Path) -> Any:
+        if Path(paths[-1]).suffix == suffix:
+            raise OSError(errno.ENOSPC, "no space left")
+        return work(*paths)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, full)
+        with pytest.raises(OSError, match="no space left"):
+            export._place(made, there, overwrite=True)
+    assert [each.read_text() for each in files_of(there)] == ["old", "old"]
+    assert len(list(there.parent.iterdir())) == 2
+    assert export._place(made, there, overwrite=True) == 6
+    assert [each.read_text() for each in files_of(there)] == ["new", "new"]

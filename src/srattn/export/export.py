@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -29,7 +30,7 @@ from srattn.export.graph import INPUT, Graph, backbone_of, check_model, least_dy
 from srattn.export.options import SUFFIXES, WHOLE, Options
 from srattn.export.quantise.openvino_int8 import load_nncf
 from srattn.export.quantise.steps import quantise
-from srattn.files import atomic_path
+from srattn.files import atomic_path, flush_to_disk
 from srattn.tasks.detection.decode import Choice
 
 
@@ -227,12 +228,12 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _place(made: Path, target: Path, overwrite: bool) -> int:
-    """Puts the finished file, or pair of files, in its place; their size in bytes."""
+    """Puts the finished file, or pair of files, in its place once all of it is on the disk; the size in bytes."""
     size = 0
-    for source, place in zip(files_of(made), files_of(target), strict=True):
-        with atomic_path(place, overwrite) as aside:
-            shutil.copyfile(source, aside)
-        size += source.stat().st_size
+    with contextlib.ExitStack() as stack:
+        for source, place in zip(reversed(files_of(made)), reversed(files_of(target)), strict=True):
+            flush_to_disk(Path(shutil.copyfile(source, stack.enter_context(atomic_path(place, overwrite)))))
+            size += source.stat().st_size
     return size
 
 
