@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,18 @@ def traced(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return found
 
 
-@pytest.fixture
-def made(traced: dict[str, Traced], tmp_path: Path) -> Path:
-    """A stamped program of fixed sizes in a file of its own."""
+@pytest.fixture(scope="session")
+def made_once(traced: dict[str, Traced], tmp_path_factory: pytest.TempPathFactory) -> Path:
     from srattn.export.export import make
 
     facts = traced["fixed"].facts
     facts = dataclasses.replace(facts, options=dataclasses.replace(facts.options, format="torch"))
-    path = tmp_path / "model.pt2"
+    path = tmp_path_factory.mktemp("made") / "model.pt2"
     make(traced["fixed"].program, str(path), traced["fixed"].cases, facts.to_text())
     return path
+
+
+@pytest.fixture
+def made(made_once: Path, tmp_path: Path) -> Path:
+    """A stamped program of fixed sizes in a file of its own."""
+    return Path(shutil.copy(made_once, tmp_path / "model.pt2"))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from srattn.export.formats import Runner
 from srattn.export.formats.archive import read_stamp as read_stamp
-from srattn.export.formats.archive import refuse_code
 from srattn.export.formats.archive import stamp as stamp
+from srattn.export.formats.archive import without_code
 
 NEEDS: tuple[str, ...] = ()
 
@@ -22,8 +22,7 @@ def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[st
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
-    refuse_code(path)
-    module = torch.export.load(path).module()
+    module = torch.export.load(without_code(path)).module()
     return runner_of(module)
 
 
