@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch.nn.functional as F
 from markupsafe import Markup
 from matplotlib import colormaps
 from torch import Tensor
 
-from srattn.explain import report
+from srattn.explain import pages
 from srattn.explain.packing import as_text, quantised, words_of
 from srattn.explain.pictures import whole_picture
 from srattn.explain.receptive_field import field_share
 from srattn.explain.study import Cam, Study
 from srattn.explain.support import KeySupport
+from srattn.explain.words import without_controls
 
 _FIELD_SIDE = 112
 
@@ -50,17 +49,9 @@ class Explanation:
 
 def render(explanation: Explanation) -> str:
     """The page as a string: no outside resource, one script, text from files and classes escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["plain"] = report._without_controls
-    here = files("srattn.explain")
-    style = re.search(r"<style>\n(.*?)</style>", here.joinpath("report.html").read_text("utf-8"), re.DOTALL)
-    assert style is not None, "report.html has a style"
-    template = environment.from_string(here.joinpath("explain.html").read_text("utf-8"))
-    return template.render(
-        style=Markup(style[1]),
-        script=Markup(here.joinpath("explain.js").read_text("utf-8")),
+    return pages.template("explain.html").render(
+        style=Markup(pages.style()),
+        script=Markup(files("srattn.explain").joinpath("explain.js").read_text("utf-8")),
         data=Markup(_script_safe(json.dumps(_data(explanation), separators=(",", ":"), allow_nan=False))),
         model=explanation.model,
         facts=explanation.facts,
@@ -108,11 +99,11 @@ def _image(each: Study, layouts: dict[str, int]) -> dict[str, Any]:
         flat = [round(value, 2) for box in boxes for value in box]
         blocks.append({**block, "layout": layouts.setdefault(json.dumps(flat), len(layouts))})
     return {
-        "name": report._without_controls(each.name),
+        "name": without_controls(each.name),
         "width": width,
         "height": height,
         "picture": whole_picture(each.pixels),
-        "answers": [[report._without_controls(name), round(value, 4)] for name, value in each.answers[:5]],
+        "answers": [[without_controls(name), round(value, 4)] for name, value in each.answers[:5]],
         "points": [[point.x, point.y, point.name] for point in each.points],
         "cams": [_cam(cam) for cam in each.cams],
         "rollout": _packed(_sampled(each.rollout, int(each.blocks[0]["stride"]))),
@@ -121,7 +112,7 @@ def _image(each: Study, layouts: dict[str, int]) -> dict[str, Any]:
 
 
 def _cam(cam: Cam) -> dict[str, Any]:
-    return {"name": report._without_controls(cam.name), "stages": [_packed(stage) for stage in cam.stages]}
+    return {"name": without_controls(cam.name), "stages": [_packed(stage) for stage in cam.stages]}
 
 
 def _sampled(values: Tensor, stride: int) -> Tensor:

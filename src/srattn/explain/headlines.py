@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from srattn.engine.progress import is_share
+from srattn.explain.words import percent_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,7 @@ class Headline:
 
     def text(self, value: float, digits: int = 2) -> str:
         """`0.9944` -> `99.44 %`; 100 is written only where nothing is missing."""
-        from srattn.explain.report import _percent
-
-        return _percent(value, digits) if self.share else f"{value:.4g}"
+        return percent_text(value, digits) if self.share else f"{value:.4g}"
 
 
 ACCURACY = Headline("accuracy", "accuracy", "per_class_accuracy", "accuracy")

@@ -8,8 +8,7 @@ from importlib.resources import files
 
 import jinja2
 
-from srattn.explain import report
-from srattn.explain.words import bytes_text, count_text, seconds_text
+from srattn.explain.words import bytes_text, count_text, percent_text, seconds_text, without_controls
 
 
 def template(name: str, parts: Sequence[str] = ()) -> jinja2.Template:
@@ -22,8 +21,8 @@ def template(name: str, parts: Sequence[str] = ()) -> jinja2.Template:
         lstrip_blocks=True,
         loader=jinja2.DictLoader({part: _between(main, f'<section id="{part}">', "</section>") for part in parts}),
     )
-    environment.filters.update(seconds=seconds_text, bytes=bytes_text, count=count_text, percent=report._percent)
-    environment.filters["plain"] = report._without_controls
+    environment.filters.update(seconds=seconds_text, bytes=bytes_text, count=count_text, percent=percent_text)
+    environment.filters["plain"] = without_controls
     return environment.from_string(_read(name))
 
 

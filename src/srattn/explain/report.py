@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import torch
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
-from srattn.explain import sections
-from srattn.explain.words import bytes_text, count_text, seconds_text
+from srattn.explain import pages, sections
 from srattn.files import atomic_path
 
 
@@ -63,14 +59,8 @@ def write_report(path: Path, inputs: ReportInputs, overwrite: bool = False) -> N
 
 def render(inputs: ReportInputs) -> str:
     """The page as a string."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(seconds=seconds_text, bytes=bytes_text, count=count_text, percent=_percent)
-    environment.filters["plain"] = _without_controls
-    template = environment.from_string(files("srattn.explain").joinpath("report.html").read_text("utf-8"))
     predicted = inputs.probabilities.argmax(dim=1)
-    return template.render(
+    return pages.template("report.html").render(
         title=inputs.title,
         summary=sections.summary(inputs.labels, predicted, inputs.classes, inputs.model, inputs.history, inputs.result),
         curves=sections.curves(inputs.history),
@@ -106,14 +96,3 @@ def _check(inputs: ReportInputs) -> None:
         raise SrattnError(
             f"labels run from {int(inputs.labels.min())} to {int(inputs.labels.max())}; there are {classes} classes"
         )
-
-
-def _percent(fraction: float, digits: int = 1) -> str:
-    """`0.9944` -> `99.4 %`; 100 is written only where nothing is missing."""
-    value = math.floor(fraction * 100 * 10**digits + 1e-9) / 10**digits
-    return "100 %" if value == 100 else f"{value:.{digits}f} %"
-
-
-def _without_controls(text: object) -> str:
-    """Control characters other than line ends have no place in HTML."""
-    return "".join(char if char.isprintable() or char in "\n\t" or ord(char) >= 128 else "�" for char in str(text))

@@ -15,9 +15,9 @@ from srattn.engine.progress import is_share
 from srattn.explain import figures, scenes_figures
 from srattn.explain.compare_sections import number, values
 from srattn.explain.distance_figures import distance_bars, error_curve
-from srattn.explain.report import _percent
 from srattn.explain.scenes_tables import error_words, of, steps
 from srattn.explain.sections import _cell, _machine
+from srattn.explain.words import percent_text
 
 _HISTORY_ROWS = 60
 _PAIRS = 8
@@ -134,5 +134,5 @@ def figure_words(key: str, value: float) -> str:
     if key == "abs_rel":
         return error_words(value)
     if is_share(key):
-        return _percent(value)
+        return percent_text(value)
     return f"{value:.3g} m" if key == "rmse" else f"{value:.3g}"

@@ -10,8 +10,8 @@ from typing import Any
 from srattn.data.dense.joints import SIDES, sides_of
 from srattn.data.palette import Palette
 from srattn.explain.compare_sections import number
-from srattn.explain.report import _percent
 from srattn.explain.scene_words import WORDS
+from srattn.explain.words import percent_text
 
 _OPEN_ROWS = 40
 _NONE = "–"
@@ -111,7 +111,7 @@ def error_words(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return _NONE if value is None else _percent(value)
+    return _NONE if value is None else percent_text(value)
 
 
 def _bar(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers and names as a person reads them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def count_text(count: float) -> str:
         if abs(count) >= factor:
             return f"{_three_digits(count / factor)} {unit}"
     return f"{count:,.0f}"
+
+
+def percent_text(fraction: float, digits: int = 1) -> str:
+    """`0.9944` -> `99.4 %`; 100 is written only where nothing is missing."""
+    value = math.floor(fraction * 100 * 10**digits + 1e-9) / 10**digits
+    return "100 %" if value == 100 else f"{value:.{digits}f} %"
+
+
+def without_controls(text: object) -> str:
+    """Control characters other than line ends have no place in HTML."""
+    return "".join(char if char.isprintable() or char in "\n\t" or ord(char) >= 128 else "�" for char in str(text))
 
 
 def _three_digits(value: float) -> str:
