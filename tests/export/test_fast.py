@@ -13,6 +13,7 @@ from srattn.export.fast import Centre, FastAttention, FastBlock, FastFeedForward
 from srattn.export.graph import FORMS as CHOSEN
 from srattn.export.graph import form_for
 from srattn.models.backbone import Backbone
+from tests.models.small import short_numbers
 
 SMALL = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (2, 2, 2, 2), "depths": (1, 1, 1, 1)}
 FORMS = [
@@ -50,6 +51,15 @@ def test_every_form_is_exact(form: Form) -> None:
         strict=True,
     ):
         assert apart(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["cvt_13", "mvitv2_tiny", "cmt_ti", "p2t_tiny", "shunted_tiny"])
+@torch.no_grad()
+def test_families_of_other_blocks_stay_as_they_are(name: str) -> None:
+    model = srattn.create_model(name, **short_numbers(name)).double().eval()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    for form in CHOSEN.values():
+        assert apart(fast_form(model, (64, 64), True, form)(images), model(images)) < 1e-12
 
 
 @pytest.mark.parametrize("form", FORMS[::2], ids=str)

@@ -101,8 +101,9 @@ def fast_form(
             if turns > 1:
                 stage.blocks = Blocks([InTurn(stage.blocks, -(-batch // turns))])
         for owner in (stage, stage.patch_embed):
-            if type(owner.norm) is nn.LayerNorm:
-                owner.norm = TokenNorm(owner.norm, centred and owner is stage)
+            norm = getattr(owner, "norm", None)  # MViTv2 embeds with none
+            if type(norm) is nn.LayerNorm:
+                owner.norm = TokenNorm(norm, centred and owner is stage)
         grid = stage.size(*grid)
     return model
 
