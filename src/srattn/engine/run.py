@@ -23,6 +23,7 @@ from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
 from srattn.engine.read import make_augment, make_loader, read_data
 from srattn.engine.results import make_result
+from srattn.engine.settings import apply_settings, settings_of
 from srattn.engine.sinks import Factory, find_sinks, open_sinks
 from srattn.engine.start import check_size, prepare_model, with_teacher, without_adapters
 from srattn.engine.trainer import Trainer
@@ -216,6 +217,7 @@ def _finish(trainer: Trainer, folder: Path) -> RunResult:
         state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
         model, _ = prepare_model(config, data.classes, weights=False)
         model.load_state_dict(state)
+        apply_settings(model, settings_of(trainer.model))
         model.eval()
     if config.lora_rank:
         if world.first:

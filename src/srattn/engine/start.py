@@ -9,6 +9,7 @@ import torch
 from srattn.data.keyed import seed_of
 from srattn.data.preprocess import Preprocess
 from srattn.engine.config import ResolvedConfig
+from srattn.engine.settings import apply_settings, settings_of
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
 from srattn.tasks.models import build_task_model
@@ -23,6 +24,7 @@ SET_BY_TRAINING = frozenset(
     {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate", "device", "features_only"}
 )
 """Options of a model that follow from those of the run."""
+_SETTINGS = {"edge", "extra_relu"}  # which weights bring along, unless an option says otherwise
 
 
 def make_model(config: ResolvedConfig, classes: int, device: str | None = None) -> Backbone:
@@ -75,7 +77,7 @@ def prepare_model(config: ResolvedConfig, classes: list[str], *, weights: bool =
     model = make_model(config, len(classes))
     notes: list[str] = []
     if config.init is not None and weights:
-        notes += _load(model, config.init, classes, "edge" in config.model_options)
+        notes += _load(model, config, classes)
     if config.freeze:
         from srattn.engine.freeze import freeze
 
@@ -85,21 +87,23 @@ def prepare_model(config: ResolvedConfig, classes: list[str], *, weights: bool =
     return model, notes
 
 
-def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> list[str]:
-    """The weights of `source`; its head only if that answers in the same classes."""
+def _load(model: Backbone, config: ResolvedConfig, classes: list[str]) -> list[str]:
+    """The weights of `config.init`; its head only if that answers in the same classes."""
     from srattn.convert import load_checkpoint
     from srattn.engine.open_model import open_model
 
-    found = open_model(source)
-    edge = model.edge
+    assert config.init is not None
+    source, found = config.init, open_model(config.init)
+    settings = settings_of(found.model)
+    for own in _SETTINGS & {*config.model_options, *config.head_options}:
+        settings.pop(own, None)
     if "backbone" in model.config:
-        return _load_backbone(model, found, source, classes, edge if own_edge else None)
+        return _load_backbone(model, found, source, classes, settings)
     if "backbone" in found.model.config:
         raise SrattnError(f"{source} is a model for {found.task}; start a classifier from one that classifies")
     same = found.classes == classes
     report = load_checkpoint(model, found.model.state_dict(), layout="srattn", head="load" if same else "keep")
-    model.set_norm_eps(**found.model.norm_eps)
-    model.set_edge(edge if own_edge else found.model.edge)
+    apply_settings(model, settings)
     notes = [f"starts from {source}: {len(report.loaded)} tensors"]
     notes += [f"{key} resized {how}" for key, how in report.resized.items()]
     if not same:
@@ -107,7 +111,9 @@ def _load(model: Backbone, source: str, classes: list[str], own_edge: bool) -> l
     return notes
 
 
-def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list[str], edge: str | None) -> list[str]:
+def _load_backbone(
+    model: Backbone, found: LoadedRun, source: str, classes: list[str], settings: dict[str, Any]
+) -> list[str]:
     """Weights of another task's model, or of the same: the backbone's, and the head's where all of it fits and it
     answers in the same classes."""
     from srattn.convert import load_checkpoint
@@ -117,8 +123,7 @@ def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list
     own = body.state_dict()
     state = {name: tensor for name, tensor in theirs.state_dict().items() if name in own}
     report = load_checkpoint(body, state, layout="srattn", head="keep")
-    model.set_norm_eps(**found.model.norm_eps)
-    model.set_edge(edge or found.model.edge)
+    apply_settings(model, {name: value for name, value in settings.items() if name != "extra_relu"})
     notes = [f"starts from {source}: {len(report.loaded)} tensors of the backbone"]
     notes += [f"{key} resized {how}" for key, how in report.resized.items()]
     ours, others = model.state_dict(), found.model.state_dict()
@@ -133,6 +138,7 @@ def _load_backbone(model: Backbone, found: LoadedRun, source: str, classes: list
         with torch.no_grad():
             for name in fits:
                 ours[name].copy_(others[name])
+        apply_settings(model, settings)
         return [*notes, "and those of its head"]
     return [*notes, "a new head"]
 

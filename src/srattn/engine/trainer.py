@@ -23,6 +23,7 @@ from srattn.engine.learner import Learner
 from srattn.engine.position import Position
 from srattn.engine.progress import Progress
 from srattn.engine.schedule import learning_rate, warmup_steps
+from srattn.engine.settings import apply_settings, settings_of
 from srattn.engine.sinks import Sinks
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
@@ -114,6 +115,7 @@ class Trainer:
             "fingerprint": self.loader.data.fingerprint(),
             "position": dataclasses.asdict(self.position),
             "scaler": self.learner.precision.state(),
+            "settings": settings_of(self.model),
         }
 
     def restore(self, path: Path) -> None:
@@ -133,7 +135,8 @@ class Trainer:
         try:
             self.learner.precision.restore(facts["scaler"])
             self.position.take(facts["position"])
-        except (KeyError, TypeError, RuntimeError) as error:
+            apply_settings(self.model, facts.get("settings", {}))  # older checkpoints have none
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise SrattnError(f"{path} is not a checkpoint of a training run of this version: {error}") from None
         self._pending, self._elapsed = None, self._part_of_budget(self.position.seconds)
 

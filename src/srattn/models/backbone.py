@@ -296,11 +296,12 @@ class Backbone(nn.Module):
         for kind, module in self._norms():
             module.eps = eps[kind]
 
-    def _norms(self) -> Iterator[tuple[str, nn.LayerNorm | nn.BatchNorm2d]]:
+    def _norms(self) -> Iterator[tuple[str, nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm]]:
         """The norms whose epsilons are settings, with their kind: layer norms, and batch norms after a reduction."""
         for name, module in self.named_modules():
             kind = _norm_kind(name)
-            if isinstance(module, nn.LayerNorm) or (isinstance(module, nn.BatchNorm2d) and kind == "reduction"):
+            batch = (nn.BatchNorm2d, nn.SyncBatchNorm) if kind == "reduction" else ()
+            if isinstance(module, (nn.LayerNorm, *batch)):
                 yield kind, module
 
     def set_edge(self, edge: str) -> None:
