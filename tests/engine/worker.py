@@ -3,10 +3,12 @@
 options: of TrainConfig.
 do: {"kill" | "terminate" | "raise": [rank, step]}: what happens to that process after that step.
 poison: [rank, step]: there the inputs are no numbers.
+lose: [rank, count]: there so many of the training images are not found.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +23,7 @@ job: dict[str, Any] = globals()["job"]
 def main() -> int:
     import torch
 
-    from srattn.engine import Interrupted, TrainConfig, guard, train
+    from srattn.engine import Interrupted, TrainConfig, guard, run, train
     from srattn.engine.learner import Learner
     from srattn.errors import SrattnError
 
@@ -29,7 +31,7 @@ def main() -> int:
     rank = job["rank"]
     deeds = {(deed, *place) for deed, place in job.get("do", {}).items()}
     losses: list[float] = []
-    check, step = guard.check_finite, Learner.step
+    check, step, read = guard.check_finite, Learner.step, run.read_data
 
     def recorded(loss: float, norm: float, skips: bool) -> Any:
         losses.append(loss)
@@ -40,6 +42,15 @@ def main() -> int:
             batch.inputs.mul_(float("nan"))
         return step(self, batch, images, number, rate)
 
+    def short_read(*args: Any) -> Any:
+        data = read(*args)
+        whole, (at, count) = data.train, job.get("lose", (-1, 0))
+        if at != rank:
+            return data
+        left = len(whole) - count
+        parts = {name: getattr(whole, name)[:left] for name in ("names", "labels", "sources")}
+        return dataclasses.replace(data, train=dataclasses.replace(whole, **parts))
+
     def on_step(done: int) -> None:
         if ("kill", rank, done) in deeds:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -48,7 +59,7 @@ def main() -> int:
         if ("raise", rank, done) in deeds:
             raise LookupError("the attic is empty")
 
-    guard.check_finite, Learner.step = recorded, poisoned
+    guard.check_finite, Learner.step, run.read_data = recorded, poisoned, short_read
     report: dict[str, Any] = {"losses": losses}
     try:
         result = train(TrainConfig(**job["options"]), on_step=on_step)

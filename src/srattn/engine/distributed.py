@@ -61,6 +61,14 @@ class World:
         torch.distributed.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
+    def exchange(self, value: Any) -> list[Any]:
+        """Plain values of every process, in all."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        torch.distributed.all_gather_object(found, value, group=self.group)
+        return found
+
     def gather(self, rows: Tensor) -> list[Tensor]:
         """In the first process what each has, (N_r, ...) in main memory; in the others nothing."""
         if self.size == 1:

@@ -21,7 +21,7 @@ from srattn.engine.evaluate import Evaluation
 from srattn.engine.heap import kept_heap
 from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
-from srattn.engine.read import make_augment, make_loader, read_data
+from srattn.engine.read import check_alike, make_augment, make_loader, read_data
 from srattn.engine.results import make_result
 from srattn.engine.settings import apply_settings, settings_of
 from srattn.engine.sinks import Factory, find_sinks, open_sinks
@@ -154,6 +154,7 @@ def _prepare(
     check_size(config)
     augment = make_augment(config)
     data = read_data(config, augment, progress)
+    check_alike(data, config.data, world)
     for line in data.skipped:
         progress.note(f"skipped {line}")
     loader = make_loader(config, augment, data, world)
