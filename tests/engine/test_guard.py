@@ -83,6 +83,27 @@ def test_a_step_that_is_looked_at_during_the_next(
         train(TrainConfig(**tiny, out=str(tmp_path / "stopped")), on_step=seen.append)
 
 
+def test_a_step_before_one_that_is_left_out_has_its_own_number(
+    tiny: dict[str, Any], tmp_path: Path, poison: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth is bad, and once it is left out the fourth, which is looked at during the sixth."""
+    monkeypatch.setattr("srattn.engine.trainer._LOOKED_AT_LATER", ("cpu",))
+    poison.add(4)
+    seen: list[int] = []
+
+    def on_step(done: int) -> None:
+        seen.append(done)
+        if seen.count(1) == 2:
+            poison.add(3)
+
+    options = tiny | {"on_nan": "rollback", "epochs": 1}
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")), on_step=on_step)
+    assert result.result["steps_left_out"] == 2
+    assert seen == [1, 2, 3, 4, 5, 1, 2, 3, 4, 1, 2, 3, 6]
+    with safe_open(tmp_path / "run" / "bad_batch.safetensors", framework="pt") as file:
+        assert '"step": 4' in file.metadata()["srattn"]
+
+
 def test_not_for_ever(tiny: dict[str, Any], tmp_path: Path, poison: set[int]) -> None:
     poison.update(range(2, 99))
     options = tiny | {"on_nan": "rollback", "max_rollbacks": 2}

@@ -37,10 +37,12 @@ _SINK_STEPS = 50  # figures of single steps go to the sinks this often
 class _Step:
     """A step that is computed and not yet looked at: its `pulse` may still be on its way from the device.
 
+    `number` is that within the epoch, from 0: steps that are left out may have come in between.
     On a GPU the copy to the host is asked for at once: later it would wait for the steps that have come in between.
     """
 
     pulse: Tensor
+    number: int
     batch: Batch
     names: list[str]
     arrived: torch.cuda.Event | None = None
@@ -240,10 +242,10 @@ class Trainer:
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         values = [stop, first and due, first and over, part, loss, norm / self.world.size, *tally.values()]
         values = [self._as_pulse(value, dtype) for value in values]
-        step = _Step(self.world.sum(torch.cat(values)), batch, list(tally))
+        step = _Step(self.world.sum(torch.cat(values)), self.position.step - 1, batch, list(tally))
         waiting, self._pending = self._pending, step
         if waiting is not None:
-            self._read(waiting, behind=1)
+            self._read(waiting)
         if self.device.type not in _LOOKED_AT_LATER:
             self._look()
 
@@ -256,22 +258,22 @@ class Trainer:
         """Reads the pulse of the latest step."""
         if self._pending is not None:
             waiting, self._pending = self._pending, None
-            self._read(waiting, behind=0)
+            self._read(waiting)
 
-    def _read(self, step: _Step, behind: int) -> None:
+    def _read(self, step: _Step) -> None:
         position = self.position
         stop, save, end, part, loss, norm, *sums = step.values()
         self._flags = {"stop": stop > 0, "save": self._flags["save"] or save > 0, "end": end > 0}
         self._elapsed = max(self._elapsed, part)
         bad = guard.check_finite(loss, norm, self.learner.precision.skips_overflow)
         if bad is not None:
-            raise guard.BadStep(*bad, position.epoch, position.step - behind - 1, step.batch)
+            raise guard.BadStep(*bad, position.epoch, step.number, step.batch)
         for name, value in zip(step.names, sums, strict=True):
             position.sums[name] = position.sums.get(name, 0.0) + value
         position.seconds = self._seconds()
         position.waiting = self._waiting_before + self.loader.seconds_waiting
         figures = self.task.summary(position.sums)
-        done = self.steps_done - behind
+        done = position.epoch * self.loader.steps_per_epoch + step.number + 1
         speed = position.sums["count"] / position.seconds
         shown = max(done, min(self.total_steps, round(self._elapsed * self.total_steps)))  # what ends the run first
         self.progress.step(position.epoch + 1, shown, figures, speed, position.waiting / position.seconds)
