@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from srattn.errors import SrattnError
 Colour = tuple[int, int, int]
 
 MOST = 256
-"""Class numbers have 8 bits."""
+"""Class numbers in masks have 8 bits."""
 IGNORED = (224, 224, 224)
 """The colour of pixels that belong to no class."""
 UNCOUNTED = (93, 100, 104)
@@ -47,29 +49,34 @@ _STANDARD = (
 
 @dataclasses.dataclass(frozen=True)
 class Palette:
-    """Names and colours (red, green, blue) of classes, by class number."""
+    """Names and colours (red, green, blue) of classes, by class number; those of masks are at most `MOST`."""
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.names) <= MOST or len(self.names) != len(self.colours):
+        if not self.names or len(self.names) != len(self.colours):
             raise SrattnError(
-                f"a palette needs 1 to {MOST} names and a colour for each, got {len(self.names)} names and "
+                f"a palette needs at least one name and a colour for each, got {len(self.names)} names and "
                 f"{len(self.colours)} colours"
             )
         for name, colour in zip(self.names, self.colours, strict=True):
             if len(colour) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in colour):
                 raise SrattnError(f"the colour of class {name!r} must be three numbers from 0 to 255, got {colour!r}")
-        twice = [name for n, name in enumerate(self.names) if name in self.names[:n]]
-        if twice:
-            raise SrattnError(f"a palette must name every class once, got {twice[0]!r} twice")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name, times in Counter(self.names).items() if times > 1)
+            raise SrattnError(f"a palette must name every class once, got {twice!r} twice")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def table(self) -> Tensor:
-        """uint8 (256, 3): the colour of every number; those that are no class have the standard ones, 255 `IGNORED`."""
+        """uint8 (256, 3): the colour of every number; those that are no class have the standard ones, 255 `IGNORED`.
+
+        Raises:
+            SrattnError: more than 256.
+        """
+        check_mask_classes(len(self))
         colours = [*self.colours, *_standard_colours()[len(self) :]]
         if len(self) < MOST:
             colours[-1] = IGNORED
@@ -79,14 +86,26 @@ class Palette:
 def standard_palette(classes: int | Sequence[str]) -> Palette:
     """Fixed colours for classes by number: neighbours differ, and the first eight do so for colour-blind eyes too.
 
+    Of more than 256 classes, as there are of boxes, the colours begin again.
+
     Args:
         classes: their names, or how many there are.
 
     Raises:
-        SrattnError: none, or more than 256.
+        SrattnError: none, or one twice.
     """
     names = tuple(f"class {n}" for n in range(classes)) if isinstance(classes, int) else tuple(classes)
-    return Palette(names, _standard_colours()[: len(names)])
+    return Palette(names, tuple(itertools.islice(itertools.cycle(_standard_colours()), len(names))))
+
+
+def check_mask_classes(count: int) -> None:
+    """Refuses more classes than masks can tell apart.
+
+    Raises:
+        SrattnError: see above.
+    """
+    if count > MOST:
+        raise SrattnError(f"{count} classes are too many for masks, which have 8 bits: at most {MOST}")
 
 
 def read_palette(path: Path) -> Palette:

@@ -14,7 +14,7 @@ from srattn.convert.heads import Head
 from srattn.convert.source import Source, read_source
 from srattn.convert.state import Ours, to_ours
 from srattn.convert.variants import infer, ratios_of
-from srattn.data.palette import MOST, standard_palette
+from srattn.data.palette import standard_palette
 from srattn.data.preprocess import Preprocess
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
@@ -56,7 +56,7 @@ def open_foreign(path: Path, device: str | torch.device) -> LoadedRun:
         raise SrattnError(f"{path} does not describe a model ({error})") from None
     load_checkpoint(model, path)
     classes = _classes(read, getattr(model, "num_classes", 0), task)
-    plain = task == CLASSIFIES or not 1 <= len(classes) <= MOST
+    plain = task == CLASSIFIES or not classes
     return LoadedRun(
         model.eval().to(device),
         classes,

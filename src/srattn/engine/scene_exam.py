@@ -23,7 +23,7 @@ from srattn.data.dense.people import open_people
 from srattn.data.dense.read import Found, Unread, divide_scenes, load_part
 from srattn.data.dense.target import VOID
 from srattn.data.depth_files import MILLIMETRES, check_scale
-from srattn.data.palette import standard_palette
+from srattn.data.palette import MOST, standard_palette
 from srattn.data.reader import absolute
 from srattn.data.samples import OnBadImage
 from srattn.data.sources import called, file_of
@@ -196,8 +196,8 @@ def _in_our_numbers(
     numbers = class_numbers(theirs, run.classes)
     if numbers == list(range(len(theirs))):
         return found
-    table = torch.full((256,), VOID, dtype=torch.uint8)
-    table[: len(numbers)] = torch.tensor(numbers, dtype=torch.uint8)
+    table = torch.full((max(MOST, len(numbers)),), VOID)  # of boxes there may be more classes than 8 bits tell apart
+    table[: len(numbers)] = torch.tensor(numbers)
     parts = {name: [_renumbered(one, table) for one in items] for name, items in found.parts.items()}
     return dataclasses.replace(found, classes=run.classes, parts=parts)
 
@@ -208,7 +208,7 @@ def _renumbered(one: Unread, table: Tensor) -> Unread:
         boxes = target.boxes
         if boxes is not None:
             boxes = torch.cat([boxes[:, :4], table[boxes[:, 4].long()].to(boxes.dtype).unsqueeze(1)], 1)
-        mask = None if target.mask is None else table[target.mask.int()]
+        mask = None if target.mask is None else table[target.mask.int()].to(torch.uint8)
         return dataclasses.replace(target, mask=mask, boxes=boxes)
 
     return dataclasses.replace(one, target=read)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srattn.data.dense.person import person_windows
+from srattn.data.palette import check_mask_classes
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.ops.boxes import clip_boxes
@@ -123,7 +124,12 @@ def _scores(run: LoadedRun, image: Image.Image, scale: float, mirrored: bool) ->
 
 
 def likeliest(scores: Tensor, height: int, width: int) -> Tensor:
-    """Scores (K, h, w) to the class uint8 (height, width) that is likeliest after bilinear enlargement, by strips."""
+    """Scores (K, h, w) to the class uint8 (height, width) that is likeliest after bilinear enlargement, by strips.
+
+    Raises:
+        SrattnError: more classes than 8 bits tell apart.
+    """
+    check_mask_classes(scores.shape[0])
     rows = scores.shape[1]
     centres = ((torch.arange(height, dtype=torch.float64) + 0.5) * rows / height - 0.5).clamp(min=0, max=rows - 1)
     low = centres.floor().long()

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from torch import Tensor, nn
 
 from srattn.data.dense.joints import SIDES
-from srattn.data.palette import MOST, UNCOUNTED, Palette, standard_palette
+from srattn.data.palette import UNCOUNTED, Palette, standard_palette
 from srattn.errors import SrattnError
 from srattn.explain import pages, sections
 from srattn.explain import scenes_sections as scenes
@@ -86,7 +86,7 @@ def render(inputs: SceneReportInputs) -> str:
     """The page as a string."""
     task, result = inputs.task.name, inputs.result
     words, headline = WORDS[task], headline_of(result, {"task": task})
-    palette = inputs.palette or standard_palette(inputs.classes[:MOST])
+    palette = inputs.palette or standard_palette(inputs.classes)
     cases = _cases(inputs, palette)
     table = table_of(task, inputs.classes, result, palette)
     backbone = getattr(inputs.model, "backbone", inputs.model)
@@ -105,9 +105,9 @@ def render(inputs: SceneReportInputs) -> str:
         confusion=scenes.confusion(inputs.classes, result) if task == "segmentation" else None,
         precision=scenes.precision_recall(task, result),
         cases=cases,
-        looked_at="" if cases is None else counted(cases.looked_at, words.units, "validation "),
+        looked_at=counted(cases.looked_at, words.units, "validation "),
         keys=_keys(task, inputs.classes, palette),
-        ignored=hexadecimal(UNCOUNTED) if cases is not None and cases.ignored else "",
+        ignored=hexadecimal(UNCOUNTED) if cases.ignored else "",
         error_scale=ERROR_SCALE,
         spread=_spread(cases, task),
         plan=sections.plan_table(backbone, inputs.size),
@@ -117,11 +117,9 @@ def render(inputs: SceneReportInputs) -> str:
     )
 
 
-def _cases(inputs: SceneReportInputs, palette: Palette) -> Cases | None:
-    """The images to show; None of more classes than there are colours."""
+def _cases(inputs: SceneReportInputs, palette: Palette) -> Cases:
+    """The images to show."""
     task: Any = inputs.task
-    if task.name in ("segmentation", "detection") and len(inputs.classes) > len(palette):
-        return None
     subject = Subject(inputs.names, inputs.scene, runner(inputs.model, inputs.normalise), palette)
     if task.name == "detection":
         return box_cases(subject, task.postprocess, inputs.answers, getattr(task, "masks", False))
@@ -146,9 +144,9 @@ def _keys(task: str, classes: Sequence[str], palette: Palette) -> list[tuple[str
     return [(hexadecimal(colour), name) for name, colour in zip(classes, palette.colours, strict=False)]
 
 
-def _spread(cases: Cases | None, task: str) -> dict[str, Any] | None:
+def _spread(cases: Cases, task: str) -> dict[str, Any] | None:
     """How the scores of the images lie; None of so few that the pictures say it all."""
-    if cases is None or len(cases.scores) <= 2 * SHOWN:
+    if len(cases.scores) <= 2 * SHOWN:
         return None
     figure = spread(cases.scores, WORDS[task].score, WORDS[task].units)
     return {"figure": Markup(figure), "middle": statistics.median(cases.scores)}

@@ -200,6 +200,12 @@ def test_256_classes_leave_255_void() -> None:
     assert torch.equal(everything.numbers(mask, "a"), mask)
 
 
+def test_more_classes_than_masks_have_numbers(tmp_path: Path) -> None:
+    root, names = one_mask(tmp_path, LEVELS), ",".join(map(str, range(257)))
+    with pytest.raises(SrattnError, match="257 classes are too many for masks"):
+        open_masks(str(root), names)
+
+
 def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
     root = one_mask(tmp_path, LEVELS)
     Image.new("RGB", (4, 2)).save(root / "images" / "0.png")

@@ -18,7 +18,7 @@ from srattn.data.dense.pairs import Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
 from srattn.data.mask_files import NoPalette, read_mask
-from srattn.data.palette import MOST, Palette
+from srattn.data.palette import MOST, Palette, check_mask_classes
 from srattn.errors import SrattnError
 
 Notify = Callable[[int, int], None]
@@ -113,8 +113,10 @@ def read_masks(
     """As `open_masks`, for pairs that are found already.
 
     Raises:
-        SrattnError: masks of colours without a palette, none that can be read, or classes that cannot be told.
+        SrattnError: masks of colours without a palette, none that can be read, or classes that cannot be told or are
+            more than 256.
     """
+    check_mask_classes(0 if palette is None else len(palette))
     every = [(part, pair) for part, pairs in index.parts.items() for pair in pairs]
     looks: list[_Look | BadImage] = []
     for look in ahead(lambda entry: _look(entry[1], palette), every, workers):
