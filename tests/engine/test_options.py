@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from functools import partialmethod
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from srattn.engine import Interrupted, TrainConfig, load_run, train
 from srattn.engine.compiled import compile_parts
 from srattn.engine.learner import Learner
+from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models import build_model
 
@@ -269,6 +271,37 @@ def test_adapters(tiny: dict[str, Any], plain: Any, launch: Any, tmp_path: Path)
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["loss"] == pytest.approx(result.result["loss"], rel=1e-5)
     assert all(torch.allclose(tensor, after[name], atol=1e-4) for name, tensor in weights(tmp_path / "two").items())
+
+
+def test_a_run_goes_on_with_the_teacher_it_began_with(
+    tiny: dict[str, Any], plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_step(step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(plain.folder / "model.safetensors", "teacher.safetensors")
+    options = tiny | ONE | {"distill": "teacher.safetensors", "init": "teacher.safetensors"}
+    with pytest.raises(Interrupted):
+        train(TrainConfig(**options, out=str(tmp_path / "run")), on_step=on_step)
+    shutil.copytree("run", "old")
+    monkeypatch.chdir("elsewhere")
+    resume, teacher = TrainConfig(resume=str(tmp_path / "run")), tmp_path / "teacher.safetensors"
+    found = load_run(plain.folder)
+    with torch.no_grad():
+        found.model.head.bias += 1e-3
+    save_weights(teacher, found.model, found.classes, found.preprocess)
+    with pytest.raises(SrattnError, match=r"the teacher .*/teacher\.safetensors is another than when the run began"):
+        train(resume)
+    for path in (tmp_path / "old" / "checkpoints").glob("step-*/state.json"):  # as it was before teachers were kept
+        facts = json.loads(path.read_text())
+        assert len(facts.pop("teacher")) == 64
+        path.write_text(json.dumps(facts))
+    train(TrainConfig(resume=str(tmp_path / "old")))
+    shutil.copy(plain.folder / "model.safetensors", teacher)
+    assert train(resume).config.init == str(teacher)
 
 
 def test_a_teacher(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:

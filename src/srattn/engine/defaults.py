@@ -144,6 +144,9 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     values["data"] = absolute(config.data)
     if config.classes is not None and os.path.isfile(config.classes):
         values["classes"] = os.path.abspath(config.classes)
+    for name in ("init", "distill"):  # what is no path is the name of a model
+        if values[name] is not None and os.path.exists(values[name]):
+            values[name] = os.path.abspath(values[name])
     if config.val is not None and config.val != "split" and part_called(config.val) is None:
         values["val"] = absolute(config.val)
     return ResolvedConfig(**values)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.data.preprocess import Preprocess
+from srattn.engine.open_model import model_facts
 from srattn.engine.weights import LoadedRun, load_run
 from srattn.errors import SrattnError
 from srattn.tasks.protocol import Metrics, Task
@@ -62,11 +66,12 @@ class Distillation:
             raise SrattnError(f"weight must be from 0 to 1, got {weight}")
         self.task, self.kind, self.temperature, self.weight = task, kind, temperature, weight
         self.name, self.headline = task.name, task.headline
+        self._run: LoadedRun | None = None
         self._order: Tensor | None = None
         if isinstance(teacher, str | Path):
             teacher = load_run(teacher)
         if isinstance(teacher, LoadedRun):
-            teacher_preprocess = teacher.preprocess
+            self._run, teacher_preprocess = teacher, teacher.preprocess
             wanted = getattr(task, "classes", None) if classes is None else classes
             self._order = class_order(teacher.classes, wanted)
             teacher = teacher.model
@@ -77,6 +82,14 @@ class Distillation:
             if preprocess is None:
                 raise SrattnError("the teacher has its own preprocessing: give the student's as preprocess=")
             self._adapt = between(preprocess, teacher_preprocess)
+
+    @functools.cached_property
+    def teacher_stamp(self) -> str:
+        """SHA-256 of weights, settings, preprocessing and classes of a teacher that is a run; empty for a module."""
+        if self._run is None:
+            return ""
+        facts = {**model_facts(self._run), "classes": self._run.classes}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor | None = None) -> Tensor:
         """`outputs` (B, K) logits of the student for `inputs` (B, C, H, W); targets as the task takes them."""

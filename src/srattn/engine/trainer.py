@@ -118,19 +118,26 @@ class Trainer:
             "position": dataclasses.asdict(self.position),
             "scaler": self.learner.precision.state(),
             "settings": settings_of(self.model),
+            "teacher": getattr(self.task, "teacher_stamp", ""),
         }
 
     def restore(self, path: Path) -> None:
         """Takes up the run at a checkpoint.
 
         Raises:
-            SrattnError: the data is not what the run began with, or the weights fit another model.
+            SrattnError: the data or the teacher is not what the run began with, or the weights fit another model.
         """
         facts = read_facts(path)
         if facts.get("fingerprint") != self.loader.data.fingerprint():
             raise SrattnError(
                 f"{self.config.data} has changed since the run began (files were added, removed or became unreadable); "
                 f"start a new run"
+            )
+        teacher = getattr(self.task, "teacher_stamp", "")
+        if facts.get("teacher", teacher) != teacher:  # older checkpoints do not say it
+            raise SrattnError(
+                f"the teacher {self.config.distill} is another than when the run began (trained again, or replaced): "
+                f"put the former one back, or start a new run"
             )
         with torch.no_grad():
             read_tensors(path, self.learner.tensors(), self.world)
