@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from srattn.data.mask_files import read_mask
 from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.engine import Interrupted, TrainConfig, train
 from srattn.engine.defaults import resolve
+from srattn.engine.hub import save_pretrained
 from srattn.engine.open_model import open_model, task_of
 from srattn.engine.rows import open_rows
 from srattn.engine.scene_exam import measure_scenes
@@ -192,6 +194,27 @@ def test_a_head_is_taken_for_the_same_classes_alone(run: Path, options: Any) -> 
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in heads.items()) == taken
         told = "those of its head" if taken else f"a new head: class 0 is {names[0]!r} here and {classes[0]!r} in {run}"
         assert any(told in note for note in notes)
+
+
+def test_what_255_was_in_the_masks_stays_with_a_model(options: Any, tmp_path: Path) -> None:
+    """It has learnt masks of 0, 1 and void, and is measured where there is no object."""
+    for part, count, levels in (("data/{}/train", 4, (0, 1)), ("data/{}/val", 2, (0, 1)), ("other/{}/test", 2, (0, 0))):
+        for folder in ("images", "masks"):
+            (tmp_path / part.format(folder)).mkdir(parents=True)
+        for number, (image, mask, _) in enumerate(shapes(count, 0)):
+            told = np.array(levels, np.uint8)[mask.clip(0, 1)]
+            told[:8] = 255
+            Image.fromarray(image).save(tmp_path / part.format("images") / f"{number}.png")
+            Image.fromarray(told).save(tmp_path / part.format("masks") / f"{number}.png")
+    given = options("segment") | {"data": str(tmp_path / "data"), "epochs": 1}
+    train(TrainConfig(**given, out=str(tmp_path / "run")))
+    for model in (tmp_path / "run", save_pretrained(tmp_path / "run", tmp_path / "saved")):
+        loaded = open_model(str(model))
+        assert loaded.of_255 == "void" and loaded.classes == ["background", "object"]
+        found = measure_scenes(loaded, str(tmp_path / "other"), "test")
+        mask = found.data.val.scene(0)[1].mask
+        assert mask is not None and mask.unique().tolist() == [0, 255]
+        assert len(found.data.notes) == 1 and "255 is taken for no class" in found.data.notes[0]
 
 
 def test_an_auxiliary_head_begins_anew_where_the_other_model_has_none(options: Any, tmp_path: Path) -> None:

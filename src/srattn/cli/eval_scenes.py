@@ -119,6 +119,8 @@ def _print(found: SceneMeasurement, facts: dict[str, Any]) -> None:
         console.print(shown)
         if len(rows[1]) > _SHOWN:
             console.print(f"the first {_SHOWN} of {len(rows[1])} rows; --out has all of them")
+    for line in found.data.notes:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in found.skipped[:5]:
         console.print(f"left out {line}", highlight=False, markup=False, soft_wrap=True)
     if len(found.skipped) > 5:

@@ -190,6 +190,7 @@ def _card(loaded: LoadedRun) -> dict[str, Any]:
     recipe, result = recipe_of(loaded), result_of(loaded)
     card: dict[str, Any] = {"source": loaded.path.name}
     card |= {key: recipe[key] for key in ("data", "epochs", "seed", "recipe") if key in recipe}
+    card |= {} if loaded.of_255 is None else {"of_255": loaded.of_255}
     if result:
         plain = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
         card["result"] = {key: value for key, value in plain.items() if key != "data"}  # a path

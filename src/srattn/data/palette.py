@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from srattn.errors import SrattnError
 
 Colour = tuple[int, int, int]
+Of255 = Literal["object", "void"]
+"""What 255 is in masks of numbers: class 1 beside 0, or no class."""
 
 MOST = 256
 """Class numbers in masks have 8 bits."""

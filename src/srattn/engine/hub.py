@@ -159,6 +159,7 @@ def _class() -> Any:
                 self.preprocess,
                 task=self.task,
                 palette=self.palette,
+                of_255=self.run.of_255,
             )
             facts = {
                 "library_name": LIBRARY,

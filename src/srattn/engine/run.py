@@ -225,9 +225,8 @@ def _finish(trainer: Trainer, folder: Path) -> RunResult:
             run_folder.write_adapters(folder, model)
         model = without_adapters(model)
     if world.first:
-        palette = getattr(data, "palette", None)
-        file = folder / run_folder.WEIGHTS
-        save_weights(file, model, data.classes, data.preprocess, task=config.task, palette=palette)
+        told = {name: getattr(data, name, None) for name in ("palette", "of_255")}
+        save_weights(folder / run_folder.WEIGHTS, model, data.classes, data.preprocess, task=config.task, **told)
         run_folder.write_result(folder, result)
     return RunResult(
         folder, config, result, trainer.position.history, model, trainer.loader, evaluation, first=world.first

@@ -118,7 +118,7 @@ def measure_scenes(
         raise SrattnError(f"{data}: {words} has no image that can be used; the first: {[*bad, *found.problems][0]}")
     skipped = [*found.problems, *bad]
     loaded = SceneData(
-        run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette, bones=found.bones
+        run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette, found.notes, found.bones
     )
     task: Any = make_task(run.task, run.classes, **task_options(run.model))
     device = next(run.model.parameters()).device
@@ -189,7 +189,7 @@ def _in_our_numbers(
         theirs = found.classes
     elif run.task == "segmentation":
         palette = named_classes(classes, Path(data)) or run.palette or standard_palette(run.classes)
-        found = read_masks(index_pairs(Path(data)), palette, void, workers=workers).found()
+        found = read_masks(index_pairs(Path(data)), palette, void, of_255=run.of_255, workers=workers).found()
         theirs = found.classes
     else:
         raise SrattnError(f"{run.path} is a model for {run.task}; measuring it is not known here")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
 
-from srattn.data.palette import Palette, standard_palette
+from srattn.data.palette import Of255, Palette, standard_palette
 from srattn.data.preprocess import Preprocess
 from srattn.engine import run_folder
 from srattn.errors import SrattnError
@@ -23,7 +24,8 @@ _KEY = "srattn"
 
 @dataclasses.dataclass
 class LoadedRun:
-    """A model in eval mode with its classes and preprocessing; `config` is the content of config.yaml, or empty."""
+    """A model in eval mode with its classes and preprocessing; `config` is the content of config.yaml, or empty, and
+    `of_255` what 255 was in the masks that it learnt, where that is known."""
 
     model: Backbone
     classes: list[str]
@@ -32,6 +34,7 @@ class LoadedRun:
     path: Path
     task: str = "classification"
     palette: Palette | None = None
+    of_255: Of255 | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +51,7 @@ def save_weights(
     *,
     task: str = "classification",
     palette: Palette | None = None,
+    of_255: Of255 | None = None,
 ) -> None:
     """Writes safetensors in our layout; the metadata holds what `load_run` needs.
 
@@ -68,6 +72,7 @@ def save_weights(
         "version": __version__,
         **({} if task == "classification" else {"task": task}),
         **({} if palette is None else {"colours": [list(colour) for colour in palette.colours]}),
+        **({} if of_255 is None else {"of_255": of_255}),
     }
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     # One key of metadata: several are written in an order that changes from file to file.
@@ -112,6 +117,7 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
         path=path,
         task=str(facts.get("task", "classification")),
         palette=_palette(file, facts, classes),
+        of_255=known_255(facts),
     )
 
 
@@ -178,6 +184,12 @@ def _palette(file: Path, facts: dict[str, Any], classes: list[str]) -> Palette |
         return Palette(tuple(classes), tuple(tuple(colour) for colour in colours))
     except (SrattnError, TypeError) as error:
         raise SrattnError(f"{file}: {error}") from None
+
+
+def known_255(facts: Mapping[str, Any]) -> Of255 | None:
+    """What a file says that 255 was in the masks; None where it says nothing of it."""
+    said = facts.get("of_255")
+    return said if said in ("object", "void") else None
 
 
 def _preprocess(file: Path, facts: dict[str, Any]) -> Preprocess:

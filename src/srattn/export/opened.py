@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from srattn.data.preprocess import Preprocess, to_tensor
-from srattn.engine.weights import LoadedRun
+from srattn.engine.weights import LoadedRun, known_255
 from srattn.errors import SrattnError
 from srattn.export import answers
 from srattn.export.export import files_of
@@ -52,7 +52,9 @@ def open_export(path: str | Path, size: int | None = None, threads: int | None =
     if facts.options.preprocess:
         preprocess = InGraph(**preprocess.to_dict())
     model = ExportedModel(path, facts, threads)
-    return LoadedRun(cast(Any, model), facts.labels, preprocess, {}, path, facts.task, facts.palette())
+    return LoadedRun(
+        cast(Any, model), facts.labels, preprocess, {}, path, facts.task, facts.palette(), known_255(facts.card)
+    )
 
 
 def preprocess_of(path: Path, facts: Facts, size: int | None = None) -> Preprocess:

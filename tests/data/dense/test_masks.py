@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -14,7 +15,8 @@ from PIL import Image
 
 from srattn.data.decode import BadImage
 from srattn.data.dense.classes import MaskClasses, named_classes, palette_of, settle
-from srattn.data.dense.masks import MaskSet, open_masks
+from srattn.data.dense.masks import MaskSet, open_masks, read_masks
+from srattn.data.dense.pairs import index_pairs
 from srattn.data.palette import standard_palette
 from srattn.errors import SrattnError
 
@@ -70,6 +72,23 @@ def test_0_and_255_with_more_names_are_a_class_and_none(tmp_path: Path) -> None:
     assert not masks.classes.binary and numbers(masks) == [[0, 255]]
     void = open_masks(str(tmp_path), "a,b", void=[255])
     assert not void.classes.binary and numbers(void) == [[0, 255]]
+
+
+def test_what_255_is_may_be_known(tmp_path: Path) -> None:
+    """From masks with both classes and void to a part in which no object is."""
+    learnt = open_masks(str(one_mask(tmp_path / "train", np.array([[0, 1, 255]], np.uint8))))
+    assert learnt.classes.of_255 == learnt.found().of_255 == "void" and learnt.notes == []
+    root, two = one_mask(tmp_path / "test", np.array([[0, 255, 0]], np.uint8)), learnt.classes.palette
+    guessed = read_masks(index_pairs(root), two)
+    assert numbers(guessed) == [[0, 1, 0]] and guessed.classes.of_255 == "object" and guessed.notes == []
+    known = read_masks(index_pairs(root), two, of_255="void")
+    assert numbers(known) == [[0, 255, 0]] and known.classes.of_255 == "void"
+    assert "255 is taken for no class" in known.notes[0] and known.found().notes == known.notes
+    assert numbers(read_masks(index_pairs(root), two, of_255="object")) == [[0, 1, 0]]
+    plain = open_masks(str(one_mask(tmp_path / "plain", np.array([[0, 1]], np.uint8))))
+    assert plain.classes.of_255 is None and repr(plain.classes) == repr(
+        dataclasses.replace(learnt.classes, of_255=None)
+    )
 
 
 def test_sixteen_bits_and_one_bit(tmp_path: Path) -> None:

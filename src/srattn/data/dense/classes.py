@@ -14,7 +14,7 @@ from torch import Tensor
 
 from srattn.data.boxes.index import read_bounded
 from srattn.data.dense.target import VOID
-from srattn.data.palette import Palette, read_palette, standard_palette
+from srattn.data.palette import Of255, Palette, read_palette, standard_palette
 from srattn.errors import SrattnError
 
 FILES = ("classes.txt", "labels.txt", "class_names.txt", "palette.txt", "palette.json", "classes.json")
@@ -31,12 +31,14 @@ class MaskClasses:
         void: numbers of the masks that are no class.
         binary: masks hold 0 and 255, and 255 is class 1.
         coloured: masks hold the colours of `palette`.
+        of_255: what 255 is; None where it does not occur, or masks hold colours.
     """
 
     palette: Palette
     void: tuple[int, ...] = ()
     binary: bool = False
     coloured: bool = False
+    of_255: Of255 | None = dataclasses.field(default=None, repr=False)  # it follows from the rest and the masks
 
     @property
     def names(self) -> list[str]:
@@ -82,11 +84,17 @@ def named_classes(given: str | None, root: Path) -> Palette | None:
     return standard_palette(names)
 
 
-def settle(palette: Palette | None, void: Sequence[int], found: Counter[int], coloured: bool) -> MaskClasses:
+def settle(
+    palette: Palette | None, void: Sequence[int], found: Counter[int], coloured: bool, of_255: Of255 | None = None
+) -> MaskClasses:
     """The classes, from what is said of them and from how often each number occurs in the masks.
 
     Without names every number up to the largest that occurs is a class, called by it; two are background and object.
-    Masks of 0 and 255 alone are those of one kind of object, too.
+    Masks of 0 and 255 alone are those of one kind of object, too, unless it is known that 255 is void: these may be
+    masks of images without an object.
+
+    Args:
+        of_255: where it is known, from the masks that a model learnt.
 
     Raises:
         SrattnError: fewer than two classes, or a void value out of range.
@@ -95,11 +103,11 @@ def settle(palette: Palette | None, void: Sequence[int], found: Counter[int], co
         if not 0 <= value <= 255:
             raise SrattnError(f"--void {value} is no value of a mask; give numbers from 0 to 255")
     values = set(found) - {VOID, *void}
-    binary = (
-        not coloured and VOID in found and VOID not in void and values <= {0} and (palette is None or len(palette) == 2)
-    )
-    if binary:
-        return MaskClasses(palette or standard_palette(["background", "object"]), tuple(void), binary=True)
+    there = not coloured and VOID in found
+    binary = there and VOID not in void and values <= {0} and (palette is None or len(palette) == 2)
+    if binary and of_255 != "void":
+        names = palette or standard_palette(["background", "object"])
+        return MaskClasses(names, tuple(void), binary=True, of_255="object")
     if palette is None:
         count = max(values, default=0) + 1
         if count < 2:
@@ -113,7 +121,7 @@ def settle(palette: Palette | None, void: Sequence[int], found: Counter[int], co
         raise SrattnError(
             f"segmentation needs at least two classes, got {len(palette)}: {palette.names[0]}; name the others too"
         )
-    return MaskClasses(palette, tuple(void), coloured=coloured)
+    return MaskClasses(palette, tuple(void), coloured=coloured, of_255="void" if there or VOID in void else None)
 
 
 def palette_of(path: Path, least: int = 2) -> Palette:

@@ -18,7 +18,7 @@ from srattn.data.dense.pairs import Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
 from srattn.data.dense.target import Target
 from srattn.data.mask_files import NoPalette, read_mask
-from srattn.data.palette import MOST, Palette, check_mask_classes
+from srattn.data.palette import MOST, Of255, Palette, check_mask_classes
 from srattn.errors import SrattnError
 
 Notify = Callable[[int, int], None]
@@ -41,6 +41,7 @@ class MaskSet:
         problems: a line for each pair that cannot be used.
         counts: pixels of each number of the masks.
         facts: a hash of the classes and of every mask.
+        notes: what a person should know.
     """
 
     classes: MaskClasses
@@ -48,11 +49,15 @@ class MaskSet:
     problems: list[str]
     counts: Counter[int]
     facts: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def found(self) -> Found:
         """For `srattn.data.dense.read.load_scenes`."""
         parts = {part: [self._unread(pair) for pair in pairs] for part, pairs in self.pairs.items()}
-        return Found(self.classes.names, parts, self.problems, self.facts, self.classes.palette)
+        classes = self.classes
+        return Found(
+            classes.names, parts, self.problems, self.facts, classes.palette, self.notes, of_255=classes.of_255
+        )
 
     def _unread(self, pair: Pair) -> Unread:
         return Unread(pair.name, pair.image, lambda size: Target(mask=self.read(pair, size)))
@@ -107,10 +112,14 @@ def read_masks(
     palette: Palette | None,
     void: Sequence[int] = (),
     *,
+    of_255: Of255 | None = None,
     workers: int = 0,
     notify: Notify | None = None,
 ) -> MaskSet:
     """As `open_masks`, for pairs that are found already.
+
+    Args:
+        of_255: see `settle`.
 
     Raises:
         SrattnError: masks of colours without a palette, none that can be read, or classes that cannot be told or are
@@ -143,9 +152,15 @@ def read_masks(
         pairs[part].append(pair)
     if problems and not any(pairs.values()):
         raise SrattnError(f"{index.root} has no mask that can be read; the first of {len(problems)}: {problems[0]}")
-    found = settle(palette, void, counts, coloured=coloured)
+    found = settle(palette, void, counts, coloured, of_255)
+    notes: list[str] = []
+    if not found.binary and settle(palette, void, counts, coloured).binary:
+        notes.append(
+            f"the masks of {index.root} hold 0 and 255 alone: 255 is taken for no class, as where the model learnt; "
+            f"if it is the object, save masks of 0 and 1"
+        )
     digest.update(repr(found).encode(errors="surrogateescape"))
-    return MaskSet(found, pairs, problems, counts, digest.hexdigest())
+    return MaskSet(found, pairs, problems, counts, digest.hexdigest(), notes)
 
 
 @dataclasses.dataclass(frozen=True)

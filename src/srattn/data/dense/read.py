@@ -18,7 +18,7 @@ from srattn.data.dense.scenes import SceneData, Scenes, shape_of
 from srattn.data.dense.target import Target
 from srattn.data.index import Budget, part_called
 from srattn.data.keyed import permutation
-from srattn.data.palette import Palette
+from srattn.data.palette import Of255, Palette
 from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.data.samples import OnBadImage
 from srattn.errors import SrattnError
@@ -50,6 +50,7 @@ class Found:
         notes: what a person should know of the data.
         facts: a hash of the targets: says whether a resumed run has those that it began with.
         bones: joints by number that a line is drawn between in pictures, where the data says them.
+        of_255: what 255 is in masks, where they say it.
     """
 
     classes: list[str]
@@ -59,6 +60,7 @@ class Found:
     palette: Palette | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    of_255: Of255 | None = None
 
 
 def load_scenes(
@@ -97,7 +99,7 @@ def load_scenes(
         if not len(part):
             reason = f"; the first of {len(skipped)} that cannot be used: {skipped[0]}" if skipped else ""
             raise SrattnError(f"there is no usable image for {where}{reason}")
-    facts = found.facts, found.palette, found.notes, found.bones
+    facts = found.facts, found.palette, found.notes, found.bones, found.of_255
     return SceneData(found.classes, parts[0], parts[1], measured, skipped, *facts)
 
 

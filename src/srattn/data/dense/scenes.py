@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srattn.data.decode import BadImage, decode
 from srattn.data.dense.target import Target
-from srattn.data.palette import Palette
+from srattn.data.palette import Of255, Palette
 from srattn.data.samples import ImageData, OnBadImage, Samples
 from srattn.data.sources import called, file_of
 
@@ -119,6 +119,8 @@ class SceneData(ImageData):
     """What a person should know of the data."""
     bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """Joints by number that a line is drawn between in pictures, where the data says them."""
+    of_255: Of255 | None = None
+    """What 255 is in masks, where they say it."""
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{super().fingerprint()} {self.facts}".encode()).hexdigest()
