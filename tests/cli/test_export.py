@@ -19,6 +19,7 @@ from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.engine.weights import LoadedRun, load_run, save_weights
 from srattn.export import Options
+from srattn.export.opened import open_export
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -153,7 +154,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         path = tmp_path_factory.mktemp(task) / "model.safetensors"
         preprocess = Preprocess(size=(64, 64), fit=fit)
         palette = Palette(("ant", "bee", "cat"), ((0, 0, 0), (200, 0, 0), (0, 0, 200)))
-        save_weights(path, model, ["ant", "bee", "cat"], preprocess, task=task, palette=palette)  # type: ignore[arg-type]
+        told: dict[str, Any] = {"palette": palette} | ({"of_255": "void"} if task == "segmentation" else {})
+        save_weights(path, model, ["ant", "bee", "cat"], preprocess, task=task, **told)  # type: ignore[arg-type]
         found[task] = path
     return found
 
@@ -175,6 +177,7 @@ def test_segments_from_the_file_as_from_the_run(
     out = tmp_path / "model.pt2"
     assert main(["export", str(weights), "--out", str(out), "--images", str(photos), *options]) == 0
     assert f"outputs {options[-1] if options else 'logits'}" in capsys.readouterr().out
+    assert open_export(out).of_255 == load_run(weights).of_255 == "void"
     if options:  # one size: what keeps its shape in the run is stretched here
         loaded = load_run(weights)
         weights = tmp_path / "stretched.safetensors"
