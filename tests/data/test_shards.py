@@ -102,6 +102,33 @@ def test_contents_are_what_the_standard_library_finds(tmp_path: Path, kind: int)
     assert wrong == "" and [(m.name, m.offset, m.size) for m in members] == expected
 
 
+def test_sizes_and_lengths_that_lead_nowhere(tmp_path: Path) -> None:
+    whole, end = tarfile.TarInfo("a.png"), bytes(1024)
+    whole.size = 3
+    first = whole.tobuf() + b"png".ljust(512, b"\0")
+    below = tarfile.TarInfo("b.png")
+    below.size = -512  # `tarfile` comes back to this header, for ever
+    (tmp_path / "below.tar").write_bytes(first + below.tobuf(tarfile.GNU_FORMAT) + end)
+    members, wrong = read_contents(tmp_path / "below.tar")
+    assert [member.name for member in members] == ["a.png"] and "within the file 'b.png'" in wrong
+    # Lengths of records: none, beyond the end, of more digits than a number may have, too short to hold themselves.
+    record = "20 path=renamed.png\n"
+    assert len(record) == 20
+    for text, name in (
+        (record, "renamed.png"),
+        (f"{record}9 x=1\n", "renamed.png"),
+        (f" {record}", "a.png"),
+        (f"{'9' * 5000} {record}", "a.png"),
+        (f"1 {record}", "a.png"),
+        (f"{'2 ' * 1000}{record}", "renamed.png"),
+    ):
+        extra = tarfile.TarInfo("x")
+        extra.size, extra.type = len(text), tarfile.XHDTYPE
+        padded = text.encode() + bytes(-len(text) % 512)
+        (tmp_path / "pax.tar").write_bytes(extra.tobuf() + padded + first + end)
+        assert [member.name for member in read_contents(tmp_path / "pax.tar")[0]] == [name]
+
+
 def test_labels_in_their_several_forms(tmp_path: Path) -> None:
     files = [
         ("a/1.png", png(1)), ("a/1.json", json.dumps({"label": "b", "text": "x"}).encode()),

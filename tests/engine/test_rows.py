@@ -20,6 +20,7 @@ from PIL import Image
 
 from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess
+from srattn.data.sources import file_of
 from srattn.engine.predict import Classes
 from srattn.engine.rows import Joined, Source, open_rows
 from srattn.engine.rows.answer import pixels_of
@@ -124,14 +125,16 @@ def test_shards(tmp_path: Path) -> None:
         tmp_path / "b.tar",
         [
             ("d/001.png", png(1)), ("d/001.cls", b"cat\n"), ("d/002.json", b'{"label": 3}'), ("d/002.v2.png", png(2)),
-            ("d/003.txt", b"no image"), ("004.PNG", png(4)),
+            ("d/003.txt", b"no image"), ("004.PNG", png(4)), ("dog/5.png", png(5)),
         ],
     )  # fmt: skip
     write_shard(tmp_path / "a.tar", [("000.png", png(0))])
     rows = open_rows([str(tmp_path)])
     everything = list(rows.read(0, len(rows)))
-    assert [(s.name, s.label) for s in everything] == [("000", None), ("d/001", "cat"), ("d/002", "3"), ("004", None)]
-    assert [source.data for source in everything] == [png(0), png(1), png(2), png(4)]
+    assert [(s.name, s.label) for s in everything] == [
+        ("000", None), ("d/001", "cat"), ("d/002", "3"), ("004", None), ("dog/5", "dog"),
+    ]  # fmt: skip
+    assert [file_of(source.data) for source in everything] == [png(0), png(1), png(2), png(4), png(5)]  # type: ignore[arg-type]
     assert list(rows.read(2, 9)) == everything[2:]
 
 
@@ -141,6 +144,17 @@ def test_a_shard_that_ends_early_is_refused(tmp_path: Path, kept: int) -> None:
     data = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(data[:kept])
     with pytest.raises(SrattnError, match=r"a\.tar is no whole tar file"):
+        open_rows([str(tmp_path)])
+
+
+@pytest.mark.parametrize("size", [-1024, -512])
+def test_a_shard_with_a_size_below_zero_is_refused(tmp_path: Path, size: int) -> None:
+    write_shard(tmp_path / "a.tar", [("0.png", png(0))])
+    below = tarfile.TarInfo("1.png")
+    below.size = size
+    first = (tmp_path / "a.tar").read_bytes()[:1024]
+    (tmp_path / "a.tar").write_bytes(first + below.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(SrattnError, match=r"a\.tar is no whole tar file \(it ends early.*'1\.png'"):
         open_rows([str(tmp_path)])
 
 

@@ -16,21 +16,20 @@ from srattn.data.download import download
 from srattn.data.index import Index, part_called
 from srattn.data.labels import Row, assign, read_classes
 from srattn.data.patterns import expand, files_with, is_url, part_of
-from srattn.data.sources import Span
+from srattn.data.sources import Span, oversized
 from srattn.data.tar import Member, read_contents
 from srattn.errors import SrattnError
 
-MAX_IMAGE_BYTES = 1 << 30
 _MAX_LABEL_BYTES = 1 << 20
+_LABEL_FILES = ("cls", "cls.txt", "label", "json")
 _LABEL_KEYS = ("label", "cls", "class", "target", "category")
 
 
 def index_shards(patterns: Sequence[str], labelled: bool = True) -> Index:
     """The images of tar shards; URLs are downloaded into the cache first.
 
-    A sample's class is its .cls file (a number or a name), else "label" (or cls, class, target, category) of its
-    .json file, else the folder that it lies in. A classes.txt beside the shards names numbered classes. A shard is of
-    the part that its name says ("train", "val", "test"), else for training.
+    See `label_of` for a sample's class. A classes.txt beside the shards names numbered classes. A shard is of the part
+    that its name says ("train", "val", "test"), else for training.
 
     Raises:
         SrattnError: no shard can be read, or no sample has an image.
@@ -52,17 +51,16 @@ def index_shards(patterns: Sequence[str], labelled: bool = True) -> Index:
         if classes is None and not is_url(name):
             classes = read_classes(path.parent)
         part = part_of(PurePosixPath(name).name) or part_called(path.parent.name) or "train"
-        for key, parts in _samples(members):
-            image = _image(parts)
+        for key, parts in samples(members):
+            image = image_of(parts)
             label = f"{PurePosixPath(name).name}/{key}"
             if image is None:
                 if labelled:
                     skipped.append(f"{label}: there is no image among {', '.join(sorted(parts)) or 'nothing'}")
-            elif image.size > MAX_IMAGE_BYTES:
-                skipped.append(f"{label}: {image.size:,} bytes are more than the {MAX_IMAGE_BYTES:,} that are accepted")
+            elif bad := oversized(label, image.size):
+                skipped.append(str(bad))
             else:
-                span = Span(str(path), image.offset, image.size)
-                rows.append(Row(label, _label(path, parts, image), span, part))
+                rows.append(Row(label, label_of(path, parts, image), span_of(path, image), part))
     if not rows:
         raise SrattnError(f"{patterns[0]}: no image in {len(files)} shard(s){f'; {skipped[0]}' if skipped else ''}")
     return assign(rows, classes, labelled, skipped)
@@ -76,7 +74,7 @@ def _expand(pattern: str) -> list[str]:
     return found
 
 
-def _samples(members: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
+def samples(members: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
     """(key, {extension: member}) of files that share their name up to its first dot and follow each other."""
     key, parts = "", {}
     for member in members:
@@ -94,18 +92,29 @@ def _samples(members: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]
         yield key, parts
 
 
-def _image(parts: dict[str, Member]) -> Member | None:
+def image_of(parts: dict[str, Member]) -> Member | None:
+    """The image of a sample: an extension of images alone, else the last part of a longer one (1.left.png)."""
     for extension, member in parts.items():
         if f".{extension}" in SUFFIXES:
             return member
     return next((member for extension, member in parts.items() if f".{extension.split('.')[-1]}" in SUFFIXES), None)
 
 
-def _label(path: Path, parts: dict[str, Member], image: Member) -> int | str | None:
-    for extension in ("cls", "cls.txt", "json"):
+def span_of(path: Path, member: Member) -> Span:
+    """Where the bytes of a member of the archive `path` are."""
+    return Span(str(path), member.offset, member.size)
+
+
+def label_of(path: Path, parts: dict[str, Member], image: Member) -> int | str | None:
+    """The class of a sample of the archive `path`.
+
+    That is its .cls file (a number or a name), else "label" (or cls, class, target, category) of its .json file, else
+    the folder that its image lies in.
+    """
+    for extension in _LABEL_FILES:
         member = parts.get(extension)
         if member is not None and member.size <= _MAX_LABEL_BYTES:
-            text = Span(str(path), member.offset, member.size).read().decode("utf-8", "replace").strip()
+            text = span_of(path, member).read().decode("utf-8", "replace").strip()
             return _from_json(text) if extension == "json" else text
     folder = PurePosixPath(image.name).parent.name
     return folder if folder and part_called(folder) is None else None

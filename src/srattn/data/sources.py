@@ -12,6 +12,9 @@ from torch import Tensor
 
 from srattn.data.decode import BadImage
 
+MAX_IMAGE_BYTES = 256 << 20
+"""Encoded images of archives and tables are refused beyond it: four bytes for each of `MAX_PIXELS`."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -70,6 +73,12 @@ def file_of(source: Source) -> Path | bytes:
     """What `decode` takes, for a source that is not pixels already."""
     assert not isinstance(source, Tensor)
     return source.read() if isinstance(source, Span | Fetched) else source
+
+
+def oversized(name: str, size: int) -> BadImage | None:
+    """Why an encoded image of `size` bytes is not read; None where it is."""
+    most = f"the {MAX_IMAGE_BYTES:,} that are accepted"
+    return BadImage(f"{name}: {size:,} bytes are more than {most}") if size > MAX_IMAGE_BYTES else None
 
 
 def called(name: str, source: Source) -> str:

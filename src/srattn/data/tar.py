@@ -96,14 +96,14 @@ def _extended(file: BinaryIO, size: int, kind: bytes) -> tuple[str | None, int |
     """The name and size that an extra header gives to the next member."""
     data = file.read(size)
     if kind == b"L":
-        return _text(data.split(b"\0")[0]), None
-    name, number = None, None
-    while data:
-        length_text, _, _ = data.partition(b" ")
-        if not length_text.isdigit() or not 0 < int(length_text) <= len(data):
+        return _text(data.partition(b"\0")[0]), None
+    name, number, at = None, None, 0
+    while (space := data.find(b" ", at, at + 20)) >= 0:  # a record is its own length, a space, key=value, a new line
+        length = data[at:space]
+        if not length.isdigit() or not space < (end := at + int(length)) <= len(data):
             break
-        record, data = data[len(length_text) + 1 : int(length_text)], data[int(length_text) :]
-        key, _, value = record.rstrip(b"\n").partition(b"=")
+        key, _, value = data[space + 1 : end].rstrip(b"\n").partition(b"=")
+        at = end
         if key == b"path":
             name = _text(value)
         elif key == b"size" and value.isdigit() and len(value) < 20:
