@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ from PIL import Image
 
 from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
+from srattn.data.hub import _fetcher
 from srattn.data.preprocess import Preprocess
 from srattn.data.reader import absolute, is_built_in, load_data, load_images, open_data
 from srattn.data.samples import ImageData
-from srattn.data.sources import Span
+from srattn.data.sources import MAX_IMAGE_BYTES, Span
 from srattn.data.spec import parse_augment
 from srattn.errors import SrattnError
 
@@ -175,13 +177,72 @@ def test_broken_parquet(tmp_path: Path) -> None:
     data = load(tmp_path, val="split")
     assert len(data.train) + len(data.val) == 5
     said = "\n".join(data.skipped)
-    for words in ("train-1.parquet: unreadable", "/2: there is no image", "/3: not an image", "label '7' is none of"):
+    for words in (
+        "train-1.parquet is no whole Parquet file",
+        "/2: there is no image",
+        "/3: not an image",
+        "label '7' is none of",
+    ):
         assert words in said
-    with pytest.raises(BadImage, match=r"train-1\.parquet"):
+    with pytest.raises(BadImage, match=r"train-0\.parquet/2: there is no image"):
         load(tmp_path, val="split", on_bad_image="error")
     whole.unlink()
     with pytest.raises(SrattnError, match=r"no image in 1 Parquet file.*train-1"):
         load(tmp_path)
+
+
+def test_paths_in_tables_stay_below_their_folder(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("private.png", "set/own.png", "set/deep/own.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(7))
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "private.png")
+    (tmp_path / "set" / "own_link.png").symlink_to(tmp_path / "set" / "own.png")
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    bad = [
+        str(tmp_path / "private.png"),
+        "../private.png",
+        "deep/../../private.png",
+        "link.png",
+        "pipe.png",
+        ".",
+        "C:/x",
+    ]
+    good = ["own.png", "deep/own.png", "own_link.png"]
+    images = [{"bytes": None, "path": path} for path in (*bad, *good)]
+    made = pa.table({"image": images, "label": ["a", "b"] * 5})
+    pq.write_table(made, tmp_path / "set" / "train.parquet")
+    index = open_data(str(tmp_path / "set"))
+    assert [item.source for item in index.parts["train"]] == [tmp_path / "set" / path for path in good]
+    said = [line for line in index.skipped if "leads out of" in line or "is no regular file" in line]
+    assert len(said) == len(bad) and "train.parquet/3" in said[3]
+    # Of the tables of the `datasets` library too, in which files have their whole path.
+    fetch = _fetcher([{"image": value} for value in images], "image", "train/", [tmp_path / "set", tmp_path / "kept"])
+    for number in range(len(bad) - 1):
+        with pytest.raises(BadImage, match=rf"train/{number}: .*(leads out of|is no regular file)"):
+            fetch(number)
+    assert fetch(len(bad)) == png(7)
+    whole = _fetcher([{"image": str(tmp_path / "set" / "own.png")}], "image", "", [tmp_path / "kept", tmp_path / "set"])
+    assert whole(0) == png(7)
+    os.truncate(tmp_path / "set" / "own.png", MAX_IMAGE_BYTES + 1)
+    with pytest.raises(BadImage, match="268,435,457 bytes are more than the 268,435,456"):
+        whole(0)
+    # A list is its owner's, who may name any file.
+    rows = [{"path": path, "label": number % 2} for number, path in enumerate([bad[0], "../private.png"])]
+    index = open_data(str(write_csv(tmp_path / "set" / "list.csv", rows)))
+    assert [item.source for item in index.parts["train"]] == [tmp_path / "private.png", tmp_path / "set/../private.png"]
+
+
+def test_a_table_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    made = pa.Table.from_arrays([pa.array([png(1)]), pa.array([png(2)])], names=["image", "image"])
+    pq.write_table(made, tmp_path / "a.parquet")
+    with pytest.raises(SrattnError, match="two columns of one name"):
+        open_data(str(tmp_path / "a.parquet"), labelled=False)
 
 
 def test_cifar10(shared: Path) -> None:

@@ -94,13 +94,14 @@ def test_parquet_rows_from_any_place(tmp_path: Path) -> None:
         open_rows([str(tmp_path)], split="val")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "C:/x.png"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../secret.png", "C:/x.png", "."])
 def test_parquet_paths_of_strangers_stay_below(tmp_path: Path, path: str) -> None:
     rows = [{"image": {"bytes": None, "path": path}}, {"image": {"bytes": b"", "path": ""}}]
     write_table(tmp_path / "a.parquet", rows)
     first, second = open_rows([str(tmp_path / "a.parquet")]).read(0, 2)
-    assert isinstance(first.data, BadImage) and "holds no image" in str(first.data)
-    assert (second.name, second.data, second.label) == ("a.parquet:1", b"", None)
+    assert isinstance(first.data, BadImage) and "leads out of the folder" in str(first.data)
+    assert isinstance(second.data, BadImage) and "there is no image in this row" in str(second.data)
+    assert (second.name, second.label) == ("a.parquet:1", None)
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from srattn.errors import SrattnError, nearest
 
-_IMAGE = ("image", "img", "path", "file", "filename", "file_name", "image_path")
-_LABEL = ("label", "labels", "class", "cls", "target", "category", "fine_label")
+IMAGE = ("image", "img", "jpg", "png", "picture", "path", "file", "filename", "file_name", "image_path")
+LABEL = ("label", "labels", "class", "cls", "target", "category", "fine_label")
 _SPLIT = ("split", "part", "subset")
 
 
@@ -16,8 +16,8 @@ _SPLIT = ("split", "part", "subset")
 class Columns:
     """Names of columns in lists, Parquet files and `datasets` tables; None for the usual ones.
 
-    Usual are image, img, path, file, filename, file_name or image_path for an image; label, labels, class, cls, target,
-    category or fine_label for its class; split, part or subset for its part.
+    Usual are image, img, jpg, png, picture, path, file, filename, file_name or image_path for an image; label, labels,
+    class, cls, target, category or fine_label for its class; split, part or subset for its part.
     """
 
     image: str | None = None
@@ -33,8 +33,8 @@ def find_columns(have: Sequence[str], columns: Columns, where: str, labelled: bo
     """
     found = []
     for kind, wanted, usual in (
-        ("image", columns.image, _IMAGE),
-        ("label", columns.label, _LABEL),
+        ("image", columns.image, IMAGE),
+        ("label", columns.label, LABEL),
         ("split", columns.split, _SPLIT),
     ):
         if wanted is not None and wanted not in have:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from srattn.data.columns import Columns, find_columns
 from srattn.data.decode import BadImage
 from srattn.data.index import Index, part_called
-from srattn.data.labels import Row, assign
-from srattn.data.sources import Fetched
+from srattn.data.labels import Row, assign, plain_label
+from srattn.data.sources import Fetched, oversized, within
 from srattn.errors import SrattnError, missing_extra
 
 
 def index_hub(name: str, columns: Columns | None = None, labelled: bool = True) -> Index:
     """The images of `datasets.load_dataset(name)`, "NAME" or "NAME:CONFIG", or of a folder that `save_to_disk` wrote.
 
-    Code of a data set is never run. Images stay encoded in the library's own tables and are fetched by row.
+    Code of a data set is never run. Images stay encoded in the library's own tables and are fetched by row. Those that
+    are files of their own have to lie in the data set's folder, or where the library keeps what it fetches.
 
     Raises:
         SrattnError: the library is missing, cannot load that name, or the table has no images.
@@ -29,7 +30,7 @@ def index_hub(name: str, columns: Columns | None = None, labelled: bool = True) 
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise missing_extra("datasets", "hub") from None
-    splits = _load(datasets, name)
+    splits, folders = _load(datasets, name), _folders(datasets, name)
     rows: list[Row] = []
     classes: list[str] | None = None
     skipped: list[str] = []
@@ -44,10 +45,9 @@ def index_hub(name: str, columns: Columns | None = None, labelled: bool = True) 
         if isinstance(table.features[image], datasets.Image):
             table = table.cast_column(image, datasets.Image(decode=False))
         labels = table[label] if label else [None] * len(table)
-        fetch = _fetcher(table.select_columns([image]), image, f"{split}/")
+        fetch = _fetcher(table.select_columns([image]), image, f"{split}/", folders)
         for number, known in enumerate(labels):
-            known = known if isinstance(known, int | str) and not isinstance(known, bool) else None
-            rows.append(Row(f"{split}/{number}", known, Fetched(fetch, number), part))
+            rows.append(Row(f"{split}/{number}", plain_label(known), Fetched(fetch, number), part))
     if not rows:
         raise SrattnError(f"hf:{name} has no images{f'; {skipped[0]}' if skipped else ''}")
     return assign(rows, classes, labelled, skipped)
@@ -66,17 +66,31 @@ def _load(datasets: Any, name: str) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
 
 
-def _fetcher(table: Any, column: str, before: str) -> Callable[[int], bytes]:
+def _folders(datasets: Any, name: str) -> list[Path]:
+    """Where the images of a data set may lie as files."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    kept = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, hub.HF_HUB_CACHE)
+    own = [Path(name).parent if Path(name).is_file() else Path(name)] if Path(name).exists() else []
+    return [*own, *map(Path, kept)]
+
+
+def _fetcher(table: Any, column: str, before: str, folders: Sequence[Path]) -> Callable[[int], bytes]:
     def fetch(number: int) -> bytes:
-        value = table[number][column]
+        value, name = table[number][column], f"{before}{number}"
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
-        try:
-            data = Path(value).read_bytes() if isinstance(value, str) else value
-        except OSError as error:
-            raise BadImage(f"{before}{number}: {error.strerror}: {error.filename}") from None
-        if not isinstance(data, bytes):
-            raise BadImage(f"{before}{number}: there is no image in this row")
-        return data
+        if isinstance(value, str) and "\0" not in value:
+            try:
+                path = within(folders[0] / value, folders)
+                if bad := oversized(value, path.stat().st_size):
+                    raise bad
+                value = path.read_bytes()
+            except OSError as error:
+                raise BadImage(f"{name}: {error.strerror}: {error.filename}") from None
+            except BadImage as error:
+                raise BadImage(f"{name}: {error}") from None
+        if not isinstance(value, bytes):
+            raise BadImage(f"{name}: there is no image in this row")
+        return value
 
     return fetch

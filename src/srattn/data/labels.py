@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from srattn.data.index import Index
 from srattn.data.sources import Item, Source
@@ -66,6 +67,11 @@ def read_classes(folder: Path) -> list[str] | None:
     if not names or "" in names or len(set(names)) != len(names) or len(names) > MAX_CLASSES:
         raise SrattnError(f"{path} must have one name a line, each once, got {len(names)} lines")
     return names
+
+
+def plain_label(value: Any) -> int | str | None:
+    """The label that a record has, None where it is neither a number nor a name."""
+    return value if isinstance(value, int | str) and not isinstance(value, bool) and value != "" else None
 
 
 def as_number(label: int | str) -> int | None:

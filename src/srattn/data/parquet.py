@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -10,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from srattn.data.columns import Columns, find_columns
+from srattn.data.decode import BadImage
 from srattn.data.download import cache_folder
 from srattn.data.index import Index, part_called
-from srattn.data.labels import Row, assign, read_classes
+from srattn.data.labels import Row, assign, plain_label, read_classes
 from srattn.data.patterns import part_of
-from srattn.data.sources import Source, Span
+from srattn.data.sources import Span, below, oversized
 from srattn.errors import SrattnError, missing_extra
 from srattn.files import atomic_path
 
 HOLD_BYTES = 1 << 30
 """Encoded images of a file are kept in memory up to this size; of a larger file they are laid out in the cache folder,
 since one row in the middle of a Parquet file cannot be reached without decompressing thousands."""
+_BATCH = 128
 
 
 def index_parquet(
@@ -29,63 +33,98 @@ def index_parquet(
     """The images of Parquet files: a column `image` of {bytes, path}, of bytes or of paths, and a column `label`.
 
     Names of classes come from the ClassLabel in the files' metadata, else from a classes.txt beside them. The part of
-    a row is its column split, else what the name of the file or its folder says (train-00000-of-00001.parquet).
+    a row is its column split, else what the name of the file or its folder says (train-00000-of-00001.parquet). Paths
+    are those of files below the folder of the Parquet file.
 
     Raises:
         SrattnError: pyarrow is missing, no file can be read, or a column is not there.
     """
     columns = columns or Columns()
     hold = HOLD_BYTES if hold_bytes is None else hold_bytes
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise missing_extra("pyarrow", "train") from None
     rows: list[Row] = []
     skipped: list[str] = []
     classes: list[str] | None = None
     for path in files:
         whole = part_of(path.stem) or part_called(path.parent.name) or "train"
         try:
-            with pq.ParquetFile(path) as file:
+            with opened(path) as file:
                 schema = file.schema_arrow
                 names = find_columns(schema.names, columns, str(path), labelled)
-                classes = classes or _class_names(schema.metadata, names[1])
-                size = _size(file.metadata, names[0])
-                hold -= size
-                found = _rows(file, path, names, whole)
+                classes = classes or class_names(schema.metadata, names[1])
+                hold -= _size(file.metadata, names[0])
+                found = _rows(file, path, names, whole, skipped)
                 rows += found if hold >= 0 else _laid_out(path, found)
-        except (pa.ArrowException, OSError) as error:
-            skipped.append(f"{path}: unreadable ({str(error).partition(chr(10))[0][:200]})")
+        except BadImage as error:
+            skipped.append(str(error))
     if not rows:
         raise SrattnError(f"no image in {len(files)} Parquet file(s){f'; {skipped[0]}' if skipped else ''}")
-    good = [row for row in rows if not (isinstance(row.source, bytes) and not row.source)]
-    skipped += [f"{row.name}: there is no image in this row" for row in rows if row.source == b""]
-    return assign(good, classes or read_classes(files[0].parent), labelled, skipped)
+    return assign(rows, classes or read_classes(files[0].parent), labelled, skipped)
 
 
-def _rows(file: Any, path: Path, names: tuple[str, str, str], whole: str) -> Iterator[Row]:
-    image, label, split = names
-    number = 0
-    for group in range(file.metadata.num_row_groups):
-        table = file.read_row_group(group, columns=[name for name in names if name])
-        images = table.column(image).to_pylist()
-        labels = table.column(label).to_pylist() if label else [None] * len(images)
-        splits = table.column(split).to_pylist() if split else [None] * len(images)
-        for one, known, part in zip(images, labels, splits, strict=True):
-            source = _source(one, path.parent)
-            known = known if isinstance(known, int | str) and not isinstance(known, bool) else None
-            yield Row(f"{path.name}/{number}", known, source, (part and part_called(str(part))) or whole)
-            number += 1
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        SrattnError: pyarrow is missing.
+        BadImage: the file is damaged, also where that is met while it is open.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise missing_extra("pyarrow", "train") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise BadImage(f"{path} has two columns of one name, got {names[:12]}")
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise BadImage(f"{path} is no whole Parquet file ({reason})") from None
 
 
-def _source(value: Any, folder: Path) -> Source:
-    """Bytes, or a path where there are none; b"" for neither."""
+def group_rows(file: Any, group: int, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of columns in a row group, row by row; None for a column of the name ""."""
+    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[name for name in names if name]):
+        none = [None] * len(batch)
+        columns = [(value.as_py() for value in batch.column(name)) if name else none for name in names]
+        yield from zip(*columns, strict=True)
+
+
+def source_of(name: str, value: Any, folder: Path) -> bytes | Path:
+    """An image as a column has it: bytes, or a path where there are none.
+
+    Raises:
+        BadImage: neither is there, too many bytes, or a path that leads out of `folder`; it begins with `name`.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value and "\0" not in value:
-        return folder / value
-    return value if isinstance(value, bytes) else b""
+    if isinstance(value, bytes) and value:
+        if bad := oversized(name, len(value)):
+            raise bad
+        return value
+    if not isinstance(value, str) or not value:
+        raise BadImage(f"{name}: there is no image in this row")
+    try:
+        return below(folder, value)
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}") from None
+
+
+def _rows(file: Any, path: Path, names: tuple[str, str, str], whole: str, skipped: list[str]) -> Iterator[Row]:
+    """The rows with an image; a line in `skipped` for each of the others."""
+    numbers = itertools.count()
+    for group in range(file.metadata.num_row_groups):
+        for image, label, split in group_rows(file, group, names):
+            name = f"{path.name}/{next(numbers)}"
+            try:
+                source = source_of(name, image, path.parent)
+            except BadImage as error:
+                skipped.append(str(error))
+                continue
+            yield Row(name, plain_label(label), source, (split and part_called(str(split))) or whole)
 
 
 def _laid_out(path: Path, rows: Iterator[Row]) -> list[Row]:
@@ -128,7 +167,7 @@ def _size(metadata: Any, column: str) -> int:
     return total
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
+def class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
     """The names of a ClassLabel, from the JSON that the `datasets` library leaves in the schema."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]

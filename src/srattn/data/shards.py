@@ -14,7 +14,7 @@ from typing import Any
 from srattn.data.decode import SUFFIXES, BadImage
 from srattn.data.download import download
 from srattn.data.index import Index, part_called
-from srattn.data.labels import Row, assign, read_classes
+from srattn.data.labels import Row, assign, plain_label, read_classes
 from srattn.data.patterns import expand, files_with, is_url, part_of
 from srattn.data.sources import Span, oversized
 from srattn.data.tar import Member, read_contents
@@ -128,4 +128,4 @@ def _from_json(text: str) -> int | str | None:
     if not isinstance(record, dict):
         return None
     value = next((record[key] for key in _LABEL_KEYS if key in record), None)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    return plain_label(value)

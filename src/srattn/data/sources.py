@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from torch import Tensor
@@ -73,6 +73,37 @@ def file_of(source: Source) -> Path | bytes:
     """What `decode` takes, for a source that is not pixels already."""
     assert not isinstance(source, Tensor)
     return source.read() if isinstance(source, Span | Fetched) else source
+
+
+def leads_out(name: str) -> bool:
+    """Whether a path from a stranger's file is anything but one of a file below a folder."""
+    pure = PurePosixPath(name.replace("\\", "/"))
+    return not pure.parts or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0] or "\0" in name
+
+
+def below(folder: Path, name: str) -> Path:
+    """The file that a table from a stranger, which lies in `folder`, calls by this path.
+
+    Raises:
+        BadImage: it leads out of the folder, by itself or by a link, or to what is no regular file.
+    """
+    if leads_out(name):
+        raise BadImage(f"the path {name[:80]!r} leads out of the folder of its table")
+    return within(folder / name, [folder])
+
+
+def within(path: Path, folders: Sequence[Path]) -> Path:
+    """`path`, if it lies in one of the folders once links are followed, and is a regular file or nothing.
+
+    Raises:
+        BadImage: it does not, or is not.
+    """
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in folders):
+        raise BadImage(f"{path} leads out of {folders[0]}")
+    if os.path.exists(real) and not os.path.isfile(real):
+        raise BadImage(f"{path} is no regular file")
+    return path
 
 
 def oversized(name: str, size: int) -> BadImage | None:

@@ -15,8 +15,6 @@ from torch import Tensor
 from srattn.data.decode import BadImage
 from srattn.data.sources import Fetched, Span
 
-MAX_IMAGE_BYTES = 256 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:

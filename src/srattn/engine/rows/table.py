@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srattn.data.columns import IMAGE, LABEL
 from srattn.data.decode import BadImage
-from srattn.engine.rows.base import MAX_IMAGE_BYTES, Source, file_stamp
-from srattn.errors import SrattnError, missing_extra
+from srattn.data.parquet import class_names, group_rows, opened, source_of
+from srattn.engine.rows.base import Source, file_stamp
+from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
-LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls", "target")
-NAME_COLUMNS = ("name", "file_name", "path", "id", "__key__", "key")
-_BATCH = 128
+_NAME = ("name", "file_name", "path", "id", "__key__", "key")
 
 
 class TableRows:
@@ -30,23 +28,13 @@ class TableRows:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise missing_extra("pyarrow", "train") from None
         self._path = path
-        try:
-            # Opened again for every group: a data set may have more files than a process may hold open.
-            with pq.ParquetFile(path) as file:
-                schema, facts = file.schema_arrow, file.metadata
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise SrattnError(f"{path} is no whole Parquet file ({_first_line(error)})") from None
-        self._ends = list(itertools.accumulate(facts.row_group(i).num_rows for i in range(facts.num_row_groups)))
-        self._image = _image_column(path, schema)
-        self._label = _first(schema, LABEL_COLUMNS, lambda kind: not pa.types.is_nested(kind))
-        self._name = _first(schema, NAME_COLUMNS, lambda kind: pa.types.is_string(kind) or pa.types.is_integer(kind))
-        self._classes = _class_names(schema, self._label)
+        # Opened again for every group: a data set may have more files than a process may hold open.
+        with opened(path) as file:
+            schema, facts = file.schema_arrow, file.metadata
+            self._ends = list(itertools.accumulate(facts.row_group(i).num_rows for i in range(facts.num_row_groups)))
+            self._columns = (_image_column(path, schema), *_other_columns(schema))
+            self._classes = class_names(schema.metadata, self._columns[1]) or []
         # Where a reading stands: its group, the next row, and the rest of the rows of the group.
         self._group, self._next = -1, 0
         self._rest: Iterator[Source] = iter(())
@@ -71,34 +59,18 @@ class TableRows:
                     yield source
             start = end
 
-    def _read_group(self, group: int, row: int) -> Iterator[Source]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = [name for name in (self._image, self._label, self._name) if name is not None]
-        try:
-            with pq.ParquetFile(self._path) as file:
-                for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns):
-                    none = [None] * len(batch)
-                    images = batch.column(self._image)
-                    labels = batch.column(self._label).to_pylist() if self._label else none
-                    names = batch.column(self._name).to_pylist() if self._name else none
-                    for image, label, name in zip(images, labels, names, strict=True):
-                        yield self._source(row, image.as_py(), label, name)
-                        row += 1
-        except (pa.ArrowInvalid, OSError) as error:
-            raise SrattnError(f"{self._path}, row {row}: the file is damaged ({_first_line(error)})") from None
+    def _read_group(self, group: int, first: int) -> Iterator[Source]:
+        with opened(self._path) as file:
+            for row, (image, label, name) in enumerate(group_rows(file, group, self._columns), first):
+                yield self._source(row, image, label, name)
 
     def _source(self, row: int, image: Any, label: Any, name: Any) -> Source:
         path = image.get("path") if isinstance(image, dict) else None
-        data = image.get("bytes") if isinstance(image, dict) else image
         shown = str(name if name is not None else path if path else f"{self._path.name}:{row}")
-        if data is None and path and _is_below(path):
-            data = self._path.parent / path
-        if data is None:
-            data = BadImage(f"{shown}: row {row} of {self._path.name} holds no image")
-        elif isinstance(data, bytes) and len(data) > MAX_IMAGE_BYTES:
-            data = BadImage(f"{shown}: more than the {MAX_IMAGE_BYTES:,} bytes that are accepted")
+        try:
+            data = source_of(shown, image, self._path.parent)
+        except BadImage as error:
+            data = error
         return Source(shown, data, self._class(label))
 
     def _class(self, label: Any) -> str | None:
@@ -109,6 +81,7 @@ class TableRows:
 
 
 def _image_column(path: Path, schema: pa.Schema) -> str:
+    """A column of bytes, of the usual names if one is."""
     import pyarrow as pa
 
     def is_image(kind: pa.DataType) -> bool:
@@ -116,10 +89,18 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
             return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
         return _is_bytes(kind)
 
-    found = _first(schema, IMAGE_COLUMNS, is_image) or _first(schema, schema.names, is_image)
-    if found is None:
+    found = _first(schema, (*IMAGE, *schema.names), is_image)
+    if not found:
         raise SrattnError(f"{path} has the columns {schema.names[:12]}; none holds images as bytes")
     return found
+
+
+def _other_columns(schema: pa.Schema) -> tuple[str, str]:
+    """Of labels and of names; "" where there is none."""
+    from pyarrow.types import is_integer, is_nested, is_string
+
+    label = _first(schema, LABEL, lambda kind: not is_nested(kind))
+    return label, _first(schema, _NAME, lambda kind: is_string(kind) or is_integer(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -128,25 +109,5 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _first(schema: pa.Schema, names: Any, fits: Callable[[Any], bool]) -> str | None:
-    return next((name for name in names if name in schema.names and fits(schema.field(name).type)), None)
-
-
-def _class_names(schema: pa.Schema, label: str | None) -> list[str]:
-    """Of a label that the hub describes as a ClassLabel."""
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        names = features[label]["names"]
-    except (ValueError, KeyError, TypeError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _is_below(path: str) -> bool:
-    """Whether a path from a stranger's file stays in its folder."""
-    pure = PurePosixPath(path.replace("\\", "/"))
-    return not pure.is_absolute() and ".." not in pure.parts and "\0" not in path and ":" not in pure.parts[0]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _first(schema: pa.Schema, names: Sequence[str], fits: Callable[[Any], bool]) -> str:
+    return next((name for name in names if name in schema.names and fits(schema.field(name).type)), "")
