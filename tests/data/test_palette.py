@@ -127,6 +127,8 @@ def test_names_with_spaces_and_no_names(tmp_path: Path) -> None:
         ("p.txt", b"# " + b"x" * (1 << 20), "more than 1,048,576 bytes"),
         ("p.json", b"[", r"p\.json: not JSON"),
         ("p.json", b"[" * 100_000, "not JSON"),
+        ("p.json", b'[["a", ' + b"9" * 5000 + b", 0, 0]]", "not JSON"),
+        ("p.txt", b"sky 1 2 " + b"0" * 5000, "line 1 must be"),
         ("p.json", b"3", "at least one name"),
         ("p.json", b'[["a", 1, 2]]', r"class 0 must be a name and a colour \[r, g, b\], got \['a', 1, 2\]"),
         ("p.json", b'[{"name": "a"}]', "class 0 must be"),

@@ -105,11 +105,18 @@ def test_lists_with_mistakes_name_and_count_them(tmp_path: Path, images: list[st
     with pytest.raises(SrattnError, match="lists no image"):
         load(tmp_path / "empty.csv")
     (tmp_path / "bad.jsonl").write_text('{"path": ')
-    with pytest.raises(SrattnError, match="no table that can be read"):
+    with pytest.raises(SrattnError, match="line 1 is no JSON that can be read"):
         load(tmp_path / "bad.jsonl")
     (tmp_path / "bytes.csv").write_bytes(b"path,label\n\xff\xfe,1\n")
     with pytest.raises(SrattnError, match="UTF-8"):
         load(tmp_path / "bytes.csv")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000 + "]" * 100_000], ids=["digits", "depth"])
+def test_lists_of_json_that_python_does_not_read(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"path": "a.png", "label": 1}\n{"path": "b.png", "label": ' + value + "}\n")
+    with pytest.raises(SrattnError, match=r"a\.jsonl, line 2 is no JSON that can be read"):
+        open_data(str(tmp_path / "a.jsonl"))
 
 
 def test_another_data_set_to_measure_with(tmp_path: Path, images: list[str], make_folder) -> None:

@@ -180,12 +180,18 @@ def test_lists_and_folders(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [s.label for s in open_rows([str(tmp_path)], split="val").read(0, 9)] == ["cat", "dog"]
     assert len(open_rows(["digits"])) == 1797 and len(open_rows(["digits"], split="val")) == 359
-    for bad, words in [("x,y\n1,2\n", "a list needs one of"), ("path\n\n", "lists no images")]:
+    for bad, words in [("x,y\n1,2\n", "no column for the image"), ("path\n\n", "lists no image")]:
         (tmp_path / "list.csv").write_text(bad)
         with pytest.raises(SrattnError, match=words):
             open_rows([str(tmp_path / "list.csv")])
     (tmp_path / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(SrattnError, match="line 1: expected one JSON object"):
+    with pytest.raises(SrattnError, match="line 1 is no object such as"):
+        open_rows([str(tmp_path / "list.jsonl")])
+    (tmp_path / "list.ndjson").write_text('{"name": "../a.png", "": 1}\n{"name": "/b.png"}\n')
+    rows = list(open_rows([str(tmp_path / "list.ndjson")]).read(0, 9))
+    assert [(row.data, row.label) for row in rows] == [(tmp_path / "../a.png", None), (Path("/b.png"), None)]
+    (tmp_path / "list.jsonl").write_text('{"path": "a.png", "label": ' + "9" * 5000 + "}\n")
+    with pytest.raises(SrattnError, match="line 1 is no JSON that can be read"):
         open_rows([str(tmp_path / "list.jsonl")])
     with pytest.raises(SrattnError, match="digts does not exist; did you mean 'digits'"):
         open_rows(["digts"])

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from srattn.engine import load_run
+from srattn.engine.open_model import task_of
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 
@@ -76,11 +77,28 @@ def test_paths_that_are_no_run(finished: Path, tmp_path: Path) -> None:
         load_run(rewritten(finished, tmp_path / "bare.safetensors", None))
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000 + "]" * 100_000], ids=["digits", "depth"])
+def test_metadata_that_python_does_not_read(finished: Path, tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.safetensors"
+    text = '{"classes": 0, "preprocess": 0, "x": ' + value + "}"
+    save_file(load_file(finished / "model.safetensors"), path, metadata={"srattn": text})
+    assert task_of(str(path)) == "classification"
+    with pytest.raises(SrattnError, match="was not written by srattn train"):
+        load_run(path)
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "model.safetensors", tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(f"x: {value}\n")
+    with pytest.raises(SrattnError, match="is not valid YAML"):
+        load_run(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": {"embed_dims": [8, 8, 8, 16]}}, r"another model: .* is \S+ and must be"),
         ({"model": {"embed_dims": [2**40] * 4}}, "another model"),
+        ({"model": {"embed_dims": [10**400] * 4}}, "another model"),
+        ({"model": {"mlp_ratios": [10**400] * 4}}, "another model"),
         ({"model": {"depths": [10**9] * 4}}, "another model"),
         ({"model": {"depths": "many"}}, "another model"),
         ({"model": {"name": "resnet50"}}, "no model 'resnet50'"),
@@ -91,6 +109,8 @@ def test_paths_that_are_no_run(finished: Path, tmp_path: Path) -> None:
         ({"preprocess": {"channels": 3, "mean": [0] * 3, "std": [1] * 3}}, "channels"),
         ({"edge": "sharp"}, "another model"),
         ({"norm_eps": {"nobody": 1}}, "another model"),
+        ({"norm_eps": {"block": 10**400}}, "another model"),
+        ({"preprocess": {"mean": [10**400]}}, "mean"),
     ],
 )
 def test_metadata_that_is_wrong(finished: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -43,7 +43,7 @@ def find_columns(have: Sequence[str], columns: Columns, where: str, labelled: bo
         if not name and (kind == "image" or (kind == "label" and labelled)):
             raise SrattnError(
                 f"{where} has no column for the {kind} (usual names: {', '.join(usual)}); "
-                f"it has {', '.join(map(str, have)) or 'none'}; name it with {kind}_column"
+                f"it has {', '.join(map(str, have)) or 'none'}; rename one, or name it with {kind}_column"
             )
         found.append(name)
     return found[0], found[1], found[2]

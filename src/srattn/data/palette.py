@@ -133,10 +133,10 @@ def read_palette(path: Path) -> Palette:
         return Palette(tuple(name for name, _ in entries), tuple(colour for _, colour in entries))
     except UnicodeDecodeError:
         raise SrattnError(f"{path}: not a text in UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SrattnError(f"{path}: not JSON ({error})") from None
     except SrattnError as error:
         raise SrattnError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SrattnError(f"{path}: not JSON ({error})") from None
 
 
 def colour_mask(mask: Tensor, palette: Palette, ignore: int | None = 255) -> Tensor:
@@ -191,7 +191,9 @@ def _from_lines(text: str) -> Iterator[tuple[str, Colour]]:
         if count == 0 and [word.lower() for word in words] == ["name", "r", "g", "b"]:
             continue
         levels = words[-3:]
-        if len(levels) < 3 or not all(word.isascii() and word.isdigit() and int(word) <= 255 for word in levels):
+        if len(levels) < 3 or not all(
+            word.isascii() and word.isdigit() and len(word) <= 3 and int(word) <= 255 for word in levels
+        ):
             raise SrattnError(f"line {number} must be a name and three numbers from 0 to 255, got {line[:80]!r}")
         yield " ".join(words[:-3]) or f"class {count}", (int(levels[0]), int(levels[1]), int(levels[2]))
         count += 1

@@ -22,6 +22,7 @@ _CHOICES = {
     "interpolation": ("bilinear", "bicubic"),
     "invert": ("never", "always", "auto"),
 }
+_MOST = 1e6  # of a mean or deviation; levels go from 0 to 1, or to 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Preprocess:
             raise SrattnError(f"preprocess: size must be two numbers of pixels from 1 to 8192, got {self.size!r}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise SrattnError(f"preprocess: mean and std need {self.channels} numbers, got {self.mean} and {self.std}")
-        if not all(math.isfinite(value) for value in self.mean) or not all(value > 0 for value in self.std):
-            raise SrattnError(f"preprocess: mean must be finite and std positive, got {self.mean} and {self.std}")
+        if not all(abs(value) <= _MOST for value in self.mean) or not all(0 < value <= _MOST for value in self.std):
+            got = f"got {self.mean} and {self.std}"
+            raise SrattnError(f"preprocess: mean must be finite and std positive, both up to {_MOST:g}, {got}")
         if not 0 < self.crop_fraction <= 1:
             raise SrattnError(f"preprocess: crop_fraction must be above 0 and at most 1, got {self.crop_fraction!r}")
 

@@ -15,6 +15,8 @@ from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess, read_digits
 from srattn.data.folder import find_images, index_folder
 from srattn.data.index import Index, divide, lazy_samples, part_called, read_data, without_empty_classes
+from srattn.data.lists import SUFFIXES as LIST_SUFFIXES
+from srattn.data.lists import index_list
 from srattn.data.patterns import files_with, is_pattern, is_url
 from srattn.data.preprocess import Preprocess
 from srattn.data.samples import ImageData, OnBadImage, Samples
@@ -154,9 +156,7 @@ def open_data(data: str, *, columns: Columns | None = None, labelled: bool = Tru
 
         return index_shards([data], labelled)
     is_built_in(data)  # names what is neither
-    if path.suffix.casefold() in (".csv", ".tsv", ".jsonl", ".ndjson") and path.is_file():
-        from srattn.data.lists import index_list
-
+    if path.suffix.casefold() in LIST_SUFFIXES and path.is_file():
         return index_list(path, columns, labelled)
     if path.suffix.casefold() == ".parquet" and path.is_file():
         from srattn.data.parquet import index_parquet

@@ -61,7 +61,7 @@ def task_of(name: str | None) -> str:
     try:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {}).get("srattn", "null"))
-    except (SafetensorError, ValueError, OSError):
+    except (SafetensorError, ValueError, RecursionError, OSError):
         return CLASSIFIES
     return str(facts.get("task", CLASSIFIES)) if isinstance(facts, dict) else CLASSIFIES
 

@@ -133,7 +133,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise SrattnError(f"{file} is not a whole safetensors file ({error})") from None
     try:
         facts = json.loads(metadata.get(_KEY, "null"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         facts = None
     wanted = {"model", "norm_eps", "edge", "classes", "preprocess"}
     if not isinstance(facts, dict) or not wanted <= set(facts):
@@ -155,9 +155,9 @@ def _build(file: Path, facts: dict[str, Any], state: dict[str, torch.Tensor]) ->
             if expected.get(name) != found.get(name):
                 raise SrattnError(f"{name} is {_shape(found, name)} and must be {_shape(expected, name)}")
         model.load_state_dict(state, assign=True)
-        model.set_norm_eps(**facts["norm_eps"])
+        model.set_norm_eps(**{kind: float(eps) for kind, eps in facts["norm_eps"].items()})
         model.set_edge(facts["edge"])
-    except (SrattnError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise SrattnError(f"{file} holds a checkpoint of another model: {error}") from None
     return model
 
@@ -208,6 +208,6 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise SrattnError(f"{file} is not valid YAML") from None
     return config if isinstance(config, dict) else {}

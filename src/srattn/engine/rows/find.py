@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from srattn.data.folder import find_images
+from srattn.data.lists import SUFFIXES as LIST_SUFFIXES
 from srattn.data.patterns import expand, is_pattern, is_url
 from srattn.engine.rows.base import Joined, Listed, Rows, Source
 from srattn.errors import SrattnError, nearest
@@ -55,7 +56,7 @@ def _open_file(path: Path) -> Rows:
         from srattn.engine.rows.shard import ShardRows
 
         return ShardRows(path)
-    if suffix in (".csv", ".tsv", ".jsonl"):
+    if suffix in LIST_SUFFIXES:
         from srattn.engine.rows.listing import read_listing
 
         return read_listing(path)

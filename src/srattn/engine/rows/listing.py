@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from srattn.data.columns import IMAGE, Columns, find_columns
+from srattn.data.lists import read_records
 from srattn.engine.rows.base import Listed, Source
 from srattn.errors import SrattnError
 
-IMAGE_COLUMNS = ("path", "image", "file", "file_name", "filename", "image_path", "name")
-LABEL_COLUMNS = ("label", "class", "target")
-MAX_LINE = 1 << 20
-
 
 def read_listing(path: Path) -> Listed:
-    """The rows of a list; paths in it are relative to its own folder.
+    """The rows of a list, see `srattn.data.lists`; a column `name` may hold the paths too, as in answers of ours.
 
     Raises:
         SrattnError: no column of paths, or a line that cannot be read.
     """
-    records = list(_json_lines(path) if path.suffix.lower() == ".jsonl" else _csv_lines(path))
-    if not records:
-        raise SrattnError(f"{path} lists no images")
-    columns = list(records[0][1])
-    image = next((name for name in IMAGE_COLUMNS if name in columns), None)
-    if image is None:
-        raise SrattnError(f"{path} has the columns {columns[:12]}; a list needs one of {', '.join(IMAGE_COLUMNS)}")
-    label = next((name for name in LABEL_COLUMNS if name in columns), None)
-    sources = []
-    for line, record in records:
-        name = record.get(image)
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise SrattnError(f"{path}, line {line}: {image} is {name!r}, expected a path")
-        known = record.get(label) if label is not None else None
-        sources.append(Source(name, path.parent / name, None if known in (None, "") else str(known)))
+    sources: list[Source] = []
+    columns: tuple[str, str, str] | None = None
+    for line, record in read_records(path):
+        if columns is None:
+            usual = Columns() if record.keys() & set(IMAGE) else Columns("name" if "name" in record else None)
+            columns = find_columns(list(record), usual, str(path), labelled=False)
+        name, label = (record.get(column) if column else None for column in columns[:2])
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise SrattnError(f"{path}, line {line}: {columns[0]} is {str(name)[:80]!r}, expected a path")
+        name = name.strip()
+        sources.append(Source(name, path.parent / name, None if label in (None, "") else str(label)))
+    if not sources:
+        raise SrattnError(f"{path} lists no image")
     return Listed(sources)
-
-
-def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            for record in reader:
-                yield reader.line_num, record
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise SrattnError(f"{path} is no list in CSV ({error})") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                record = json.loads(line) if len(line) <= MAX_LINE else None
-                if not isinstance(record, dict):
-                    raise SrattnError(f"{path}, line {number}: expected one JSON object a line")
-                yield number, record
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SrattnError(f"{path} is no list in JSON lines ({error})") from None
