@@ -230,6 +230,8 @@ def test_coco_names_what_is_wrong(tmp_path: Path) -> None:
         {**box, "bbox": [50, 2, 3, 3]},
         {**box, "bbox": [1, 2, 3, 3], "category_id": 4},
         {**box, "bbox": [1, 2, 3, 3], "image_id": 8},
+        {**box, "bbox": [1, 2, 10**400, 3]},
+        {**box, "bbox": [1, 2, 3, 3], "category_id": []},
     ]
     file, images = make_coco(tmp_path, coco(annotations=wrong))
     (images / "b.jpg").unlink()
@@ -238,11 +240,20 @@ def test_coco_names_what_is_wrong(tmp_path: Path) -> None:
     told = "\n".join(index.problems)
     for words in ("has no area", "no box of four", "outside", "category 4", "of image 8", "b.jpg: no such file"):
         assert words in told
-    assert len(index.problems) == 7
+    assert len(index.problems) == 9
     for entry in wrong:
         make_coco(tmp_path, coco(annotations=[entry]))
         with pytest.raises(SrattnError, match=r"annotation"):
             read_coco(file, images, on_bad_box="error")
+
+
+@pytest.mark.parametrize("width", [10**400, 10**6, 0, -40], ids=["endless", "huge", "none", "negative"])
+def test_a_size_that_no_image_has_is_not_believed(tmp_path: Path, width: int) -> None:
+    images = [{"id": 7, "file_name": "in/a.jpg", "width": width, "height": 10**6}]
+    index = read_coco(*make_coco(tmp_path, coco(images=images, annotations=[])))
+    assert index.parts["train"] == []
+    (problem,) = index.problems
+    assert "in/a.jpg: the image is 40x30, declared is" in problem and len(problem) < 400
 
 
 @pytest.mark.parametrize(
@@ -264,7 +275,7 @@ def test_no_coco_at_all(tmp_path: Path, content: Any, message: str) -> None:
 
 def test_no_json(tmp_path: Path) -> None:
     file, images = make_coco(tmp_path, {})
-    for text in ("{", "[" * 100_000, "\udcff"):
+    for text in ("{", "[" * 100_000, "9" * 5000, "\udcff"):
         file.write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(SrattnError, match="no JSON"):
             read_coco(file, images)

@@ -103,8 +103,9 @@ def check_runs(runs: Sequence[int], pixels: int) -> list[int]:
         SrattnError: they are not.
     """
     for length in runs:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-            raise SrattnError(f"a run of a mask is a whole number from 0 up, got {length!r}")
+        if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= pixels:
+            got = str(length)[:60]
+            raise SrattnError(f"a run of a mask is a whole number from 0 up to its {pixels} pixels, got {got}")
     if sum(runs) != pixels:
         raise SrattnError(f"the runs of a mask of {pixels} pixels add up to {sum(runs)}")
     return list(runs)

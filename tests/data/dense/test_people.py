@@ -113,6 +113,8 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_left(tmp_path: Path) -> No
         annotation(12, 7, [1e300, *JOINTS[1:]], BOX),
         annotation(13, 7, JOINTS, [3, 4, 1e300, 5]),
         annotation(14, 7, JOINTS, BOX, area=1e300),
+        annotation(15, 7, JOINTS, BOX, category_id=[]),
+        annotation(16, 7, [10**400, *JOINTS[1:]], BOX),
     ]
     root = save_people(tmp_path, rows, {7: image, 8: image})
     (root / "images" / "train" / "8.png").unlink()
@@ -132,7 +134,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_left(tmp_path: Path) -> No
         assert words in text
     for words in ("annotation 12 has a joint at 1e+300", "annotation 13 has a box outside"):
         assert words in text
-    assert len(index.problems) == 8
+    assert "annotation 16 has no 3 joints" in text and len(index.problems) == 9
     with pytest.raises(SrattnError, match=r"8\.png: no such file; put it right"):
         read_coco_people_folder(root, on_bad_box="error")
     assert "2 without a labelled joint" in open_people(str(root))[0].notes[0]

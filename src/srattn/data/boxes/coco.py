@@ -6,7 +6,6 @@ Its boxes are (x, y, width, height) with edges as ours, the image beginning at 0
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,9 @@ from srattn.data.boxes.index import (
     usable_size,
 )
 from srattn.data.boxes.outlines import Outline
+from srattn.data.boxes.values import is_number, short
 from srattn.data.decode import SUFFIXES
+from srattn.data.sources import leads_out
 from srattn.errors import SrattnError
 from srattn.files import atomic_dir, atomic_path
 from srattn.ops.boxes import convert_boxes
@@ -71,16 +72,13 @@ def read_coco(
     for entry in _entries(content, "images", file):
         number, name = entry.get("id"), entry.get("file_name")
         if not isinstance(number, int) or not isinstance(name, str) or number in known:
-            raise SrattnError(f"{file}: an image needs an id of its own and a file_name, got {_short(entry)}")
+            raise SrattnError(f"{file}: an image needs an id of its own and a file_name, got {short(entry)}")
         known.add(number)
-        inner = PurePosixPath(name)
-        if inner.is_absolute() or ".." in inner.parts or "\\" in name or not inner.parts:
-            raise SrattnError(f"{file}: {name!r} leads out of the folder of images")
-        sides = entry.get("height"), entry.get("width")
-        declared = (sides[0], sides[1]) if isinstance(sides[0], int) and isinstance(sides[1], int) else None
-        size = usable_size(name, images / inner, declared, problems, check_images)
+        if leads_out(name):
+            raise SrattnError(f"{file}: {short(name)} leads out of the folder of images")
+        size = usable_size(name, images / name, declared_size(entry), problems, check_images)
         if size is not None:
-            item = make_item(name, images / inner, size, boxes.get(number, []), classes, problems, number, masks)
+            item = make_item(name, images / name, size, boxes.get(number, []), classes, problems, number, masks)
             index.parts[part].append(item)
     for number in boxes.keys() - known:
         problems.tell(f"{file}: {len(boxes[number])} annotation(s) of image {number}, which is not there, left out")
@@ -243,11 +241,17 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
     for entry in _entries(content, "categories", file):
         number, name = entry.get("id"), entry.get("name")
         if not isinstance(number, int) or not isinstance(name, str) or number in found or name in found.values():
-            raise SrattnError(f"{file}: a category needs an id and a name of its own, got {_short(entry)}")
+            raise SrattnError(f"{file}: a category needs an id and a name of its own, got {short(entry)}")
         found[number] = name
     if not found:
         raise SrattnError(f"{file} has no category")
     return dict(sorted(found.items()))
+
+
+def declared_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """The (height, width) of an image as the file says them, None where it does not."""
+    height, width = entry.get("height"), entry.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _boxes(
@@ -258,8 +262,8 @@ def _boxes(
     for entry in _entries(content, "annotations", file):
         box, image, category = entry.get("bbox"), entry.get("image_id"), entry.get("category_id")
         name = names.get(category) if isinstance(category, int) else None
-        words = f"annotation {entry.get('id')} ({name or f'category {category}'}, {_short(box)})"
-        if not isinstance(image, int) or not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
+        words = f"annotation {short(entry.get('id'))} ({name or f'category {short(category)}'}, {short(box)})"
+        if not isinstance(image, int) or not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             problems.tell(f"{file}: {words} has no image or no box of four numbers and is left out")
             continue
         x, y, width, height = (float(value) for value in box)
@@ -267,12 +271,3 @@ def _boxes(
         raw = RawBox((x, y, x + width, y + height), name or "", crowd, words, mask)
         found.setdefault(image, []).append(raw)
     return found
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from srattn.data.boxes.outlines import Outline, read_outline
-from srattn.data.decode import BadImage, opened_image, orientation_of
+from srattn.data.boxes.values import short
+from srattn.data.decode import MAX_PIXELS, BadImage, opened_image, orientation_of
 from srattn.errors import SrattnError
 
 OnBadBox: TypeAlias = Literal["skip", "error"]
@@ -164,7 +165,8 @@ def usable_size(
     name: str, path: Path, declared: tuple[int, int] | None, problems: Problems, look: bool
 ) -> tuple[int, int] | None:
     """The (height, width) to go by; None, and a problem told, where image and declaration disagree or there is none."""
-    if not look and declared is not None and path.is_file():
+    plausible = declared is not None and min(declared) > 0 and declared[0] * declared[1] <= MAX_PIXELS
+    if not look and plausible and path.is_file():
         return declared
     try:
         size = picture_size(path)
@@ -173,8 +175,8 @@ def usable_size(
         return None
     if declared is not None and declared != size:
         problems.tell(
-            f"{name}: the image is {size[1]}x{size[0]}, declared is {declared[1]}x{declared[0]}: its boxes may belong "
-            f"to another picture, and it is left out"
+            f"{name}: the image is {size[1]}x{size[0]}, declared is {short(declared[1])}x{short(declared[0])}: "
+            f"its boxes may belong to another picture, and it is left out"
         )
         return None
     return size

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srattn.data.boxes.coco import _entries, _finite, _read, _short
+from srattn.data.boxes.coco import _entries, _read, declared_size
 from srattn.data.boxes.index import OnBadBox, Problems, usable_size
+from srattn.data.boxes.values import is_number, short
+from srattn.data.index import PARTS
+from srattn.data.sources import leads_out
 from srattn.errors import SrattnError
 
-PARTS = ("train", "val", "test")
 _FARTHEST = 1e6  # pixels: no image has such a place
 
 
@@ -95,7 +97,8 @@ def read_coco_people(
     pictures = _pictures(content, file, images, problems)
     index.images = len(pictures)
     for entry in _entries(content, "annotations", file):
-        if entry.get("category_id") not in category:
+        number = entry.get("category_id")
+        if not isinstance(number, int) or number not in category:
             continue
         person = _person(entry, pictures, names, file, problems)
         if person is not None:
@@ -160,9 +163,9 @@ def _category(content: dict[str, Any], file: Path) -> tuple[set[int], list[str],
         if not names:
             continue
         if not isinstance(number, int) or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise SrattnError(f"{file}: a category with joints needs an id and their names, got {_short(entry)}")
+            raise SrattnError(f"{file}: a category with joints needs an id and their names, got {short(entry)}")
         if len(set(names)) < len(names):
-            raise SrattnError(f"{file}: two joints of a category have one name, got {_short(names)}")
+            raise SrattnError(f"{file}: two joints of a category have one name, got {short(names)}")
         found[number] = names
         bones = entry.get("skeleton") or []
         whole = isinstance(bones, list) and all(
@@ -186,14 +189,11 @@ def _pictures(
     for entry in _entries(content, "images", file):
         number, name = entry.get("id"), entry.get("file_name")
         if not isinstance(number, int) or not isinstance(name, str) or number in found:
-            raise SrattnError(f"{file}: an image needs an id of its own and a file_name, got {_short(entry)}")
-        inner = PurePosixPath(name)
-        if inner.is_absolute() or ".." in inner.parts or "\\" in name or not inner.parts:
-            raise SrattnError(f"{file}: {name!r} leads out of the folder of images")
-        sides = entry.get("height"), entry.get("width")
-        declared = (sides[0], sides[1]) if isinstance(sides[0], int) and isinstance(sides[1], int) else None
-        size = usable_size(name, images / inner, declared, problems, look=False)
-        found[number] = None if size is None else (len(found), name, images / inner, size)
+            raise SrattnError(f"{file}: an image needs an id of its own and a file_name, got {short(entry)}")
+        if leads_out(name):
+            raise SrattnError(f"{file}: {short(name)} leads out of the folder of images")
+        size = usable_size(name, images / name, declared_size(entry), problems, look=False)
+        found[number] = None if size is None else (len(found), name, images / name, size)
     return found
 
 
@@ -206,11 +206,11 @@ def _person(
 ) -> Person | None:
     """None for a crowd, for nobody with a joint, and, with a problem told, for what cannot be used."""
     box, joints, image = entry.get("bbox"), entry.get("keypoints"), entry.get("image_id")
-    words = f"{file}: annotation {entry.get('id')}"
+    words = f"{file}: annotation {short(entry.get('id'))}"
     if not isinstance(image, int) or image not in pictures:
-        problems.tell(f"{words} is of image {_short(image)}, which is not there, and is left out")
+        problems.tell(f"{words} is of image {short(image)}, which is not there, and is left out")
         return None
-    if not isinstance(joints, list) or len(joints) != 3 * len(names) or not all(map(_finite, joints)):
+    if not isinstance(joints, list) or len(joints) != 3 * len(names) or not all(map(is_number, joints)):
         problems.tell(f"{words} has no {len(names)} joints of three numbers and is left out")
         return None
     if any(abs(value) > _FARTHEST for value in joints):
@@ -221,8 +221,8 @@ def _person(
     picture = pictures[image]
     if picture is None:  # which a problem says already
         return None
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)) or min(box[2:]) <= 0:
-        problems.tell(f"{words} has a box without area, {_short(box)}, and is left out")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) <= 0:
+        problems.tell(f"{words} has a box without area, {short(box)}, and is left out")
         return None
     number, name, source, size = picture
     x, y, width, height = (float(value) for value in box)
@@ -233,7 +233,7 @@ def _person(
     place[:, :2] += 0.5
     place[place[:, 2] <= 0] = 0
     said: Any = entry.get("area")
-    area = float(said) if _finite(said) and 0 < said <= _FARTHEST**2 else width * height
+    area = float(said) if is_number(said) and 0 < said <= _FARTHEST**2 else width * height
     edges = torch.tensor([x, y, x + width, y + height])
     return Person(f"{name} ({entry.get('id')})", source, size, edges, place, area, number)
 
@@ -241,4 +241,4 @@ def _person(
 def _seen(entry: dict[str, Any]) -> list[bool]:
     """Of each joint whether it is labelled."""
     joints = entry.get("keypoints")
-    return [value > 0 for value in joints[2::3] if _finite(value)] if isinstance(joints, list) else []
+    return [value > 0 for value in joints[2::3] if is_number(value)] if isinstance(joints, list) else []

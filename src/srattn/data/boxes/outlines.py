@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srattn.data.boxes.values import is_number, short
 from srattn.errors import SrattnError
 from srattn.ops.run_lengths import check_runs, encode_runs, read_runs
 
@@ -61,7 +61,7 @@ def read_outline(value: Any, size: tuple[int, int]) -> Outline | None:
     if isinstance(value, dict):
         return _of_runs(value, size)
     if not isinstance(value, list):
-        raise SrattnError(f"a mask is a list of polygons or an object with size and counts, got {_short(value)}")
+        raise SrattnError(f"a mask is a list of polygons or an object with size and counts, got {short(value, 60)}")
     if sum(len(polygon) if isinstance(polygon, list) else 0 for polygon in value) > 2 * MOST_POINTS:
         raise SrattnError(f"polygons of more than the {MOST_POINTS:,} points that are accepted")
     return Outline(size, tuple(_polygon(polygon) for polygon in value))
@@ -94,29 +94,22 @@ def filled(points: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _polygon(value: Any) -> array[float]:
     if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
-        raise SrattnError(f"a polygon is x, y of at least three corners, got {_short(value)}")
+        raise SrattnError(f"a polygon is x, y of at least three corners, got {short(value, 60)}")
     for number in value:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise SrattnError(f"a polygon's corner is at {number!r}")
-        if abs(number) > _FARTHEST:
-            raise SrattnError(f"a polygon's corner is at {number:g}, beyond any image")
+        if not is_number(number) or abs(number) > _FARTHEST:
+            raise SrattnError(f"a polygon's corner is at {short(number, 60)}, which is no place of an image")
     return array("d", value)
 
 
 def _of_runs(value: dict[str, Any], size: tuple[int, int]) -> Outline:
     counts, declared = value.get("counts"), value.get("size")
     if declared != list(size):
-        raise SrattnError(f"a mask of size {_short(declared)} (height, width) in an image of {list(size)}")
+        raise SrattnError(f"a mask of size {short(declared, 60)} (height, width) in an image of {list(size)}")
     pixels = size[0] * size[1]
     if isinstance(counts, str):
         found: Sequence[int] = read_runs(counts, pixels)
     elif isinstance(counts, list):
         found = check_runs(counts, pixels)
     else:
-        raise SrattnError(f"the counts of a mask are a list or a text, got {_short(counts)}")
+        raise SrattnError(f"the counts of a mask are a list or a text, got {short(counts, 60)}")
     return Outline(size, runs=array("q", found))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
