@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from srattn.data.augment import Augment
 from srattn.data.decode import BadImage
-from srattn.data.folder import find_images, list_folder, read_folder
+from srattn.data.folder import find_images, index_folder
 from srattn.data.preprocess import Preprocess
 from srattn.data.reader import load_data
+from srattn.data.samples import ImageData
 from srattn.errors import SrattnError
 
 PREPROCESS = Preprocess(size=(8, 8))
 
 
-def read(root: Path, **options: object):
-    augment = Augment("crop", PREPROCESS)
-    return read_folder(list_folder(root), PREPROCESS, augment.prepare, **options)  # type: ignore[arg-type]
+def read(root: Path, **options: Any) -> ImageData:
+    return load_data(str(root), Augment("crop", PREPROCESS), **options)
 
 
 def test_one_folder_is_split(make_folder) -> None:
@@ -32,9 +33,9 @@ def test_one_folder_is_split(make_folder) -> None:
     assert data.train.pixels(0).shape == (3, 10, 12)  # the whole picture, for crops
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_train_and_val(make_folder, val: str) -> None:
-    make_folder({"cat": 3, "dog": 2}, below="train")
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("train", "valid"), ("Training", "Validation")])
+def test_train_and_val(make_folder, train: str, val: str) -> None:
+    make_folder({"cat": 3, "dog": 2}, below=train)
     root = make_folder({"cat": 1, "dog": 2}, below=val)
     data = read(root)
     assert (len(data.train), len(data.val)) == (5, 3)
@@ -50,7 +51,7 @@ def test_depth_hidden_files_and_other_files(make_folder) -> None:
     (root / "cat" / "._0.png").write_bytes(b"left by another system")
     (root / ".hidden").mkdir()
     assert [path.name for path in find_images(root / "cat")] == ["0.png", "1.png", "X.PNG"]
-    assert list_folder(root).classes == ["cat", "dog"]
+    assert index_folder(root).classes == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -82,30 +83,30 @@ def test_held_or_not_the_pixels_are_the_same(make_folder) -> None:
 
 def test_structures_that_cannot_be_trained_on(make_folder, tmp_path: Path) -> None:
     with pytest.raises(SrattnError, match="does not exist"):
-        list_folder(tmp_path / "nowhere")
+        index_folder(tmp_path / "nowhere")
     with pytest.raises(SrattnError, match="only one class folder, 'cat'"):
-        list_folder(make_folder({"cat": 3}, name="one"))
+        read(make_folder({"cat": 3}, name="one"))
     (tmp_path / "none").mkdir()
     with pytest.raises(SrattnError, match="no class folders"):
-        list_folder(tmp_path / "none")
+        read(tmp_path / "none")
     with pytest.raises(SrattnError, match=r"empty.dog has no images"):
-        list_folder(make_folder({"cat": 3, "dog": 0}, name="empty"))
+        read(make_folder({"cat": 3, "dog": 0}, name="empty"))
     with pytest.raises(SrattnError, match="class 'dog' has 1"):
-        list_folder(make_folder({"cat": 3, "dog": 1}, name="single"))
+        read(make_folder({"cat": 3, "dog": 1}, name="single"))
     with pytest.raises(SrattnError, match="no val/"):
-        list_folder(make_folder({"cat": 3, "dog": 1}, below="train", name="trainonly"))
+        read(make_folder({"cat": 3, "dog": 1}, below="train", name="trainonly"))
     (tmp_path / "file").write_text("")
     with pytest.raises(SrattnError, match="not a folder"):
-        list_folder(tmp_path / "file")
+        index_folder(tmp_path / "file")
 
 
 def test_classes_must_agree(make_folder) -> None:
     make_folder({"cat": 2, "dog": 2, "eel": 2}, below="train", name="a")
     with pytest.raises(SrattnError, match=r"'dog' is in .*train but not in .*val"):
-        list_folder(make_folder({"cat": 2, "eel": 2}, below="val", name="a"))
+        read(make_folder({"cat": 2, "eel": 2}, below="val", name="a"))
     make_folder({"cat": 2, "dog": 2}, below="train", name="b")
     with pytest.raises(SrattnError, match=r"'cow' is in .*val but not in .*train"):
-        list_folder(make_folder({"cat": 2, "cow": 2, "dog": 2}, below="val", name="b"))
+        read(make_folder({"cat": 2, "cow": 2, "dog": 2}, below="val", name="b"))
 
 
 def test_a_class_whose_every_image_is_bad(make_folder) -> None:

@@ -20,7 +20,7 @@ from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
 from srattn.data.hub import _fetcher
 from srattn.data.preprocess import Preprocess
-from srattn.data.reader import absolute, is_built_in, load_data, load_images, open_data
+from srattn.data.reader import absolute, is_built_in, load_data, open_data
 from srattn.data.samples import ImageData
 from srattn.data.sources import MAX_IMAGE_BYTES, Span
 from srattn.data.spec import parse_augment
@@ -74,8 +74,11 @@ def test_lists(tmp_path: Path, images: list[str], kind: str) -> None:
     assert data.train.labels.tolist() == [1, 0] * 4
     assert data.train.pixels(3).unique().tolist() == [60]
     assert load(path, val="split").val.labels.unique().tolist() == [0, 1]
-    with pytest.raises(SrattnError, match="val is 'test', but the parts are train, val"):
+    with pytest.raises(SrattnError, match="val is 'test', but can be val or split"):
         load(path, val="test")
+    for name in ("train", "training"):  # which is learnt from
+        with pytest.raises(SrattnError, match=f"val is '{name}', but can be val or split"):
+            load(path, val=name)
 
 
 def test_lists_with_mistakes_name_and_count_them(tmp_path: Path, images: list[str]) -> None:
@@ -309,15 +312,11 @@ def test_images_without_labels(tmp_path: Path, make_folder) -> None:
     (tmp_path / "loose" / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.png"):
         (tmp_path / "loose" / name).write_bytes(png(9))
-    samples, classes, skipped = load_images(str(tmp_path / "loose"), RGB)
-    assert (samples.names, samples.labels.tolist(), classes, skipped) == (["a.png", "deep/b.png"], [-1, -1], [], [])
-    assert samples.pixels(1).shape == (3, 8, 8)
-    samples, classes, _ = load_images(str(make_folder({"cat": 2, "dog": 2})), RGB)
-    assert (classes, samples.labels.tolist()) == (["cat", "dog"], [0, 0, 1, 1])
-    with pytest.raises(SrattnError, match="no images in part 'test'; its parts: train"):
-        load_images(str(tmp_path / "loose"), RGB, part="test")
-    digits, classes, _ = load_images("digits", Preprocess(1, (8, 8), (0.5,), (0.5,)))
-    assert len(digits) == 1797 and len(classes) == 10 and digits.labels.min() == 0
+    index = open_data(str(tmp_path / "loose"), labelled=False)
+    assert [(item.name, item.label) for item in index.parts["train"]] == [("a.png", -1), ("deep/b.png", -1)]
+    assert (index.classes, index.skipped) == ([], [])
+    index = open_data(str(make_folder({"cat": 2, "dog": 2})), labelled=False)
+    assert (index.classes, [item.label for item in index.parts["train"]]) == (["cat", "dog"], [0, 0, 1, 1])
 
 
 def test_train_and_test_folders(make_folder) -> None:

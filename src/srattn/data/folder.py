@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from srattn.data.decode import SUFFIXES
-from srattn.data.index import Index, Prepare, divide, read_data
-from srattn.data.preprocess import Preprocess
-from srattn.data.samples import ImageData, OnBadImage
+from srattn.data.index import PARTS, Index
 from srattn.data.sources import Item
 from srattn.errors import SrattnError
-
-# The names of folders that are parts, the usual ones first: of val/ and valid/ the first is taken.
-_PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """The files of a folder before any is opened: (path, class number), ascending."""
-
-    root: Path
-    classes: list[str]
-    train: list[tuple[Path, int]]
-    val: list[tuple[Path, int]]
-
-
-def list_folder(root: Path, val_fraction: float = 0.2, split_seed: int = 0, val: str | None = None) -> Listing:
-    """Finds classes and image files and divides them; opens nothing. See `index_folder` and `divide`.
-
-    Raises:
-        SrattnError: a class without images as well.
-    """
-    index = index_folder(root)
-    if index.empty:
-        raise SrattnError(index.empty[0])
-    train, held = divide(index, val, val_fraction, split_seed)
-    return Listing(root, index.classes, _pairs(train), _pairs(held))
 
 
 def index_folder(root: Path) -> Index:
     """The classes and image files of a folder, by parts; opens none of them.
 
-    `root` holds train/ and val/ (or valid/, validation/), or test/, or both, each with the same class folders; or the
-    class folders themselves. A test/ without class folders beside a val/ is passed over: its labels are kept from us.
-    Class folders are searched in depth; hidden files and files without an image suffix are passed over.
+    `root` holds train/ and val/, or test/, or both, by any of their names (`PARTS`), each with the same class folders;
+    or the class folders themselves. A test/ without class folders beside a val/ is passed over: its labels are kept
+    from us. Class folders are searched in depth; hidden files and files without an image suffix are passed over.
 
     Raises:
         SrattnError: no folder, fewer than two classes, or one missing in a part. Those without images are named in
@@ -54,14 +24,12 @@ def index_folder(root: Path) -> Index:
     """
     if not root.is_dir():
         raise SrattnError(f"{root} is not a folder of class folders{'' if root.exists() else ': it does not exist'}")
-    folders = {entry.name: entry for entry in _folders(root)}
-    parts: dict[str, Path] = {}
-    for name in sorted(folders, key=lambda name: list(_PART_NAMES).index(name) if name in _PART_NAMES else 0):
-        if name in _PART_NAMES:
-            parts.setdefault(_PART_NAMES[name], folders[name])
+    folders = {entry.name.casefold(): entry for entry in _folders(root)}
+    called = {part: [folders[name] for name in names if name in folders] for part, names in PARTS.items()}
+    parts = {part: found[0] for part, found in called.items() if found}  # of val/ and valid/ the first
     if "train" not in parts or not set(parts) & {"val", "test"}:
-        if set(folders) == {"train"}:
-            raise SrattnError(f"{root} has train/ but no val/; add one, or give {root / 'train'} to have it split")
+        if "train" in parts and len(folders) == 1:
+            raise SrattnError(f"{root} has train/ but no val/; add one, or give {parts['train']} to have it split")
         classes = _classes(root)
         return _index(root, classes, {"train": root})
     if "test" in parts and not _folders(parts["test"]):
@@ -78,34 +46,6 @@ def index_folder(root: Path) -> Index:
             if name not in there:
                 raise SrattnError(f"class {name!r} is in {parts['train']} but not in {part}")
     return _index(root, classes, parts)
-
-
-def read_folder(
-    listing: Listing,
-    preprocess: Preprocess,
-    prepare_train: Prepare,
-    *,
-    on_bad_image: OnBadImage = "skip",
-    hold_bytes: int = 1 << 30,
-    workers: int = 0,
-    notify: Callable[[int, int], None] | None = None,
-) -> ImageData:
-    """Decodes every file of a listing once; see `read_data`."""
-    train, val = (
-        [Item(path.relative_to(listing.root).as_posix(), label, path) for path, label in files]
-        for files in (listing.train, listing.val)
-    )
-    return read_data(
-        listing.classes,
-        train,
-        val,
-        preprocess,
-        prepare_train,
-        on_bad_image=on_bad_image,
-        hold_bytes=hold_bytes,
-        workers=workers,
-        notify=notify,
-    )
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -144,7 +84,3 @@ def _index(root: Path, classes: list[str], folders: dict[str, Path]) -> Index:
                 index.empty.append(f"class folder {folder / name} has no images (looked for {looked})")
             items += [Item(image.relative_to(root).as_posix(), label, image) for image in images]
     return index
-
-
-def _pairs(items: list[Item]) -> list[tuple[Path, int]]:
-    return [(item.source, item.label) for item in items if isinstance(item.source, Path)]

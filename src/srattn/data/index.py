@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,7 +15,7 @@ from srattn.data.preprocess import Preprocess
 from srattn.data.samples import ImageData, OnBadImage, Samples, labels_tensor
 from srattn.data.sources import Item, Source, called, file_of
 from srattn.data.split import stratified_split
-from srattn.errors import SrattnError, nearest
+from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,25 +68,37 @@ def part_called(name: str) -> str | None:
     return next((part for part, names in PARTS.items() if name.casefold() in names), None)
 
 
+def held_part(parts: Collection[str], val: str | None) -> str | None:
+    """Which of the parts that have images is measured with; None where it is to be split off the training part.
+
+    `val` is "split" or a name of a part; None takes "val", else "test", else splits.
+
+    Raises:
+        SrattnError: no training part, or no other part of that name.
+    """
+    if "train" not in parts:
+        have = f"only {', '.join(parts)}" if parts else "no image that can be used"
+        raise SrattnError(f"there is no training part, {have}; call the part to learn from train")
+    others = [part for part in parts if part != "train"]
+    if val is None:
+        return next((part for part in ("val", "test") if part in others), None)
+    if val == "split":
+        return None
+    if (part := part_called(val)) not in others:
+        raise SrattnError(f"val is {val!r}, but can be {' or '.join([*others, 'split'])}")
+    return part
+
+
 def divide(index: Index, val: str | None, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
     """The images for training and for validation.
 
-    `val` "split" holds out `fraction` of each class of the training part; the name of a part takes that; None takes
-    "val", else "test", else splits.
+    See `held_part` for `val`; a split holds out `fraction` of each class of the training part.
 
     Raises:
-        SrattnError: no training part, or no part of that name.
+        SrattnError: as `held_part`, or classes that are too small to split.
     """
     parts = {name: items for name, items in index.parts.items() if items}
-    if "train" not in parts:
-        have = f"only {', '.join(parts)}" if parts else "no images"
-        raise SrattnError(f"there is no training part, {have}")
-    if val is None:
-        val = next((name for name in ("val", "test") if name in parts), "split")
-    part = part_called(val)
-    if part is not None and part != "train":
-        if part not in parts:
-            raise SrattnError(f"val is {val!r}, but the parts are {', '.join(parts)}{nearest(val, parts)}")
+    if (part := held_part(parts, val)) is not None:
         return parts["train"], parts[part]
     labels = [item.label for item in parts["train"]]
     train, held = stratified_split(labels, fraction, seed, index.classes)

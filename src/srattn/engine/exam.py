@@ -72,7 +72,7 @@ def open_exam(run: LoadedRun, data: str, split: Split = "auto", on_bad_image: On
     own = run.config.get("data") is not None and str(run.config["data"]) == absolute(data)
     fraction, seed = float(run.config.get("val_fraction", 0.2)), int(run.config.get("split_seed", 0))
     asked = run.config.get("val") if own else None
-    asked = asked if asked in (None, "split", *parts) else None  # measured on other data: not this
+    asked = asked if asked in ("split", *parts.keys() - {"train"}) else None  # measured on other data: not this
     if split == "auto":
         split = "val" if own or {"val", "test"} & parts.keys() else "all"
     if split == "all":

@@ -394,10 +394,11 @@ def test_parts_are_divided() -> None:
     assert sorted(train + held) == list(range(10)) and len(held) == 3
     assert divide_scenes(parts, "split", 0.3, 0) == (train, held) != divide_scenes(parts, "split", 0.3, 1)
     for given, val, fraction, message in (
-        ({"val": [1]}, None, 0.2, "no training part, only val; put the images to learn from in train/"),
+        ({"val": [1]}, None, 0.2, "no training part, only val; call the part to learn from train"),
         ({}, None, 0.2, "no training part, no image that can be used"),
-        ({"train": [1, 2]}, "test", 0.2, "val is 'test', but the parts are train; give one of them, or split"),
-        ({"train": [1, 2]}, "elsewhere", 0.2, "val 'elsewhere' is not a part of the data: give split"),
+        ({"train": [1, 2]}, "test", 0.2, "val is 'test', but can be split"),
+        ({"train": [1, 2]}, "elsewhere", 0.2, "val is 'elsewhere', but can be split"),
+        ({"train": [1, 2], "test": [3]}, "train", 0.2, "val is 'train', but can be test or split"),
         ({"train": [1, 2]}, None, 1.0, "val_fraction must be above 0 and below 1, got 1.0"),
         ({"train": [1]}, None, 0.2, r"one image only; a split needs at least two: add some, or a part val/"),
     ):

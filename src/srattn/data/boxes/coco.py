@@ -26,6 +26,7 @@ from srattn.data.boxes.index import (
 from srattn.data.boxes.outlines import Outline
 from srattn.data.boxes.values import is_number, short
 from srattn.data.decode import SUFFIXES
+from srattn.data.index import PARTS
 from srattn.data.sources import leads_out
 from srattn.errors import SrattnError
 from srattn.files import atomic_dir, atomic_path
@@ -102,7 +103,7 @@ def read_coco_folder(
         SrattnError: no such layout, more than one year of a part, or parts with other categories.
     """
     root, index = Path(root), None
-    for part in ("train", "val", "test"):
+    for part in PARTS:
         files = sorted((root / "annotations").glob(f"instances_{part}*.json"))
         files = [file for file in files if file.stem.removeprefix(f"instances_{part}").isdigit() or _is(file, part)]
         if not files:

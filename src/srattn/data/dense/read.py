@@ -16,7 +16,7 @@ from srattn.data.dense.joint import JointAugment
 from srattn.data.dense.person import kept_person, measured_person
 from srattn.data.dense.scenes import SceneData, Scenes, shape_of
 from srattn.data.dense.target import Target
-from srattn.data.index import Budget, part_called
+from srattn.data.index import Budget, held_part
 from srattn.data.keyed import permutation
 from srattn.data.palette import Of255, Palette
 from srattn.data.preprocess import Preprocess, to_tensor
@@ -125,18 +125,8 @@ def divide_scenes(
     What lies in one image (`Unread.image`), such as several people, stays together.
     """
     parts = {name: items for name, items in parts.items() if items}
-    if "train" not in parts:
-        have = f"only {', '.join(parts)}" if parts else "no image that can be used"
-        raise SrattnError(f"there is no training part, {have}; put the images to learn from in train/")
-    if val is None:
-        val = next((name for name in ("val", "test") if name in parts), "split")
-    part = part_called(val)
-    if part is not None and part != "train":
-        if part not in parts:
-            raise SrattnError(f"val is {val!r}, but the parts are {', '.join(parts)}; give one of them, or split")
+    if (part := held_part(parts, val)) is not None:
         return parts["train"], parts[part]
-    if val != "split":
-        raise SrattnError(f"val {val!r} is not a part of the data: give split, or the name of a part")
     if not 0 < fraction < 1:
         raise SrattnError(f"val_fraction must be above 0 and below 1, got {fraction}")
     items = _by_image(parts["train"])

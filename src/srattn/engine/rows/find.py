@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from srattn.data.folder import find_images
+from srattn.data.index import part_called
 from srattn.data.lists import SUFFIXES as LIST_SUFFIXES
 from srattn.data.patterns import expand, is_pattern, is_url
 from srattn.engine.rows.base import Joined, Listed, Rows, Source
 from srattn.errors import SrattnError, nearest
 
 BUILT_IN = ("digits",)
-SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 
 def open_rows(arguments: Iterable[str], split: str | None = None) -> Rows:
@@ -84,7 +84,6 @@ def _open_folder(path: Path, split: str | None) -> Rows:
 def _of_training(data: str, split: str | None) -> Rows:
     """What only the readers of training know, without what they leave out; its parts in the order of their names."""
     from srattn.data.idx import index_idx
-    from srattn.data.index import part_called
     from srattn.data.reader import open_data
 
     index = index_idx(Path(data)) if Path(data).is_dir() else open_data(data, labelled=False)
@@ -116,8 +115,8 @@ def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
 
 def _class_of(root: Path) -> Callable[[Path], str | None]:
     """The class of an image by its folder below `root` (and below train/, val/, test/), where there are classes."""
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    deep = bool(folders) and set(folders) <= set(SPLIT_NAMES)
+    folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    deep = bool(folders) and all(part_called(name) is not None for name in folders)
     at = 1 if deep else 0
 
     def label(image: Path) -> str | None:
