@@ -18,7 +18,7 @@ from PIL import Image
 from srattn import SrattnError
 from srattn.data.decode import BadImage
 from srattn.data.mask_files import read_mask, write_mask
-from srattn.data.palette import IGNORED, Palette, class_numbers, colour_mask, read_palette, standard_palette
+from srattn.data.palette import IGNORED, Palette, class_numbers, read_palette, standard_palette
 
 FEW = Palette(("sky", "tree", "road"), ((10, 20, 30), (40, 50, 60), (70, 80, 90)))
 
@@ -149,20 +149,14 @@ def test_a_palette_that_is_not_there(tmp_path: Path) -> None:
         read_palette(tmp_path)
 
 
-def test_a_mask_in_its_colours() -> None:
-    mask = torch.tensor([[0, 1, 2], [255, 2, 0]])
-    for numbers in (mask, mask.to(torch.uint8), mask.T.contiguous().T):
-        coloured = colour_mask(numbers, FEW)
-        assert coloured.dtype == torch.uint8 and coloured.shape == (3, 2, 3)
-        for y, x in itertools.product(range(2), range(3)):
-            number = int(mask[y, x])
-            assert tuple(coloured[:, y, x].tolist()) == (IGNORED if number == 255 else FEW.colours[number])
-    assert tuple(colour_mask(torch.tensor([[7]]), FEW, ignore=7)[:, 0, 0].tolist()) == IGNORED
-    assert colour_mask(torch.zeros(0, 4, dtype=torch.uint8), FEW).shape == (3, 0, 4)
-    everything = torch.arange(256, dtype=torch.uint8).view(16, 16)
-    assert (
-        tuple(colour_mask(everything, standard_palette(256))[:, 15, 15].tolist()) == standard_palette(256).colours[255]
-    )
+def test_every_number_has_its_colour() -> None:
+    table = FEW.table()
+    assert table.dtype == torch.uint8 and table.shape == (256, 3)
+    assert [tuple(colour) for colour in table[:3].tolist()] == list(FEW.colours)
+    assert tuple(table[255].tolist()) == IGNORED
+    whole = standard_palette(256)
+    assert [tuple(colour) for colour in whole.table().tolist()] == list(whole.colours)
+    assert torch.equal(table[3:255], whole.table()[3:255])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +171,7 @@ def test_a_mask_in_its_colours() -> None:
 )
 def test_masks_with_other_values(mask: torch.Tensor, message: str) -> None:
     with pytest.raises(SrattnError, match=message):
-        colour_mask(mask, FEW)
+        class_numbers(mask, len(FEW))
 
 
 def test_numbers_of_every_type() -> None:
@@ -198,7 +192,7 @@ def test_a_written_mask_comes_back(tmp_path: Path, classes: int, size: tuple[int
     with Image.open(path) as image:
         assert image.mode == "P"
         shown = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
-        assert torch.equal(shown, colour_mask(mask, palette))
+        assert torch.equal(shown, palette.table()[mask.int()].permute(2, 0, 1))
         # And as colours, of which no two are the same.
         assert torch.equal(read_mask(saved(image.convert("RGB")), palette), mask)
     with pytest.raises(SrattnError, match="exists and is not overwritten"):
@@ -254,7 +248,7 @@ def test_opaque_alpha_is_no_hindrance() -> None:
 def test_colours_of_a_palette(size: tuple[int, int]) -> None:
     mask = torch.randint(0, 3, size, dtype=torch.uint8)
     mask[0, 0] = 255
-    picture = colour_mask(mask, FEW).permute(1, 2, 0).contiguous().numpy()
+    picture = FEW.table()[mask.int()].numpy()
     assert torch.equal(read_mask(saved(Image.fromarray(picture)), FEW), mask)
     picture = picture.copy()
     picture[-1, 1] = (40, 50, 61)

@@ -19,7 +19,7 @@ from srattn.tasks.pose.joints import COCO_SIGMAS, UNIFORM, sigmas_of, skeleton_o
 from srattn.tasks.pose.metrics import pck
 from srattn.tasks.pose.model import pose_model
 from srattn.tasks.pose.rows import join_target, split_target
-from srattn.tasks.pose.similarity import oks_precision, similarity
+from srattn.tasks.pose.similarity import by_similarity, oks_curves, similarity
 
 DOUBLE = torch.float64
 NAMES = ["nose", "left_hand", "right_hand"]
@@ -206,13 +206,13 @@ def test_precision_is_that_of_the_similarities_by_hand() -> None:
     reached = [sum(value >= float(limit) for value in similar) for limit in limits]
     assert len(set(reached)) > 4
     by_hand = [sum(n / 100 <= right / count + 1e-12 for n in range(101)) / 101 for right in reached]
-    figures = oks_precision(facts, true, found, sigmas)
+    figures = by_similarity(oks_curves(facts, true, found, sigmas))
     assert figures["oks_ap"] == pytest.approx(sum(by_hand) / 10, abs=1e-9)
     assert figures["oks_ap50"] == pytest.approx(by_hand[0]) and figures["oks_ap75"] == pytest.approx(by_hand[5])
     blind = true.clone()
     blind[..., 2] = 0
-    assert oks_precision(facts, blind, found, sigmas) == {"oks_ap": 0.0, "oks_ap50": 0.0, "oks_ap75": 0.0}
-    assert oks_precision(facts[:0], true[:0], found[:0], sigmas)["oks_ap"] == 0
+    assert by_similarity(oks_curves(facts, blind, found, sigmas)) == {"oks_ap": 0.0, "oks_ap50": 0.0, "oks_ap75": 0.0}
+    assert by_similarity(oks_curves(facts[:0], true[:0], found[:0], sigmas))["oks_ap"] == 0
 
 
 def test_pck_by_hand() -> None:

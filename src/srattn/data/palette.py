@@ -139,22 +139,6 @@ def read_palette(path: Path) -> Palette:
         raise SrattnError(f"{path}: not JSON ({error})") from None
 
 
-def colour_mask(mask: Tensor, palette: Palette, ignore: int | None = 255) -> Tensor:
-    """Class numbers (H, W) in their colours, uint8 (3, H, W).
-
-    Args:
-        ignore: the number of pixels that belong to no class, shown in `IGNORED` unless the palette has it.
-
-    Raises:
-        SrattnError: see `class_numbers`.
-    """
-    numbers = class_numbers(mask, len(palette), ignore)
-    table = palette.table()
-    if ignore is not None and ignore >= len(palette):
-        table[ignore] = torch.tensor(IGNORED)
-    return torch.stack([channel.to(mask.device)[numbers.int()] for channel in table.T])
-
-
 def class_numbers(mask: Tensor, classes: int, ignore: int | None = 255, name: str = "the mask") -> Tensor:
     """A mask (H, W) of whole numbers as uint8.
 

@@ -7,19 +7,17 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import torch
-
 from srattn.data.augment import Augment
 from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess, read_digits
 from srattn.data.folder import find_images, index_folder
-from srattn.data.index import Index, divide, lazy_samples, part_called, read_data, without_empty_classes
+from srattn.data.index import Index, divide, part_called, read_data, without_empty_classes
 from srattn.data.lists import SUFFIXES as LIST_SUFFIXES
 from srattn.data.lists import index_list
 from srattn.data.patterns import files_with, is_pattern, is_url
 from srattn.data.preprocess import Preprocess
-from srattn.data.samples import ImageData, OnBadImage, Samples
+from srattn.data.samples import ImageData, OnBadImage
 from srattn.data.sources import Item
 from srattn.errors import SrattnError, nearest
 
@@ -167,43 +165,6 @@ def open_data(data: str, *, columns: Columns | None = None, labelled: bool = Tru
     if path.is_file() and path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")):
         raise SrattnError(f"{path} is compressed, so single images cannot be reached in it; unpack it")
     raise SrattnError(f"{path} is no folder, list (.csv, .jsonl), .parquet or .tar file")
-
-
-def load_images(
-    data: str,
-    preprocess: Preprocess,
-    *,
-    part: str | None = None,
-    columns: Columns | None = None,
-    labelled: bool = False,
-) -> tuple[Samples, list[str], list[str]]:
-    """All images of a data set, or of one part, for one pass over them: nothing is decoded yet.
-
-    Returns:
-        Samples whose `pixels(index)` are those of `preprocess.pixels` and whose labels are -1 where none is known; the
-        classes; and a line for everything that was left out.
-
-    Raises:
-        SrattnError: nothing is there, or no such part.
-    """
-    if is_built_in(data):
-        digits = read_digits(preprocess.size[0])
-        samples = [digits.train, digits.val]
-        names = [name for one in samples for name in one.names]
-        items = [Item(name, -1, b"") for name in names]
-        whole = lazy_samples(items, preprocess.channels, preprocess.pixels)
-        whole.sources = [source for one in samples for source in one.sources]
-        whole.labels = torch.cat([one.labels for one in samples])
-        return whole, digits.classes, []
-    index = open_data(data, columns=columns, labelled=labelled)
-    if part is None:
-        items = [item for items in index.parts.values() for item in items]
-    else:
-        items = index.parts.get(part_called(part) or part, [])
-    if not items:
-        have = ", ".join(name for name, items in index.parts.items() if items) or "none"
-        raise SrattnError(f"{data} has no images{f' in part {part!r}; its parts: {have}' if part else ''}")
-    return lazy_samples(items, preprocess.channels, preprocess.pixels), index.classes, index.skipped
 
 
 def _open_folder(path: Path, columns: Columns, labelled: bool) -> Index:

@@ -94,11 +94,6 @@ def by_similarity(curves: Tensor | None) -> dict[str, float]:
     return {"oks_ap": float(means.mean()), "oks_ap50": float(means[0]), "oks_ap75": float(means[5])}
 
 
-def oks_precision(facts: Tensor, true: Tensor, found: Tensor, sigmas: Sequence[float]) -> dict[str, float]:
-    """COCO's figures of poses, of what `oks_curves` takes."""
-    return by_similarity(oks_curves(facts, true, found, sigmas))
-
-
 def _around(joints: Tensor) -> list[float]:
     """x, y, width, height of the labelled joints."""
     place = joints[joints[:, 2] > 0, :2] if bool((joints[:, 2] > 0).any()) else joints[:, :2]
