@@ -55,6 +55,73 @@ def test_without_weights_and_strided() -> None:
         torch.testing.assert_close(ours.double(), exact, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_gradients(dtype: torch.dtype, gelu: bool) -> None:
+    needs_kernel()
+    x, w, b = inputs((5, 2, 7, 33), dtype)
+    s = torch.randn(2, 5, 7, 33, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def second(function: object, wide: bool) -> list[Tensor]:
+        leaves = [(t.double() if wide else t).detach().clone().requires_grad_() for t in (x, w, b)]
+        y, *_ = function(leaves[0].transpose(0, 1), *leaves[1:], 1e-5, gelu)  # type: ignore[operator]
+        first = torch.autograd.grad((y.pow(3) * s).sum(), leaves, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)]
+
+    with_kernel, in_plain, truth = second(ops.batch_norm, False), second(ops.plain, False), second(ops.plain, True)
+    for exact, theirs, ours in zip(truth, in_plain, with_kernel, strict=True):
+        error, allowed = ((t.double() - exact).norm() / exact.norm() for t in (ours, theirs))
+        assert ours.dtype == theirs.dtype and error <= 2 * allowed + 1e-5, f"{float(error)} against {float(allowed)}"
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (0, 2)])
+def test_gradients_of_gradients_of_some_inputs_alone(wanted: tuple[int, ...]) -> None:
+    needs_kernel()
+    given = inputs((4, 3, 8), torch.float32)
+    found = []
+    for function in (ops.batch_norm, ops.plain):
+        leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(given)]
+        some = [leaves[i] for i in wanted]
+        first = torch.autograd.grad(function(*leaves)[0].pow(3).sum(), some, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), some))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_of_gradients_count_the_batch_once() -> None:
+    norm, x = TokenBatchNorm(6), inputs((2, 3, 3, 6), torch.float32)[0].requires_grad_()
+    y = after_gelu(norm, x)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    (g,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    g.square().sum().backward()
+    assert int(norm.num_batches_tracked or 0) == 1
+    assert all(torch.equal(norm.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_whatever_type_torch_makes_by_default(default: torch.dtype) -> None:
+    needs_kernel()
+    x, w, b = inputs((2, 5, 7, 130), torch.float32)
+    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    expected = run(ops.batch_norm, x, w, b, True, g)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        found = run(ops.batch_norm, x, w, b, True, g)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(t.dtype == torch.float32 and torch.equal(t, e) for t, e in zip(found, expected, strict=True))
+
+
+def test_whatever_device_torch_makes_by_default() -> None:
+    needs_kernel()
+    x, w, b = inputs((2, 5, 7, 13), torch.float32)
+    expected = run(ops.batch_norm, x, w, b, False, x)
+    with torch.device("meta"):
+        found = run(ops.batch_norm, x, w, b, False, x)
+    assert all(torch.equal(t, e) for t, e in zip(found, expected, strict=True))
+
+
 def test_a_large_mean_loses_no_variance() -> None:
     needs_kernel()
     x = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)) + 3000

@@ -42,7 +42,9 @@ def batch_norm(
 
         assert weight is not None and bias is not None
         return triton.batch_norm(x, weight, bias, eps, gelu)
-    return _BatchNorm.apply(x, weight, bias, eps, gelu)
+    # Made contiguous here, not in the function: it keeps its inputs for gradients of gradients.
+    w, b = (None if t is None else t.contiguous() for t in (weight, bias))
+    return _BatchNorm.apply(x.contiguous(), w, b, eps, gelu)
 
 
 def has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -69,37 +71,44 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gelu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         library = _library()
-        x = x.contiguous()
-        w, b = (None if t is None else t.detach().contiguous() for t in (weight, bias))
         y, channels = torch.empty_like(x), x.shape[-1]
-        mean, var, inverse = (torch.empty(channels) for _ in range(3))
+        mean, var, inverse = (_of_channels(x) for _ in range(3))
         half = int(x.dtype == torch.bfloat16)
-        sizes = (x.numel() // channels, channels, eager.address(w), eager.address(b), eps, half, int(gelu))
+        sizes = (x.numel() // channels, channels, eager.address(weight), eager.address(bias), eps, half, int(gelu))
         places = (y.data_ptr(), mean.data_ptr(), var.data_ptr(), inverse.data_ptr(), torch.get_num_threads())
         eager.check(library.srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
-        ctx.save_for_backward(x, w, mean, inverse)
-        ctx.gelu = gelu
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.eps, ctx.gelu = eps, gelu
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, w, mean, inverse = ctx.saved_tensors
+        x, w, b, mean, inverse = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # gradients of gradients are torch's
+            inputs = [t for t, wanted in zip((x, w, b), wants, strict=False) if wanted]
+            y = plain(x, w, b, ctx.eps, ctx.gelu)[0]
+            found = iter(torch.autograd.grad(y, inputs, gradients[0], create_graph=True))
+            return *(next(found) if wanted else None for wanted in wants[:3]), None, None
         library = _library()
         dy = gradients[0].to(x.dtype).contiguous()
         dx, channels = torch.empty_like(x), x.shape[-1]
-        dweight, dbias = torch.empty(channels), torch.empty(channels)
+        dweight, dbias = _of_channels(x), _of_channels(x)
         sizes = (x.numel() // channels, channels, eager.address(w), mean.data_ptr(), inverse.data_ptr())
         places = (dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads())
         half = int(x.dtype == torch.bfloat16)
         eager.check(
             library.srattn_batch_norm_backward(dy.data_ptr(), x.data_ptr(), *sizes, half, int(ctx.gelu), *places)
         )
-        wants = ctx.needs_input_grad
         return dx, dweight if wants[1] else None, dbias if wants[2] else None, None, None
+
+
+def _of_channels(x: Tensor) -> Tensor:
+    """A number for each channel: the kernel writes float32, whatever type torch makes by default."""
+    return torch.empty(x.shape[-1], dtype=torch.float32, device=x.device)
 
 
 @functools.lru_cache(maxsize=1)
