@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from srattn import SpatialReductionAttention
 from srattn.ops import plan, reduce, reference
 
 
@@ -53,6 +54,27 @@ def test_masked_pooling_averages_valid_tokens_alone() -> None:
     window = (slice(3, 6), slice(4, 8))
     expected = torch.stack([x[b][window][mask[b][window]].mean(0) for b in range(2)])
     assert torch.allclose(pooled[:, 1, 1], expected)
+    assert reduce.pooled(x, (3, 2), torch.zeros_like(mask)).eq(0).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.001])
+def test_masked_pooling_of_a_large_half_precision_map(share: float, autocast: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 448, 448, 2, generator=generator) + 20).half()
+    mask = torch.rand(1, 448, 448, generator=generator) <= share
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = reduce.pooled(x.float() if autocast else x, (7, 7), mask)
+    torch.testing.assert_close(found.double(), reduce.pooled(x.double(), (7, 7), mask), rtol=3e-3, atol=0)
+
+
+def test_attention_with_a_mask_over_a_large_half_precision_map() -> None:
+    attention = SpatialReductionAttention(64, 2, linear=True).half()
+    x = torch.randn(1, 256, 256, 64).half() + 60
+    everything = torch.ones(1, 256, 256, dtype=torch.bool)
+    with torch.no_grad():
+        masked, whole = attention(x, key_mask=everything), attention(x)
+    torch.testing.assert_close(masked, whole, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -198,10 +198,16 @@ def window_sum(x: Tensor, cells: tuple[int, int]) -> Tensor:
 
 def pooled(x: Tensor, cells: tuple[int, int], mask: Tensor | None = None) -> Tensor:
     """Adaptive average pooling of (B, H, W, C) to (B, cells_h, cells_w, C), the mean taken over valid tokens alone."""
-    if mask is not None:
-        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        count = window_sum(mask.unsqueeze(-1).to(x.dtype), cells).clamp(min=1)
-        return window_sum(x, cells) / count
+    if mask is None:
+        return _window_mean(x, cells)
+    mask = mask.unsqueeze(-1)
+    # In float32 at least: a few valid tokens in a large window are a small part of its mean.
+    values = _window_mean(x.masked_fill(~mask, 0.0).to(_wide(x.dtype)), cells)
+    valid = _window_mean(mask.to(_wide(x.dtype)), cells)
+    return (values / valid.masked_fill(valid == 0, 1.0)).to(x.dtype)
+
+
+def _window_mean(x: Tensor, cells: tuple[int, int]) -> Tensor:
     p_h, p_w = window_matrix(x.shape[1], cells[0], x), window_matrix(x.shape[2], cells[1], x)
     # Means, not sums, go through the products: a half-precision sum over a large window would overflow.
     return _apply_windows(x, p_h / p_h.sum(1, keepdim=True), p_w / p_w.sum(1, keepdim=True))
