@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,11 +65,30 @@ def test_a_config_survives_json_and_rebuilds_the_model(name: str, features_only:
         ("pvt_v2_b0", {"features_only": True, "out_indices": (1, 4)}, "indices are -4 to 3"),
         ("pvt_tiny", {"sr_ratios": (8, 4, 2, 2)}, "class_token=False"),
         ("pvt_tiny", {"linear": True}, "no option 'linear'"),
+        ("pvt_v2_b0", {"num_classes": 5.0}, r"num_classes is a whole number, got 5\.0: give an int"),
+        ("pvt_v2_b0", {"num_classes": True}, r"num_classes is a whole number, got True"),
+        ("pvt_v2_b0", {"num_classes": "5"}, r"num_classes is a whole number, got '5'"),
+        ("pvt_v2_b0", {"in_chans": np.float64(3)}, r"in_chans is a whole number, got np\.float64\(3\.0\)"),
+        ("pvt_v2_b0", {"img_size": (64, 64.0)}, r"img_size is a whole number, got 64\.0"),
     ],
 )
 def test_what_cannot_be_built_says_why(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(SrattnError, match=message):
         build_model(name, device="meta", **options)
+
+
+def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
+    given = {key: np.array(v) if isinstance(v, int) else tuple(map(np.int64, v)) for key, v in SMALL.items()}
+    more = {"in_chans": np.int64(1), "img_size": (np.int32(64), np.int64(64)), "sr_ratios": [np.int64(2)] * 4}
+    model = srattn.create_model("pvt_v2_b0", **given, **more, drop_rate=np.float32(0.5))
+    assert json.loads(json.dumps(model.config)) == model.config
+    model.reset_classifier(np.int64(7))  # pyright: ignore[reportArgumentType]
+    assert type(model.num_classes) is int and json.loads(json.dumps(model.config))["num_classes"] == 7
+    srattn.save_checkpoint(model, tmp_path / "model.safetensors")
+    pyramid = build_model("pvt_v2_b0", **SMALL, features_only=True, out_indices=[np.int64(0), np.int64(-1)])
+    assert json.loads(json.dumps(pyramid.config))["out_indices"] == [0, 3]
+    with pytest.raises(SrattnError, match=r"num_classes is a whole number, got 7\.5"):
+        model.reset_classifier(7.5)  # pyright: ignore[reportArgumentType]
 
 
 def test_another_package_can_register_its_own() -> None:

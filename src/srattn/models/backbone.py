@@ -20,6 +20,7 @@ from srattn.layers.reduction import check_edge
 from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
 from srattn.models.initialise import init_weights
 from srattn.models.memory import set_memory
+from srattn.models.numbers import whole
 from srattn.ops.tracing import is_exporting
 
 
@@ -229,7 +230,7 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """A new head for `num_classes`; 0 removes it."""
         like = next(self.parameters())
-        self.num_classes = num_classes
+        self.num_classes = num_classes = whole(num_classes, "num_classes")
         self.head = (
             nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             if num_classes

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
+from srattn.models.numbers import plain
 
 if TYPE_CHECKING:
     from srattn.models.backbone import Backbone
@@ -43,6 +44,7 @@ class FeatureInfos(tuple[FeatureInfo, ...]):
 
 def resolve_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Stages asked for as positive indices: None is all, an int n is the last n, negative ones count from the end."""
+    indices = plain(indices)
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):

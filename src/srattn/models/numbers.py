@@ -1,9 +1,32 @@
 """Checks and schedules over the numbers of a variant."""
 
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
+from typing import Any
 
 from srattn.errors import SrattnError
+
+
+def plain(value: Any) -> Any:
+    """Numbers of numpy and the like as Python's, tuples as lists: what JSON and YAML give back as it was."""
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return float(value) if isinstance(value, Real) else value
+
+
+def whole(value: Any, name: str) -> int:
+    """A count as Python's int, from whatever stands for a whole number; True and 5.0 do not."""
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise SrattnError(f"{name} is a whole number, got {value!r}: give an int")
+    return found
 
 
 def check_stages(**numbers: Sequence[object]) -> None:

@@ -13,8 +13,12 @@ from torch import nn
 from srattn.errors import SrattnError, nearest
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
+from srattn.models.numbers import plain, whole
 
 FAMILIES = ("pvt", "pvt_v2", "twins", "mit", "cmt", "p2t", "shunted", "cvt", "mvitv2", "segformer3d")
+
+COUNTS = ("num_classes", "in_chans", "img_size", "stem_stride")
+"""Options that are whole numbers, in every family that has them."""
 
 
 class Variant(NamedTuple):
@@ -113,10 +117,10 @@ def build_model(
                 f"{name} has no option {option!r}{nearest(option, resolved)}; options are {', '.join(resolved)}"
             )
         if value is not None:
-            resolved[option] = value
+            resolved[option] = _in_numbers(option, value)
     with torch.device(device) if device is not None else _nowhere():
         model = family(**resolved)
-    model.config = {"name": name} | {key: _plain(value) for key, value in resolved.items()}
+    model.config = {"name": name} | {key: plain(value) for key, value in resolved.items()}
     if dtype is not None:
         model.to(dtype)
     return PyramidFeatures(model, out_indices) if features_only else model
@@ -127,9 +131,11 @@ class _nowhere:
     def __exit__(self, *error: object) -> None: ...
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a config equals itself after JSON or YAML."""
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+def _in_numbers(option: str, value: Any) -> Any:
+    """What is given for an option, in Python's own numbers; counts are whole ones."""
+    if option in COUNTS:
+        return tuple(whole(v, option) for v in value) if isinstance(value, tuple | list) else whole(value, option)
+    return tuple(plain(value)) if isinstance(value, tuple) else plain(value)
 
 
 def count_parameters(model: nn.Module) -> int:
