@@ -54,9 +54,8 @@ def test_more_classes_than_masks_have_numbers() -> None:
     palette = standard_palette(600)
     assert len(palette) == 600 and palette.names[599] == "class 599"
     assert palette.colours[256:512] == palette.colours[:256] and palette.colours[512:] == palette.colours[:88]
-    for use in (palette.table, lambda: colour_mask(torch.zeros(2, 2, dtype=torch.uint8), palette)):
-        with pytest.raises(SrattnError, match="600 classes are too many for masks, which have 8 bits: at most 256"):
-            use()
+    with pytest.raises(SrattnError, match="600 classes are too many for masks, which have 8 bits: at most 256"):
+        palette.table()
 
 
 def test_standard_colours_are_each_the_farthest_from_those_before() -> None:
