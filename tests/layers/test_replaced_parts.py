@@ -344,3 +344,48 @@ def test_one_column_of_keys_in_bfloat16() -> None:
         exact = reduction(x)
         rounded = copy.deepcopy(reduction).bfloat16()(x.bfloat16())
         assert (rounded.float() - exact).abs().max() <= 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, at its first jvp
+@pytest.mark.parametrize("name", ["cmt_ti", "twins_svt_small", "pvt_v2_b0"])
+def test_training_maps_are_differentiated_forwards(name: str) -> None:
+    """By torch's operators: along a direction, as far as the difference of two points says."""
+    depths = [2, 2, 2, 2] if "twins" in name else [1, 1, 1, 1]
+    model = spread_out(build_model(name, depths=depths, num_classes=3)).eval()
+    x, direction = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 64)
+    with srattn.force_path("plain"):
+        _, slope = torch.func.jvp(model, (x,), (direction,))
+        model, x, direction = model.double(), x.double(), direction.double()
+        step = 1e-5
+        truth = (model(x + step * direction) - model(x - step * direction)) / (2 * step)
+    assert torch.allclose(slope.double(), truth, rtol=1e-3, atol=1e-4 * truth.abs().max().item())
+
+
+def test_a_map_that_is_not_contiguous_is_differentiated_twice() -> None:
+    from srattn.layers.local_perception import LocalPerception
+
+    layer = spread_out(LocalPerception(8))
+    x, v = torch.randn(2, 6, 5, 8).transpose(1, 2).requires_grad_(), torch.randn(2, 5, 6, 8)
+    (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    (result,) = torch.autograd.grad((g * v).sum(), x)
+    exact = copy.deepcopy(layer).double()
+    z = x.detach().double().requires_grad_()
+    (g,) = torch.autograd.grad(exact(z).square().sum(), z, create_graph=True)
+    (truth,) = torch.autograd.grad((g * v.double()).sum(), z)
+    assert torch.allclose(result.double(), truth, atol=1e-4 * truth.abs().max().item())
+
+
+def test_gelu_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is minus ten thousand comes to nothing, and what is no number stays none."""
+    block = block_of()
+    with torch.no_grad():
+        block.mlp.fc1.weight.zero_()
+        block.mlp.dwconv.weight.zero_()
+        block.mlp.dwconv.bias.fill_(-1e4)
+        block.mlp.fc2.bias.zero_()
+        x = torch.randn(1, 4, 4, 32)
+        block.attn.proj.weight.zero_()
+        block.attn.proj.bias.zero_()
+        assert (block(x) - x).abs().max() <= 1e-4
+        block.mlp.dwconv.bias[3] = float("nan")
+        assert block(x).isnan().any()

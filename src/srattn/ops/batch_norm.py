@@ -74,9 +74,9 @@ class _BatchNorm(torch.autograd.Function):
         y, channels = torch.empty_like(x), x.shape[-1]
         mean, var, inverse = (_of_channels(x) for _ in range(3))
         half = int(x.dtype == torch.bfloat16)
-        sizes = (x.numel() // channels, channels, eager.address(weight), eager.address(bias), eps, half, int(gelu))
+        sizes = (x.numel() // channels, channels, native.address(weight), native.address(bias), eps, half, int(gelu))
         places = (y.data_ptr(), mean.data_ptr(), var.data_ptr(), inverse.data_ptr(), torch.get_num_threads())
-        eager.check(library.srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
+        native.check(library.srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
         ctx.save_for_backward(x, weight, bias, mean, inverse)
         ctx.eps, ctx.gelu = eps, gelu
         ctx.mark_non_differentiable(mean, var)
@@ -97,10 +97,10 @@ class _BatchNorm(torch.autograd.Function):
         dy = gradients[0].to(x.dtype).contiguous()
         dx, channels = torch.empty_like(x), x.shape[-1]
         dweight, dbias = _of_channels(x), _of_channels(x)
-        sizes = (x.numel() // channels, channels, eager.address(w), mean.data_ptr(), inverse.data_ptr())
+        sizes = (x.numel() // channels, channels, native.address(w), mean.data_ptr(), inverse.data_ptr())
         places = (dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads())
         half = int(x.dtype == torch.bfloat16)
-        eager.check(
+        native.check(
             library.srattn_batch_norm_backward(dy.data_ptr(), x.data_ptr(), *sizes, half, int(ctx.gelu), *places)
         )
         return dx, dweight if wants[1] else None, dbias if wants[2] else None, None, None

@@ -57,9 +57,9 @@ class _Depthwise(torch.autograd.Function):
         x, weight = x.contiguous(), weight.contiguous()
         held = None if bias is None else bias.contiguous()
         y = torch.empty_like(x)
-        eager.check(
+        native.check(
             _library().srattn_depthwise_forward(
-                x.data_ptr(), *x.shape, weight.data_ptr(), eager.address(held), int(residual), _half(x), y.data_ptr(),
+                x.data_ptr(), *x.shape, weight.data_ptr(), native.address(held), int(residual), _half(x), y.data_ptr(),
                 torch.get_num_threads(),
             )
         )  # fmt: skip
@@ -79,10 +79,10 @@ class _Depthwise(torch.autograd.Function):
         dy = gradients[0].to(x.dtype).contiguous()
         dx = torch.empty_like(x) if wants[0] else None
         dweight, dbias = torch.empty_like(weight), weight.new_empty(x.shape[-1])
-        eager.check(
+        native.check(
             _library().srattn_depthwise_backward(
                 dy.data_ptr(), x.data_ptr(), *x.shape, weight.data_ptr(), int(ctx.residual), _half(x),
-                eager.address(dx), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
+                native.address(dx), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
             )
         )  # fmt: skip
         return dx, dweight if wants[1] else None, dbias if wants[2] else None, None

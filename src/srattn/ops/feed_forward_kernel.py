@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from srattn.errors import SrattnError
 from srattn.ops.native import library as native
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ def _library() -> ctypes.CDLL | None:
     if not native.available():
         return None
     library = native.library()
-    if not hasattr(library, "srattn_mlp_forward"):  # a library without the kernels for training
-        return None
     library.srattn_mlp_sizes.argtypes, library.srattn_mlp_sizes.restype = [c_int], c_long
     if [library.srattn_mlp_sizes(i) for i in range(2)] != [ctypes.sizeof(s) for s in (Mlp, Gradients)]:
         return None  # another compiler's idea of alignment
@@ -77,7 +74,7 @@ def forward(x: Tensor, w: "Weights", relu: bool, rows: int) -> Tensor:
     x, weights = x.contiguous(), _contiguous(w)
     out = x.new_empty(*x.shape[:3], w.fc2.shape[0])
     sizes = (*x.shape[:3], rows, torch.get_num_threads())
-    _check(library.srattn_mlp_forward(_structure(weights, relu), x.data_ptr(), out.data_ptr(), *sizes))
+    native.check(library.srattn_mlp_forward(_structure(weights, relu), x.data_ptr(), out.data_ptr(), *sizes))
     return out
 
 
@@ -87,10 +84,10 @@ def backward(x: Tensor, dy: Tensor, w: "Weights", relu: bool, rows: int, wants_x
     assert library is not None
     x, dy, weights = x.contiguous(), dy.contiguous(), _contiguous(w)
     found = [torch.empty_like(x) if wants_x else None, *(None if t is None else torch.empty_like(t) for t in weights)]
-    gradients = Gradients(*(_address(t) for t in found))
+    gradients = Gradients(*(native.address(t) for t in found))
     sizes = (*x.shape[:3], rows, torch.get_num_threads())
     mlp = _structure(weights, relu)
-    _check(library.srattn_mlp_backward(mlp, x.data_ptr(), dy.data_ptr(), gradients, *sizes))
+    native.check(library.srattn_mlp_backward(mlp, x.data_ptr(), dy.data_ptr(), gradients, *sizes))
     return found
 
 
@@ -102,13 +99,4 @@ def _structure(weights: list[Tensor | None], relu: bool) -> Mlp:
     """Addresses of the weights, which the caller keeps."""
     fc1, fc2 = weights[0], weights[4]
     assert fc1 is not None and fc2 is not None
-    return Mlp(*(_address(t) for t in weights), fc1.shape[1], fc1.shape[0], fc2.shape[0], int(relu))
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _check(failed: int) -> None:
-    if failed:
-        raise SrattnError("out of memory in the feed-forward's kernel: give a smaller batch or image")
+    return Mlp(*(native.address(t) for t in weights), fc1.shape[1], fc1.shape[0], fc2.shape[0], int(relu))

@@ -25,6 +25,7 @@ from srattn.ops.native.library import (
     Patch,
     Step,
     cache_bytes,
+    check,
     library,
     padded,
     panels,
@@ -47,11 +48,6 @@ class Linear(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
-
-
-def _check(failed: int) -> None:
-    if failed:
-        raise SrattnError("out of memory in a CPU kernel: give a smaller batch or image")
 
 
 class PatchKernel:
@@ -98,7 +94,7 @@ class PatchKernel:
         patch, sizes, threads = self.held.structure, (batch, height, width), torch.get_num_threads()
         half = images.dtype == torch.bfloat16
         run = self.library.srattn_patches
-        _check(run(patch, images.data_ptr(), steps, *sizes, out.data_ptr(), *size, half, threads))
+        check(run(patch, images.data_ptr(), steps, *sizes, out.data_ptr(), *size, half, threads))
         return out
 
 
@@ -206,7 +202,7 @@ class BlocksKernel:
         out, (height, width) = torch.empty_like(x), x.shape[1:3]
         steps, half = self._steps(height * width, keys), x.dtype == torch.bfloat16
         maps = (x.data_ptr(), out.data_ptr(), *x.shape)
-        _check(self.library.srattn_blocks(steps, len(steps), *maps, half, cache_bytes(), torch.get_num_threads()))
+        check(self.library.srattn_blocks(steps, len(steps), *maps, half, cache_bytes(), torch.get_num_threads()))
         return out
 
     def _steps(self, tokens: int, keys: Sequence[tuple[int, int]]) -> ctypes.Array[Step]:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from srattn.errors import SrattnError
 from srattn.ops.native import library as native
 
 
@@ -27,14 +26,3 @@ def reason_against(x: Tensor, *parameters: Tensor | None) -> str | None:
     if torch._C._len_torch_dispatch_stack() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in (x, *given)):
         return "a tensor subclass or a dispatch mode"
     return native.why_not()
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Where the numbers lie; none of no tensor."""
-    return None if tensor is None else tensor.data_ptr()
-
-
-def check(failed: int) -> None:
-    """Raises what a kernel could not."""
-    if failed:
-        raise SrattnError("out of memory in a kernel: give a smaller batch or image")

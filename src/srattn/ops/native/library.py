@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srattn.errors import SrattnError
 from srattn.ops.native.build import Operand, Unavailable, library_path, share_threads
 from srattn.ops.tracing import constant_while_compiling
 
@@ -135,6 +136,17 @@ def cache_bytes() -> int:
     """Bytes of the cache that one core has to itself (its second level); 1 MB where the system does not say."""
     size = library().srattn_cache()
     return size if size > 0 else 1 << 20
+
+
+def check(failed: int) -> None:
+    """Raises what a kernel could not."""
+    if failed:
+        raise SrattnError("out of memory in a CPU kernel: give a smaller batch or image")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where the numbers lie; none of no tensor."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 class Held:

@@ -117,26 +117,16 @@ extern "C" {
 int srattn_batch_norm_forward(const void* x, long rows, long channels, const float* weight, const float* bias,
                               float eps, int half, int gelu, void* y, float* mean, float* var, float* inverse,
                               int threads) {
-  try {
 #define ARGUMENTS(T) ((const T*)x, rows, channels, weight, bias, eps, (T*)y, mean, var, inverse, threads)
-    SRATTN_BATCH_NORM(forward, ARGUMENTS)
+  GUARDED(SRATTN_BATCH_NORM(forward, ARGUMENTS))
 #undef ARGUMENTS
-    return 0;
-  } catch (...) {
-    return 1;
-  }
 }
 int srattn_batch_norm_backward(const void* dy, const void* x, long rows, long channels, const float* weight,
                                const float* mean, const float* inverse, int half, int gelu, void* dx, float* dweight,
                                float* dbias, int threads) {
-  try {
 #define ARGUMENTS(T) ((const T*)dy, (const T*)x, rows, channels, weight, mean, inverse, (T*)dx, dweight, dbias, threads)
-    SRATTN_BATCH_NORM(backward, ARGUMENTS)
+  GUARDED(SRATTN_BATCH_NORM(backward, ARGUMENTS))
 #undef ARGUMENTS
-    return 0;
-  } catch (...) {
-    return 1;
-  }
 }
 }
 #undef SRATTN_BATCH_NORM

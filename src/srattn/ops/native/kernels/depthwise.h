@@ -139,28 +139,15 @@ extern "C" {
 int srattn_depthwise_forward(const void* x, long batch, long height, long width, long channels, const float* taps,
                              const float* bias, int residual, int half, void* y, int threads) {
   depthwise::Map m{batch, height, width, channels};
-  try {
-    if (half)
-      depthwise::forward((const Half*)x, m, taps, bias, residual, (Half*)y, threads);
-    else
-      depthwise::forward((const float*)x, m, taps, bias, residual, (float*)y, threads);
-    return 0;
-  } catch (...) {
-    return 1;
-  }
+  GUARDED(half ? depthwise::forward((const Half*)x, m, taps, bias, residual, (Half*)y, threads)
+               : depthwise::forward((const float*)x, m, taps, bias, residual, (float*)y, threads))
 }
 int srattn_depthwise_backward(const void* dy, const void* x, long batch, long height, long width, long channels,
                               const float* taps, int residual, int half, void* dx, float* dtaps, float* dbias,
                               int threads) {
   depthwise::Map m{batch, height, width, channels};
-  try {
-    if (half)
-      depthwise::backward((const Half*)dy, (const Half*)x, m, taps, residual, (Half*)dx, dtaps, dbias, threads);
-    else
-      depthwise::backward((const float*)dy, (const float*)x, m, taps, residual, (float*)dx, dtaps, dbias, threads);
-    return 0;
-  } catch (...) {
-    return 1;
-  }
+  GUARDED(half ? depthwise::backward((const Half*)dy, (const Half*)x, m, taps, residual, (Half*)dx, dtaps, dbias, threads)
+               : depthwise::backward((const float*)dy, (const float*)x, m, taps, residual, (float*)dx, dtaps, dbias,
+                                     threads))
 }
 }

@@ -72,6 +72,16 @@ static inline long parts_of(long tokens, long most, long batch, int threads) {
   return std::max<long>(1, std::min(parts, tokens));
 }
 
+// Without memory a call returns 1 and has written nothing that is whole; but a thread of a team that finds none ends the
+// process, since no exception leaves a team.
+#define GUARDED(call) \
+  try {               \
+    call;             \
+    return 0;         \
+  } catch (...) {     \
+    return 1;         \
+  }
+
 // Memory that is kept from call to call, since fresh pages cost more than what is done in them; large pieces are not.
 class Scratch {
  public:

@@ -1,12 +1,6 @@
 // The C interface, called through ctypes. Pointers are to float32, but that panels are of operands and maps of what
 // `half` says; sizes are in numbers, not bytes.
-#ifdef _OPENMP
 #include <omp.h>
-#else
-static inline int omp_get_thread_num() { return 0; }
-static inline int omp_get_num_threads() { return 1; }
-#endif
-
 #include <string.h>
 #include <unistd.h>
 
@@ -16,15 +10,6 @@ static inline int omp_get_num_threads() { return 1; }
 #include "depthwise.h"
 #include "training.h"
 #endif
-
-// Without memory a call returns 1 and has written nothing that is whole.
-#define GUARDED(call) \
-  try {               \
-    call;             \
-    return 0;         \
-  } catch (...) {     \
-    return 1;         \
-  }
 
 extern "C" {
 // Once, before weights are laid out: whether matrix units are wanted. Answers whether they are used.

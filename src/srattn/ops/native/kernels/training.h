@@ -4,9 +4,6 @@
 // is hidden lives and dies in its private cache, in backward as well, where it is computed again. Weight gradients are
 // summed thread by thread in a fixed order: the same number of threads gives the same bits.
 #pragma once
-#ifndef _OPENMP
-static inline int omp_get_num_threads() { return 1; }
-#endif
 
 #include "training_parts.h"
 
@@ -282,20 +279,10 @@ extern "C" {
 long srattn_mlp_sizes(int which) { return which == 0 ? sizeof(training::Mlp) : sizeof(training::MlpGradients); }
 int srattn_mlp_forward(const training::Mlp* m, const float* x, float* y, long batch, long height, long width, long rows,
                        int threads) {
-  try {
-    training::mlp_forward(*m, x, y, batch, height, width, rows, threads);
-    return 0;
-  } catch (...) {
-    return 1;
-  }
+  GUARDED(training::mlp_forward(*m, x, y, batch, height, width, rows, threads))
 }
 int srattn_mlp_backward(const training::Mlp* m, const float* x, const float* dy, const training::MlpGradients* g,
                         long batch, long height, long width, long rows, int threads) {
-  try {
-    training::mlp_backward(*m, x, dy, *g, batch, height, width, rows, threads);
-    return 0;
-  } catch (...) {
-    return 1;
-  }
+  GUARDED(training::mlp_backward(*m, x, dy, *g, batch, height, width, rows, threads))
 }
 }
