@@ -165,6 +165,39 @@ def test_features_only(name: str) -> None:
     assert pyramid.feature_info[1]["num_chs"] == channels[1]
 
 
+def test_what_users_of_timm_ask_of_feature_info() -> None:
+    info = small("pvt_v2_b0", features_only=True, out_indices=(0, 2)).feature_info
+    first, second = ({"num_chs": c, "reduction": r, "module": f"stages.{i}"} for c, r, i in ((8, 4, 0), (20, 16, 2)))
+    assert info.info == info.get_dicts() == [first, second]
+    assert info.get_dicts(idx=1) == second and info.get_dicts(["reduction"], [-1]) == [{"reduction": 16}]
+    assert info.get_dicts(("num_chs", "module"), 0) == {"num_chs": 8, "module": "stages.0"}
+    assert (info.channels(0), info.reduction(1), info.module_name(-1)) == (8, 16, "stages.2")
+    assert (info.channels([1]), info.reduction((0, 1)), info.module_name()) == ([20], [4, 16], ["stages.0", "stages.2"])
+    assert info.get("num_chs") == [8, 20] and info.get("module", 0) == "stages.0"
+
+
+@every_kind
+def test_a_pyramid_answers_for_its_backbone(name: str) -> None:
+    pyramid = small(name, features_only=True)
+    model, names = pyramid.model, {n for n, _ in pyramid.named_parameters()}
+    assert pyramid.no_weight_decay() == {f"model.{n}" for n in model.no_weight_decay()} <= names
+    for coarse in (False, True):
+        matcher, own = pyramid.group_matcher(coarse), model.group_matcher(coarse)
+        assert matcher.keys() == own.keys()
+        lists = [m["blocks"] if isinstance(m["blocks"], list) else [(m["blocks"], None)] for m in (matcher, own)]
+        patterns, theirs = (
+            [m["stem"], *(p for p, _ in blocks)] for m, blocks in zip((matcher, own), lists, strict=True)
+        )
+        for n in names:
+            found = [i for i, p in enumerate(patterns) if re.match(p, n)]
+            assert found == [i for i, p in enumerate(theirs) if re.match(p, n.removeprefix("model."))] and found, n
+    pyramid.set_memory("lean"), pyramid.set_edge("floor"), pyramid.set_norm_eps(block=1e-3)
+    assert (model.memory, model.edge, model.norm_eps["block"]) == ("lean", "floor", 1e-3)
+    assert pyramid.config["edge"] == "floor"
+    pyramid.set_grad_checkpointing()
+    assert all(stage.grad_checkpointing for stage in model.stages)
+
+
 @every_kind
 def test_every_parameter_of_a_pyramid_is_used(name: str) -> None:
     pyramid = small(name, features_only=True).train()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor, nn
 
@@ -11,6 +11,8 @@ from srattn.models.numbers import plain
 
 if TYPE_CHECKING:
     from srattn.models.backbone import Backbone
+
+_KEYS = ("num_chs", "reduction", "module")
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,51 @@ class FeatureInfo:
 
 
 class FeatureInfos(tuple[FeatureInfo, ...]):
-    """The feature maps of a model, with timm's accessors."""
+    """The feature maps that a model returns, with timm's accessors.
 
-    def _of(self, indices: Sequence[int] | None) -> list[FeatureInfo]:
-        return list(self) if indices is None else [self[i] for i in indices]
+    Each accessor answers with a list, of all maps or of those at a sequence of indices, or for one index with what
+    that map has. Indices count the maps that are returned.
+    """
 
-    def channels(self, indices: Sequence[int] | None = None) -> list[int]:
-        return [info.channels for info in self._of(indices)]
+    @property
+    def info(self) -> list[dict[str, Any]]:
+        """A dict of each map."""
+        return self.get_dicts()
 
-    def reduction(self, indices: Sequence[int] | None = None) -> list[int]:
-        return [info.reduction for info in self._of(indices)]
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """What stands under one of timm's keys."""
+        return _at([info[key] for info in self], idx)
 
-    def module_name(self, indices: Sequence[int] | None = None) -> list[str]:
-        return [info.module for info in self._of(indices)]
+    def get_dicts(self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None) -> Any:
+        """Dicts of these of timm's keys, or of all."""
+        return _at([{key: info[key] for key in (_KEYS if keys is None else keys)} for info in self], idx)
+
+    @overload
+    def channels(self, idx: Sequence[int] | None = None) -> list[int]: ...
+    @overload
+    def channels(self, idx: int) -> int: ...
+    def channels(self, idx: int | Sequence[int] | None = None) -> list[int] | int:
+        return self.get("num_chs", idx)
+
+    @overload
+    def reduction(self, idx: Sequence[int] | None = None) -> list[int]: ...
+    @overload
+    def reduction(self, idx: int) -> int: ...
+    def reduction(self, idx: int | Sequence[int] | None = None) -> list[int] | int:
+        return self.get("reduction", idx)
+
+    @overload
+    def module_name(self, idx: Sequence[int] | None = None) -> list[str]: ...
+    @overload
+    def module_name(self, idx: int) -> str: ...
+    def module_name(self, idx: int | Sequence[int] | None = None) -> list[str] | str:
+        return self.get("module", idx)
+
+
+def _at(values: list[Any], idx: int | Sequence[int] | None) -> Any:
+    if idx is None:
+        return values
+    return [values[i] for i in idx] if isinstance(idx, Sequence) else values[idx]
 
 
 def resolve_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
@@ -79,5 +113,35 @@ class PyramidFeatures(nn.Module):
     def config(self) -> dict[str, Any]:
         return {**self.model.config, "features_only": True, "out_indices": list(self.out_indices)}
 
+    # -- the backbone's own answers, with the names that parameters have here ----------------------------------------
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.model.set_grad_checkpointing(enable)
+
+    def set_memory(self, memory: str) -> None:
+        self.model.set_memory(memory)
+
+    def set_edge(self, edge: str) -> None:
+        self.model.set_edge(edge)
+
+    def set_norm_eps(
+        self, block: float | None = None, reduction: float | None = None, patch: float | None = None
+    ) -> None:
+        self.model.set_norm_eps(block, reduction, patch)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return groups_below("model", self.model.group_matcher(coarse))
+
+
+def groups_below(prefix: str, groups: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's `group_matcher` for a model that holds the backbone under this name."""
+
+    def below(pattern: str) -> str:
+        return pattern.replace("^", rf"^{prefix}\.")  # each alternative is anchored
+
+    blocks = groups["blocks"]
+    named = below(blocks) if isinstance(blocks, str) else [(below(p), suffix) for p, suffix in blocks]
+    return {"stem": below(groups["stem"]), "blocks": named}

@@ -17,6 +17,7 @@ from srattn.errors import SrattnError
 from srattn.heads import GLPNHead, SegFormerHead, make_head
 from srattn.heads.glpn import on_grid
 from srattn.models.backbone import Backbone
+from srattn.models.features import groups_below
 
 
 class DenseModel(nn.Module):
@@ -89,12 +90,7 @@ class DenseModel(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The backbone's patterns by the names that its parameters have here; none matches the head."""
-        groups = self.backbone.group_matcher(coarse)
-        blocks = groups["blocks"]
-        return {
-            "stem": _below(groups["stem"]),
-            "blocks": _below(blocks) if isinstance(blocks, str) else [(_below(p), suffix) for p, suffix in blocks],
-        }
+        return groups_below("backbone", self.backbone.group_matcher(coarse))
 
 
 class SegmentationModel(DenseModel):
@@ -209,11 +205,6 @@ def build_dense(backbone: dict[str, Any], head: dict[str, Any], **place: Any) ->
     if "num_classes" not in numbers:
         raise SrattnError(f"the config of a {kind} head states its num_classes, got {', '.join(numbers) or 'nothing'}")
     return segmentation_model(name, numbers.pop("num_classes"), kind, numbers, **options, **place)
-
-
-def _below(pattern: str) -> str:
-    """A pattern of a backbone's names, each alternative anchored, for the same names under `backbone.`."""
-    return pattern.replace("^", r"^backbone\.")
 
 
 def _body(name: str, options: dict[str, Any]) -> Backbone:
