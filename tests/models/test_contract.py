@@ -218,6 +218,24 @@ def test_classifier(name: str) -> None:
 
 
 @every_kind
+def test_global_pool_is_what_it_is(name: str) -> None:
+    own, other = ("token", "avg") if "class_token" in small(name).config else ("avg", "token")
+    model = small(name, global_pool=own)
+    assert model.global_pool == own and "global_pool" not in model.config
+    for accepted in (None, own):
+        model.reset_classifier(7, accepted)
+    for refused in (other, "", "max"):
+        message = f"the model pools by '{own}', got global_pool='{refused}': leave it out"
+        with pytest.raises(SrattnError, match=message):
+            model.reset_classifier(3, global_pool=refused)
+        with pytest.raises(SrattnError, match=message):
+            small(name, global_pool=refused)
+    assert model.num_classes == 7
+    if own == "token":
+        assert small(name, class_token=False, global_pool="avg").global_pool == "avg"
+
+
+@every_kind
 def test_parameter_groups_cover_everything_in_order(name: str) -> None:
     model = small(name)
     names = {n for n, _ in model.named_parameters()}

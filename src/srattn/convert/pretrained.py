@@ -69,7 +69,7 @@ def create_model(
         drop_path_rate: stochastic depth of the last block.
         device, dtype: of the parameters.
         overrides: embed_dims, num_heads, mlp_ratios, depths, sr_ratios, qkv_bias, linear, edge, stem_stride,
-            attn_drop_rate, proj_drop_rate, class_token.
+            attn_drop_rate, proj_drop_rate, class_token; and `global_pool`, which is no setting (see `build_model`).
 
     Raises:
         SrattnError: an unknown name or option (with the nearest match), no published weights, or none within reach.

@@ -227,8 +227,22 @@ class Backbone(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new head for `num_classes`; 0 removes it."""
+    @property
+    def global_pool(self) -> str:
+        """What the head reads: "token", the class token where there is one, or "avg", the mean over the map."""
+        return "avg" if getattr(self, "class_token", None) is None else "token"
+
+    def check_global_pool(self, global_pool: str | None) -> None:
+        """Refuses what is neither None nor what this model pools by, which is no setting."""
+        if global_pool not in (None, self.global_pool):
+            raise SrattnError(
+                f"the model pools by {self.global_pool!r}, got global_pool={global_pool!r}: leave it out, or pool what "
+                "forward_features returns"
+            )
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for `num_classes`; 0 removes it. `global_pool` is what the model pools by, or None."""
+        self.check_global_pool(global_pool)
         like = next(self.parameters())
         self.num_classes = num_classes = whole(num_classes, "num_classes")
         self.head = (

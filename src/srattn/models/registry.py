@@ -91,6 +91,7 @@ def build_model(
     out_indices: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    global_pool: str | None = None,
     **options: Any,
 ) -> Backbone | PyramidFeatures:
     """A model with fresh weights; `srattn.create_model` is this with published ones.
@@ -100,6 +101,7 @@ def build_model(
         features_only: return a model whose forward gives the pyramid of feature maps.
         out_indices: the stages whose maps are returned, with `features_only`.
         device, dtype: where and in which floating type the parameters lie.
+        global_pool: what the model pools by ("avg", or "token" with a class token), which is no setting; or None.
         options: num_classes, in_chans, img_size, drop_rate, drop_path_rate and the overrides of the family.
 
     Raises:
@@ -120,6 +122,7 @@ def build_model(
             resolved[option] = _in_numbers(option, value)
     with torch.device(device) if device is not None else _nowhere():
         model = family(**resolved)
+    model.check_global_pool(global_pool)
     model.config = {"name": name} | {key: plain(value) for key, value in resolved.items()}
     if dtype is not None:
         model.to(dtype)
