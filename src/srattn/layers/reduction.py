@@ -73,12 +73,14 @@ class Reduction(nn.Module):
         like = bias if bias is not None else mask
         assert like is not None
         dtype = bias.dtype if bias is not None else torch.float32
-        valid = torch.ones(like.shape, dtype=dtype, device=like.device) if mask is None else mask.to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)  # sums overflow in half precision
+        valid = torch.ones(like.shape, dtype=wide, device=like.device) if mask is None else mask.to(wide)
         count = self.sum(valid)
         scores = torch.zeros_like(count)
         if bias is not None:
+            bias = bias.to(wide)
             scores = self.sum(bias if mask is None else bias.masked_fill(~mask, 0.0)) / count.clamp(min=1)
-        return scores.masked_fill(count == 0, -math.inf)
+        return scores.masked_fill(count == 0, -math.inf).to(dtype)
 
 
 class StridedReduction(Reduction):

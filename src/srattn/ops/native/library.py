@@ -218,6 +218,8 @@ class Sample:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What lies in one piece from the tensor's first number on; 0 where that is not known."""
+    """What lies in one piece from the tensor's first number on; 0 where that is not known, or is no memory of ours."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
+        return 0
     dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    return tensor.numel() * tensor.itemsize if dense and tensor.device.type == "cpu" else 0
+    return tensor.numel() * tensor.itemsize if dense else 0

@@ -1,5 +1,6 @@
 """Triton where it is installed. Without it the kernels' modules import all the same, and nothing can be launched."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -89,13 +90,9 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: dict[str, Any], *
     elif torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         torch.library.wrap_triton(kernel)[grid](**arguments, **options)
     else:  # what is wrapped takes the host some tenths of a millisecond
-        with torch.cuda.device(_device_of(arguments)):
+        given = [a for a in arguments.values() if isinstance(a, torch.Tensor)]
+        with torch.cuda.device_of(given[0]) if given else contextlib.nullcontext():  # it need not be the current one
             kernel[grid](**arguments, **options)
-
-
-def _device_of(arguments: dict[str, Any]) -> torch.device | None:
-    """Where the tensors are, which need not be the device that is current."""
-    return next((a.device for a in arguments.values() if isinstance(a, torch.Tensor)), None)
 
 
 def power_of_two(n: int) -> int:
