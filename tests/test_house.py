@@ -24,6 +24,7 @@ PUBLIC_NAMES = [
     "SrattnError",
     "TokenAttention",
     "__version__",
+    "convert_sync_batchnorm",
     "create_model",
     "force_path",
     "from_pretrained",

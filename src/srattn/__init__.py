@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from srattn.errors import SrattnError as SrattnError
     from srattn.layers.adapters import TokenAttention as TokenAttention
     from srattn.layers.attention import SpatialReductionAttention as SpatialReductionAttention
+    from srattn.layers.batch_norm import convert_sync_batchnorm as convert_sync_batchnorm
     from srattn.models.features import FeatureInfo as FeatureInfo
     from srattn.models.plan import plan as plan
     from srattn.models.registry import list_models as list_models
@@ -28,6 +29,7 @@ _HOME = {
     "SpatialReductionAttention": "srattn.layers.attention",
     "SrattnError": "srattn.errors",
     "TokenAttention": "srattn.layers.adapters",
+    "convert_sync_batchnorm": "srattn.layers.batch_norm",
     "create_model": "srattn.convert",
     "force_path": "srattn.ops.plan",
     "from_pretrained": "srattn.engine.hub",
@@ -45,6 +47,7 @@ __all__ = [
     "SrattnError",
     "TokenAttention",
     "__version__",
+    "convert_sync_batchnorm",
     "create_model",
     "force_path",
     "from_pretrained",

@@ -186,18 +186,3 @@ def test_processes_are_asked_for_by_torchrun_alone(tiny: dict[str, Any], tmp_pat
     with pytest.raises(SrattnError, match="torchrun --nproc-per-node N"):
         train(TrainConfig(**tiny, distributed="fsdp", out=str(tmp_path / "run")))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_common_norms_keep_the_place_of_channels() -> None:
-    from srattn.engine.distributed import common_norms
-    from srattn.layers.batch_norm import TokenBatchNorm
-
-    model = torch.nn.Sequential(TokenBatchNorm(5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
-    for norm in (model[0], model[2][0]):
-        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
-    tokens, images = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    expected = model.eval()[0](tokens), model[2](images)
-    common = common_norms(model).eval()
-    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in (common[0], common[2][0]))
-    assert torch.allclose(common[0](tokens), expected[0], atol=1e-6)
-    assert torch.allclose(common[2](images), expected[1], atol=1e-6)

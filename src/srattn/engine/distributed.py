@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from srattn.engine.device import pick_device
 from srattn.errors import SrattnError
-from srattn.layers.batch_norm import TokenBatchNorm
+from srattn.layers.batch_norm import convert_sync_batchnorm
 
 Kind = Literal["one", "ddp", "fsdp"]
 
@@ -165,27 +165,8 @@ def _divided(model: nn.Module, world: World) -> nn.Module:
 def with_common_norms(model: nn.Module, world: World) -> nn.Module:
     """Batch norms over the images of all processes, where torch has them (on GPUs)."""
     if world.size > 1 and world.device.type == "cuda":
-        return common_norms(model)
+        return convert_sync_batchnorm(model)
     return model
-
-
-def common_norms(model: nn.Module) -> nn.Module:
-    """As `nn.SyncBatchNorm.convert_sync_batchnorm`; norms of tokens (B, H, W, C) stay such."""
-    of_tokens = {name for name, module in model.named_modules() if isinstance(module, TokenBatchNorm)}
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for name, module in model.named_modules():
-        if name in of_tokens:
-            module.register_forward_pre_hook(_channels_second)
-            module.register_forward_hook(_channels_last)
-    return model
-
-
-def _channels_second(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return inputs[0].permute(0, 3, 1, 2)
-
-
-def _channels_last(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    return output.permute(0, 2, 3, 1)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Batch normalisation of tokens, and of maps by the same kernel."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from srattn.ops import batch_norm as ops
 class TokenBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` on (batch, height, width, channels); same parameters, same statistics.
 
-    Training goes through kernels of ours, see `srattn.ops.batch_norm`.
+    Training goes through kernels of ours, see `srattn.ops.batch_norm`. `nn.SyncBatchNorm` is made of it by
+    `convert_sync_batchnorm`.
     """
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
@@ -53,3 +56,33 @@ def of_map_after_gelu(norm: nn.Module, x: Tensor) -> Tensor:
         if tokens.is_contiguous() and ops.has_kernel(tokens, norm.weight, norm.bias):
             return _by_kernel(norm, tokens, gelu=True).permute(0, 3, 1, 2)
     return norm(F.gelu(x))
+
+
+def convert_sync_batchnorm(model: nn.Module, process_group: Any = None) -> nn.Module:
+    """Batch norms over the images of all processes, as `nn.SyncBatchNorm.convert_sync_batchnorm` makes them.
+
+    That one alone does not know that CvT and CMT normalise tokens, whose channels come last. Call this before DDP wraps
+    the model; torch synchronises on GPUs alone.
+
+    Args:
+        model: changed in place, with the same names in its `state_dict`.
+        process_group: of `torch.distributed`; all processes unless given.
+
+    Returns:
+        The model.
+    """
+    of_tokens = {name for name, module in model.named_modules() if isinstance(module, TokenBatchNorm)}
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group)
+    for name, module in model.named_modules():
+        if name in of_tokens:
+            module.register_forward_pre_hook(_channels_second)
+            module.register_forward_hook(_channels_last)
+    return model
+
+
+def _channels_second(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return inputs[0].permute(0, 3, 1, 2)
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.permute(0, 2, 3, 1)
