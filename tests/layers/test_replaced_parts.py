@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -389,3 +390,20 @@ def test_gelu_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (block(x) - x).abs().max() <= 1e-4
         block.mlp.dwconv.bias[3] = float("nan")
         assert block(x).isnan().any()
+
+
+def test_ratios_of_numpy_and_what_is_none() -> None:
+    attn = SpatialReductionAttention(8, 2, np.int64(2))  # type: ignore[arg-type]
+    assert attn.ratio == (2, 2) and type(attn.ratio[0]) is int
+    assert VolumeAttention(8, 2, (np.int32(1), 2, 3)).ratio == (1, 2, 3)
+    for ratio in (True, 2.0, "2", 0, (1, 2, 3)):
+        with pytest.raises(srattn.SrattnError, match="ratio is a positive int or a pair of them, got"):
+            SpatialReductionAttention(8, 2, ratio)  # type: ignore[arg-type]
+
+
+def test_biases_of_keys_are_averaged_without_overflow() -> None:
+    attn = SpatialReductionAttention(8, 2, linear=True, pool_size=1).half()
+    x, bias = torch.randn(1, 128, 128, 8).half(), torch.full((1, 128, 128), 20.0).half()
+    scores = attn.reduction.reduce_scores(None, bias)
+    assert scores.dtype == torch.float16 and torch.allclose(scores, torch.full_like(scores, 20.0))
+    assert attn(x, key_bias=bias).isfinite().all()

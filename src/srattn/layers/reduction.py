@@ -20,9 +20,14 @@ from srattn.ops import reduce as ops
 def as_pair(value: int | tuple[int, int] | list[int], name: str) -> tuple[int, int]:
     """An int or a pair of positive ints as (vertical, horizontal)."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not hasattr(v, "__index__") or v < 1 for v in pair):
+    if len(pair) != 2 or any(not is_count(v) for v in pair):
         raise SrattnError(f"{name} is a positive int or a pair of them, got {value!r}")
-    return operator.index(pair[0]), operator.index(pair[1])  # an int of numpy is one too
+    return operator.index(pair[0]), operator.index(pair[1])
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a positive whole number, of Python or numpy."""
+    return not isinstance(value, bool) and hasattr(value, "__index__") and operator.index(value) >= 1
 
 
 def check_edge(edge: str) -> str:

@@ -1,5 +1,6 @@
 """The parts of a transformer on volumes (batch, depth, height, width, channels), by the names of those on maps."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,18 @@ from torch import Tensor, nn
 from srattn.errors import SrattnError
 from srattn.layers.attention import logit_bias
 from srattn.layers.hooks import is_linear
-from srattn.layers.reduction import check_edge
+from srattn.layers.reduction import check_edge, is_count
 from srattn.ops import attend, volume
 from srattn.ops.volume import Triple
 
 
 def as_triple(value: int | Sequence[int], name: str) -> Triple:
     """An int or three positive ints as (depth, height, width)."""
-    triple = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(triple) != 3 or any(not isinstance(v, int) or v < 1 for v in triple):
+    triple = tuple(value) if isinstance(value, Sequence) else (value,) * 3
+    if len(triple) != 3 or any(not is_count(v) for v in triple):
         raise SrattnError(f"{name} is a positive int or three of them, got {value!r}")
-    return triple[0], triple[1], triple[2]
+    first, second, third = map(operator.index, triple)
+    return first, second, third
 
 
 class VolumeReduction(nn.Module):
