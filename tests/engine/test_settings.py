@@ -15,10 +15,10 @@ from srattn.data.preprocess import Preprocess
 from srattn.engine import Interrupted, TrainConfig, load_run, train
 from srattn.engine.config import ResolvedConfig
 from srattn.engine.defaults import resolve
-from srattn.engine.distributed import common_norms
 from srattn.engine.settings import apply_settings, settings_of
 from srattn.engine.start import prepare_model
 from srattn.engine.weights import save_weights
+from srattn.layers.batch_norm import convert_sync_batchnorm
 from srattn.models import build_model
 from srattn.tasks.models import build_task_model
 
@@ -114,7 +114,7 @@ def test_a_pyramid_keeps_the_relu_that_its_weights_learnt(tmp_path: Path) -> Non
 def test_norms_over_several_processes_have_epsilons_too() -> None:
     model = build_model("cmt_ti", num_classes=2)
     model.set_norm_eps(reduction=1e-3)
-    common = common_norms(model)
+    common = convert_sync_batchnorm(model)
     assert isinstance(common, type(model)) and common.norm_eps["reduction"] == 1e-3
     common.set_norm_eps(reduction=1e-4)
     assert common.norm_eps["reduction"] == 1e-4

@@ -73,7 +73,7 @@ def run(args: jsonargparse.Namespace) -> int:
         if args[name] is not None and args[name] < least:
             raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
     kinds = chosen_corruptions(args.corruptions)
-    free_targets(args.out, args.picture)
+    free_targets(args.out, ".json", args.picture)
     exported = Path(args.model or "").suffix in EXPORTS
     if exported and args.weights is not None:
         raise SrattnError(f"{args.model} has its weights in itself: leave out --weights")
@@ -137,16 +137,14 @@ def chosen_corruptions(text: str) -> list[str]:
     return kinds
 
 
-def free_targets(*paths: str | None) -> None:
-    """Refuses files that exist, and pictures of an unknown kind, before any work starts."""
-    for path in paths:
+def free_targets(figures: str | None, kind: str, picture: str | None) -> None:
+    """Refuses files that exist or are of another kind, ".json" say, before any work starts."""
+    for path, kinds in ((figures, (kind,)), (picture, (".png", ".pdf", ".svg"))):
         if path is not None and os.path.lexists(path):
             raise SrattnError(f"{path} exists and is not overwritten; remove it or choose another path")
-    for path in paths:
-        if path is not None and Path(path).suffix.lower() not in (".png", ".pdf", ".svg", ".json", ".csv"):
-            raise SrattnError(
-                f"{path}: give a name that ends in .json or .csv for figures, .png, .pdf or .svg for pictures"
-            )
+        if path is not None and Path(path).suffix.lower() not in kinds:
+            what = "figures are" if path is figures else "a picture is"
+            raise SrattnError(f"{what} written to a file that ends in {' or '.join(kinds)}, got {path}")
 
 
 def write_results(out: str | None, picture: str | None, values: dict[str, Any], draw: Any) -> None:

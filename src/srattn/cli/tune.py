@@ -46,7 +46,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 def run(args: jsonargparse.Namespace) -> int:
     from srattn.engine.config import TrainConfig
 
-    free_targets(args.csv, args.picture)
+    free_targets(args.csv, ".csv", args.picture)
     values: dict[str, Any] = {name: value for name, value in args.as_dict().items() if name not in _OWN}
     config = TrainConfig(**values)
     return _lr(args, config) if args.what == "lr" else _batch(args, config)
