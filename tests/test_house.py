@@ -61,6 +61,11 @@ print(*sorted(name for name in set(sys.modules) - before if name.partition(".")[
     assert run_python(code) == ""
 
 
+def test_a_model_loads_no_compiler() -> None:
+    code = "import srattn, sys; srattn.create_model('pvt_v2_b0').eval(); print('torch._dynamo' in sys.modules)"
+    assert run_python(code) == "False"
+
+
 def test_import_asks_nothing_of_cuda() -> None:
     # The questions themselves are made to fail, so that the test says something on a machine without a GPU too.
     code = """

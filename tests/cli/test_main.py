@@ -102,6 +102,20 @@ print([name for name in sys.modules if name == "torch" or name.startswith("sratt
     assert done.stderr.strip() == "['srattn.cli.main']"
 
 
+def test_help_of_no_verb_loads_torch() -> None:
+    code = """
+import sys
+from srattn.cli.main import VERBS, main
+for verb in VERBS:
+    main([verb, "--help"])
+    if "torch" in sys.modules:
+        print(verb, file=sys.stderr)
+        break
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
 def test_options_reach_the_verb(verb: Callable[[Run], None], tmp_path: Path) -> None:
     seen = []
 

@@ -179,6 +179,10 @@ def test_what_cannot_be_adapted_is_named() -> None:
         ({"rank": 1, "alpha": 0.0}, "alpha must be above 0"),
         ({"rank": 1, "alpha": 1.0, "dropout": 1.0}, "dropout must be at least 0 and below 1"),
         (
+            {"rank": 1, "alpha": 1.0, "targets": ()},
+            "no projection is named to adapt; name one or more of k, proj, q, v",
+        ),
+        (
             {"rank": 1, "alpha": 1.0, "targets": ("query",)},
             "no attention of this model has a projection 'query'.*they have k",
         ),

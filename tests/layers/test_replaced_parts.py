@@ -16,12 +16,13 @@ import srattn
 from srattn import SpatialReductionAttention
 from srattn.layers.attention import MapAttention
 from srattn.layers.block import Block
-from srattn.layers.feed_forward import ConvMlp
+from srattn.layers.feed_forward import ConvMlp, Mlp
 from srattn.layers.multi_ratio import ActivatedReduction, LocallyEnhancedAttention, MultiRatioAttention
 from srattn.layers.patch_embed import OverlapPatchEmbed, PatchEmbed
 from srattn.layers.reduction import StridedReduction
 from srattn.layers.relative_position import RelativePositionBias
 from srattn.layers.volume import VolumeAttention
+from srattn.layers.window import LocallyGroupedAttention
 from srattn.models import build_model
 from tests.truth import spread_out
 
@@ -407,3 +408,26 @@ def test_biases_of_keys_are_averaged_without_overflow() -> None:
     scores = attn.reduction.reduce_scores(None, bias)
     assert scores.dtype == torch.float16 and torch.allclose(scores, torch.full_like(scores, 20.0))
     assert attn(x, key_bias=bias).isfinite().all()
+
+
+def test_a_position_bias_within_windows() -> None:
+    attn = LocallyGroupedAttention(32, 2, 4)
+    block, x = spread_out(Block(32, attn, Mlp(32, 64))).eval(), torch.randn(1, 8, 8, 32)
+    with torch.no_grad():
+        before = block(x)
+        attn.window.position_bias = RelativePositionBias(2, (4, 4), (4, 4)).eval()
+        spread_out(attn.window.position_bias)
+        with srattn.force_path("plain"):
+            truth = block(x)
+        assert torch.allclose(block(x), truth, atol=1e-5) and not torch.allclose(before, truth, atol=1e-3)
+
+
+def test_tensors_in_the_place_of_parameters() -> None:
+    block, x = block_of(), torch.randn(1, 8, 8, 32)
+    weight = block.mlp.fc1.weight.detach().clone()
+    del block.mlp.fc1.weight
+    for factor in (1.0, 2.0):
+        block.mlp.fc1.weight = factor * weight  # type: ignore[assignment]
+        with torch.no_grad():
+            truth = by_hand(block, x)
+            assert torch.allclose(block(x), truth, atol=1e-5 * truth.abs().max().item())

@@ -108,6 +108,14 @@ def test_gradients() -> None:
         assert float(loss.detach()) == 0 and outputs.grad is not None and not outputs.grad.any()
 
 
+@pytest.mark.parametrize("head", ["heatmap", "simcc"])
+def test_what_stands_in_for_no_images_has_no_loss(head: str) -> None:
+    """A process without images runs on zeros, so that it keeps step with the others."""
+    outputs = heatmaps(1) if head == "heatmap" else logits(1)
+    loss = Pose(NAMES).loss(outputs, torch.zeros_like(people(1)))
+    assert loss == 0
+
+
 def test_a_head_that_knows_nothing_has_the_same_loss_on_every_grid() -> None:
     joints = torch.tensor([[[14.0, 10.0, 2.0]]])
     for grid in ((20, 28), (40, 56), (80, 112)):

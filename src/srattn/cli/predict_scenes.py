@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
-from torch import Tensor
 
 from srattn.cli.embed import check_pass_arguments, open_on
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from srattn.data.decode import BadImage
     from srattn.engine.rows import Rows
     from srattn.engine.scene_folder import People

@@ -79,6 +79,8 @@ def add_lora(
     present = sorted({name.rpartition(".")[2] for name in found})
     if not present:
         raise SrattnError(f"{type(model).__name__} has no attention with projections to adapt")
+    if not targets:
+        raise SrattnError(f"no projection is named to adapt; name one or more of {', '.join(present)}")
     chosen: set[str] = set()
     for target in targets:
         names = _SHORT_FOR.get(target, {target}) & set(present)

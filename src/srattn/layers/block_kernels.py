@@ -119,35 +119,29 @@ def lay_out_feed_forward(block: BlockLike, operand: Operand) -> FeedForwardHalf 
 def knows_attention(block: Block, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters; or
     within windows that a map is divided into (and the feed-forward sees one token at a time, if they know it)."""
-    attn = block.attn
-    if type(block.drop_path) is not DropPath:
+    attn, mlp = block.attn, block.mlp
+    if type(block.drop_path) is not DropPath or not knows_norm(block.norm1):
         return False
     if type(attn) is LocallyGroupedAttention:
-        mlp = block.mlp
         pointwise = not knows_mlp(block, operand) or (isinstance(mlp, FeedForward) and mlp.dwconv is None)
-        return pointwise and _knows_projections(attn.window, operand) and knows_norm(block.norm1)
-    if type(attn) is not SpatialReductionAttention or not knows_norm(block.norm1):
+        return pointwise and type(attn.window.reduction) is Reduction and _knows_self_attention(attn.window, operand)
+    return _knows_self_attention(attn, operand)
+
+
+def _knows_self_attention(attn: nn.Module, operand: Operand) -> bool:
+    if type(attn) is not SpatialReductionAttention or type(attn.proj_drop) is not nn.Dropout:
         return False
     if attn.position_bias is not None or attn.value_reduction is not None or attn.key_dim != attn.dim:
         return False
-    if not _knows_projections(attn, operand):
-        return False
-    reduction = attn.reduction
-    if type(reduction) is Reduction:
-        return True
-    if type(reduction) not in (StridedReduction, PooledReduction):
-        return False
-    assert isinstance(reduction, StridedReduction | PooledReduction)
-    return type(reduction.proj) is nn.Linear and knows_norm(reduction.norm)
-
-
-def _knows_projections(attn: SpatialReductionAttention, operand: Operand) -> bool:
     if any(type(m) is not nn.Linear for m in (attn.q, attn.k, attn.v, attn.proj)):
         return False
-    if type(attn.proj_drop) is not nn.Dropout:
+    heads, reduction = attn.num_heads, attn.reduction
+    if not native.takes_pairs(operand, attn.dim, attn.dim // heads, attn.q.out_features // heads):
         return False
-    heads = attn.num_heads
-    return native.takes_pairs(operand, attn.dim, attn.dim // heads, attn.q.out_features // heads)
+    if type(reduction) not in (StridedReduction, PooledReduction):
+        return type(reduction) is Reduction
+    assert isinstance(reduction, StridedReduction | PooledReduction)
+    return type(reduction.proj) is nn.Linear and knows_norm(reduction.norm)
 
 
 def knows_mlp(block: BlockLike, operand: Operand = "float32") -> bool:

@@ -48,11 +48,13 @@ class _Prepared:
         self.names = [(names, [*names]) for m in inner for names in (m._modules, m._parameters)]
         self.numbers = [(vars(m), name, vars(m)[name]) for m in inner for name in WATCHED if name in vars(m)]
         self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
+        # A tensor in a parameter's place is followed by nobody; an `Opaque` module's number is none.
+        self.bare = any(isinstance(v, Tensor) for m in inner for name, v in vars(m).items() if name != "number")
         self.tensors: list[weakref.ref[Tensor]] = []
         self.state: list[tuple[int, int]] = []
         self.sample: native.Sample | None = None
         self.dtypes: set[torch.dtype] = set()
-        self.on_cpu = False
+        self.is_known = False
         self.layouts: dict[Operand, Any] = {}
 
     def is_changed(self, module: nn.Module) -> bool:
@@ -88,7 +90,8 @@ class _Prepared:
         self.layouts = {}  # a new one: another thread may be reading that of before
         self.state, self.tensors = state, [weakref.ref(p) for p in found]
         self.sample, self.dtypes = native.Sample(found), {p.dtype for p in found}
-        self.on_cpu = all(p.device.type == "cpu" and type(p) in (Tensor, nn.Parameter) for p in found)
+        here = all(p.device.type == "cpu" and type(p) in (Tensor, nn.Parameter) for p in found)
+        self.is_known = here and not self.bare
 
     def layout(self, module: nn.Module, operand: Operand, make: Callable[[Any, Operand], Any]) -> Any:
         """What `make` laid out for these operands, once."""
@@ -113,7 +116,7 @@ def layout_of(module: nn.Module, x: Tensor, make: Callable[[Any, Operand], Layou
         return None
     operand = operand_for(x)
     entry = _entry(module)
-    if operand is None or entry is None or not entry.on_cpu or entry.is_disturbed(module):
+    if operand is None or entry is None or not entry.is_known or entry.is_disturbed(module):
         return None
     if entry.dtypes != {x.dtype} and not (entry.dtypes == {torch.float32} and torch.is_autocast_enabled("cpu")):
         return None

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from srattn.errors import SrattnError, nearest
+from srattn.ops.tracing import constant_while_compiling
 
 Path = Literal["plain", "sdpa", "absorbed"]
 PATHS: tuple[Path, ...] = ("plain", "sdpa", "absorbed")
@@ -128,7 +129,7 @@ def why_no_kernel(s: Shape) -> str | None:
 _answers: dict[tuple[object, ...], object] = {}
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def why_not_here() -> str | None:
     """What stands against kernels on this machine. One without a GPU plans for another, and finds nothing."""
     if () not in _answers:
@@ -152,7 +153,7 @@ def _measured(s: Shape) -> Path | None:
     return _looked_up(s.batch * s.queries, s.keys, s.dim, s.heads, s.itemsize, s.training)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _looked_up(queries: int, keys: int, dim: int, heads: int, itemsize: int, training: bool) -> Path | None:
     asked = (queries, keys, dim, heads, itemsize, training)
     if asked not in _answers:

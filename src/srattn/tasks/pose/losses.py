@@ -54,5 +54,6 @@ def _on(target: Target, columns: int, rows: int) -> Tensor:
     """Joints (B, K, 3) in cells of a grid over the input."""
     grid = target.size.new_tensor([columns, rows])
     joints = target.joints.clone()
-    joints[..., :2] *= (grid / target.size).unsqueeze(1)
+    # Stand-ins, with which a process without images keeps step, have no size and no joint that counts.
+    joints[..., :2] *= (grid / target.size.clamp(min=1)).unsqueeze(1)
     return joints
