@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -17,7 +17,7 @@ from srattn.engine.defaults import resolve
 from srattn.engine.distributed import World
 from srattn.engine.learner import Learner
 from srattn.engine.start import make_model
-from srattn.engine.step_graph import WARM_STEPS, CudaRecorder, StepGraph, check_graph, with_rates_on_device
+from srattn.engine.step_graph import WARM_STEPS, CudaRecorder, Outcome, StepGraph, check_graph, with_rates_on_device
 from srattn.errors import SrattnError
 from srattn.tasks.registry import make_task
 
@@ -30,6 +30,9 @@ class Again:
 
     def __init__(self, learner: Learner) -> None:
         self.learner, self.replays = learner, 0
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors
 
     def warm(self, call: Callable[[], T]) -> T:
         return call()
@@ -147,6 +150,25 @@ def test_a_real_graph_makes_the_same_steps(optimiser: str) -> None:
         expected, found = (one.step(batch, len(batch.labels), number, 1e-3) for one in (plain, other))
         torch.testing.assert_close(found.loss, expected.loss, rtol=0.05, atol=0.02)
     assert other.graph.recorded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_fetched_beside_the_step_before() -> None:
+    """Each step reads its own batch, though the next one's copy is asked for while it is still waiting."""
+    total, seen = torch.zeros(1 << 20, device="cuda"), []
+
+    def update(inputs: Tensor, labels: Tensor) -> Outcome:
+        for _ in range(200):  # longer than the host takes for all steps
+            total.add_(1e-3)
+        return Outcome(inputs.amin(), inputs.amax(), {"label": labels.amax()})
+
+    graph = StepGraph(update, CudaRecorder(torch.device("cuda")))
+    for number in range(WARM_STEPS + 20):
+        batch = torch.full((1 << 20,), float(number)).pin_memory()
+        seen.append(graph(batch, torch.full((4,), number).pin_memory(), torch.device("cuda")))
+        del batch
+    for number, outcome in enumerate(seen):
+        assert {float(value) for value in (outcome.loss, outcome.norm, outcome.tally["label"])} == {number}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

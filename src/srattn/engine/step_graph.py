@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -29,6 +29,10 @@ class Outcome(NamedTuple):
 class Recorder(Protocol):
     """What can do again what it was shown, on the same tensors."""
 
+    def fetch(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The tensors on the device, for what is called next; steps before may still be under way."""
+        ...
+
     def warm(self, call: Callable[[], T]) -> T:
         """The result of a call that is not recorded."""
         ...
@@ -45,6 +49,16 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.graph, self.stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        self.device, self.copies = device, torch.cuda.Stream(device)
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        main = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.copies):  # beside the step before, which `main` is still busy with
+            found = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+        main.wait_stream(self.copies)
+        for tensor in found:
+            tensor.record_stream(main)
+        return found
 
     def warm(self, call: Callable[[], T]) -> T:
         main = torch.cuda.current_stream()
@@ -97,8 +111,8 @@ class StepGraph:
         if self._given is None:
             self._given = (torch.empty_like(inputs, device=device), torch.empty_like(labels, device=device))
         own = self._given
-        for place, new in zip(own, (inputs, labels), strict=True):
-            place.copy_(new, non_blocking=True)
+        for place, new in zip(own, self._recorder.fetch((inputs, labels)), strict=True):
+            place.copy_(new)
         if self._warmed < WARM_STEPS:
             self._warmed += 1
             return self._recorder.warm(lambda: self._update(*own))
