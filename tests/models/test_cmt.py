@@ -14,6 +14,7 @@ from srattn import SrattnError
 from srattn.convert import convert_state_dict, save_checkpoint
 from srattn.convert.layouts.transforms import Context
 from srattn.convert.variants import infer
+from srattn.layers.stem import ResidualConvolutions, StemPatchEmbed
 from srattn.models import build_model
 from srattn.models.registry import count_parameters
 from tests.models.small import small_numbers
@@ -176,6 +177,21 @@ def test_pairs_of_convolutions_ahead_of_attention() -> None:
     assert model(x).shape == (2, 5)
     model.train()(x).sum().backward()
     assert all(p.grad is not None for p in embed.parameters())
+
+
+def test_stochastic_depth_grows_over_pairs_and_blocks() -> None:
+    model = small(stem_depth=2, conv_depth=1, drop_path_rate=0.5)
+    embed = model.stages[0].patch_embed
+    pairs = [*embed.stem[3:], *embed.convs]
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    rates = [unit.drop_path.p for unit in [*pairs, *blocks]]
+    assert rates == pytest.approx([0.5 * i / (len(rates) - 1) for i in range(len(rates))])
+    assert small(drop_path_rate=0.5).stages[0].blocks[0].drop_path.p == 0.0
+    x = torch.randn(2, 4, 6, 6)
+    pair = ResidualConvolutions(4, drop_path=1.0)
+    assert torch.equal(pair(x), x) and not torch.equal(pair.eval()(x), x)
+    with pytest.raises(SrattnError, match="a rate for each of 3 pairs, got 2"):
+        StemPatchEmbed(3, 4, 8, 2, stem_depth=2, conv_depth=1, drop_paths=[0.0, 0.1])
 
 
 def test_pairs_of_convolutions_are_kept_in_our_layout_alone(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A convolutional stem before the first patch embedding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from srattn.errors import SrattnError
 from srattn.layers.batch_norm import of_map_after_gelu
+from srattn.layers.drop import DropPath
 from srattn.layers.patch_embed import PatchEmbed
 from srattn.ops import plan
 
@@ -28,13 +30,14 @@ class StemLayer(nn.Module):
 class ResidualConvolutions(nn.Module):
     """x plus what two such layers make of it, without a bias, on (batch, channels, height, width)."""
 
-    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, channels: int, *, drop_path: float = 0.0, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.first = StemLayer(channels, channels, 1, bias=False, device=device, dtype=dtype)
         self.second = StemLayer(channels, channels, 1, bias=False, device=device, dtype=dtype)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x))
+        return x + self.drop_path(self.second(self.first(x)))
 
 
 class StemPatchEmbed(PatchEmbed):
@@ -42,7 +45,7 @@ class StemPatchEmbed(PatchEmbed):
 
     Not published: `stem_depth` pairs of convolutions, each with a residual, between the stem and the patches, and
     `conv_depth` of them behind the patches. What is near is seen by full convolutions before attention sees the rest
-    (after Z. Dai et al.: CoAtNet, arXiv:2106.04803, section 2.2).
+    (after Z. Dai et al.: CoAtNet, arXiv:2106.04803, section 2.2). `drop_paths` has a rate for each pair.
 
     The whole stride is divided between the two: at 4, as published, the stem and the patches halve the image each. An
     odd stride, or one below 4, is that of the patches alone.
@@ -57,6 +60,7 @@ class StemPatchEmbed(PatchEmbed):
         *,
         stem_depth: int = 0,
         conv_depth: int = 0,
+        drop_paths: Sequence[float] = (),
         edge: str = "pad",
         eps: float = 1e-5,
         device: Any = None,
@@ -65,6 +69,11 @@ class StemPatchEmbed(PatchEmbed):
         for name, depth in {"stem_depth": stem_depth, "conv_depth": conv_depth}.items():
             if depth < 0:
                 raise SrattnError(f"{name} is a number of pairs of convolutions, 0 or more, got {depth}")
+        rates = iter(drop_paths or [0.0] * (stem_depth + conv_depth))
+        if drop_paths and len(drop_paths) != stem_depth + conv_depth:
+            raise SrattnError(
+                f"drop_paths has a rate for each of {stem_depth + conv_depth} pairs, got {len(drop_paths)}"
+            )
         factory = {"device": device, "dtype": dtype}
         self.stem_stride = 2 if stride >= 4 and stride % 2 == 0 else 1
         super().__init__(stem_channels, dim, stride // self.stem_stride, edge=edge, eps=eps, **factory)
@@ -72,9 +81,11 @@ class StemPatchEmbed(PatchEmbed):
             StemLayer(in_chans, stem_channels, self.stem_stride, **factory),
             StemLayer(stem_channels, stem_channels, 1, **factory),
             StemLayer(stem_channels, stem_channels, 1, **factory),
-            *(ResidualConvolutions(stem_channels, **factory) for _ in range(stem_depth)),
+            *(ResidualConvolutions(stem_channels, drop_path=next(rates), **factory) for _ in range(stem_depth)),
         )
-        self.convs = nn.Sequential(*(ResidualConvolutions(dim, **factory) for _ in range(conv_depth)))
+        self.convs = nn.Sequential(
+            *(ResidualConvolutions(dim, drop_path=next(rates), **factory) for _ in range(conv_depth))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in any memory format. Returns (B, H', W', dim)."""

@@ -78,7 +78,8 @@ class Cmt(Backbone):
         stem_stride: stride of stem and first patches together; 1 or 2 keep enough tokens of small images.
         img_size: int or (height, width) whose grids the position biases have.
         drop_rate: dropout before the head; attn_drop_rate, proj_drop_rate: in attention, and after its output and in
-            the feed-forward; drop_path_rate: stochastic depth, growing linearly from 0 over the blocks.
+            the feed-forward; drop_path_rate: stochastic depth, growing linearly from 0 over pairs of convolutions and
+            blocks.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Cmt(Backbone):
         )
         self.img_size = img_size
         strides = [stem_stride] + [2] * (len(embed_dims) - 1)
-        drop_paths = spread(drop_path_rate, depths)
+        of_pairs, *drop_paths = spread(drop_path_rate, [max(0, stem_depth) + max(0, conv_depth), *depths])
         grid = as_pair(img_size, "img_size")
         stages = []
         for i, (dim, heads) in enumerate(zip(embed_dims, num_heads, strict=True)):
@@ -126,6 +127,7 @@ class Cmt(Backbone):
                     stem_stride,
                     stem_depth=stem_depth,
                     conv_depth=conv_depth,
+                    drop_paths=of_pairs,
                     edge=edge,
                 )
             )
