@@ -21,6 +21,7 @@ from srattn.engine.learner import Learner
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models import build_model
+from srattn.ops import plan
 
 ONE = {"epochs": 1}
 # torch.compile asks inputs inside the graph for theirs, and hides the warning where warnings are no errors.
@@ -83,6 +84,20 @@ def test_blocks_of_one_shape_share_a_graph(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 8
     assert compile_parts(torch.nn.Linear(2, 2)) == 1
     torch._dynamo.reset()
+
+
+def test_blocks_on_a_gpu_keep_their_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: found.append((type(self).__name__, k["options"])))
+    model = build_model("cmt_ti", img_size=64)
+    compile_parts(model)
+    assert found and not any(options for _, options in found)
+    found.clear()
+    monkeypatch.setattr(plan, "KERNEL_DEVICES", frozenset({"cpu"}))
+    compile_parts(model)
+    assert {name for name, options in found if options == {"layout_optimization": False}} == {"CmtBlock"}
+    assert {name for name, options in found if options is None} == {"StemPatchEmbed", "PatchEmbed"}
+    assert "layout_optimization" in torch._inductor.list_options()
 
 
 def test_patience_and_the_best_weights(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

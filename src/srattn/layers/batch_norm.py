@@ -33,7 +33,8 @@ def _by_kernel(norm: nn.BatchNorm2d, x: Tensor, gelu: bool) -> Tensor:
     count = x.numel() // x.shape[-1]
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    y, mean, var = ops.batch_norm(x, norm.weight, norm.bias, norm.eps, gelu)
+    # As rows: torch's compiler would lay out tokens of four dimensions as if they were a map, channels-last, and copy.
+    y, mean, var = ops.batch_norm(x.flatten(0, -2), norm.weight, norm.bias, norm.eps, gelu)
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         with torch.no_grad():
@@ -41,7 +42,7 @@ def _by_kernel(norm: nn.BatchNorm2d, x: Tensor, gelu: bool) -> Tensor:
             share = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
             norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), share)
-    return y
+    return y.view(x.shape)
 
 
 def after_gelu(norm: nn.Module, x: Tensor) -> Tensor:
