@@ -61,9 +61,13 @@ def test_runs_tables_and_the_box(
     run(cifar10, monkeypatch, *few, "--name", "one")
     assert json.loads((tmp_path / "one.json").read_text())["runs"] == rows[1:]
 
-    run(box, monkeypatch, runs / "ours-seed0", "--data", images, "--target", tmp_path / "weights", "--threads", 1)
+    target = ("--target", tmp_path / "weights", "--corrupted_images", 7)
+    run(box, monkeypatch, runs / "ours-seed0", "--data", images, *target, "--threads", 1)
     facts = json.loads((tmp_path / "weights" / "cifar10.json").read_text())
     assert facts["measured"]["images"] == 20 and len(facts["measured"]["corruptions"]) > 3
+    assert facts["corrupted_images"] == 7 and facts["training"]["passes"] == 2
+    accuracies = [value for row in facts["measured"]["corruptions"].values() for value in row.values()]
+    assert all(7 * value == pytest.approx(round(7 * value)) for value in accuracies)
     assert facts["training"]["recipe"]["epochs"] == 2
     text = (tmp_path / "weights" / "README.md").read_text()
     assert f"{100 * facts['measured']['top1']:.2f} %" in text and "class 9" in text and "## Limits" in text
