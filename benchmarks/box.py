@@ -36,8 +36,8 @@ SEVERITIES = [1, 3, 5]
 CORRUPTED_IMAGES = 2000
 _OF_THE_RECIPE = (
     "model", "model_options", "size", "augment", "epochs", "passes", "budget_minutes", "batch_size", "optimiser", "lr",
-    "min_lr", "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay", "clip_grad", "drop_rate", "drop_path_rate",
-    "precision", "seed",
+    "min_lr", "warmup_epochs", "weight_decay", "label_smoothing", "ema_decay", "clip_grad", "drop_rate",
+    "drop_path_rate", "precision", "seed",
 )  # fmt: skip
 
 
