@@ -170,7 +170,7 @@ def _note(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="images with classes: what srattn eval takes")
-    parser.add_argument("--model", default="box", help="a run, or the model in the box")
+    parser.add_argument("--model", default="box-small", help="a run, or a model in the box")
     parser.add_argument("--images", type=int, default=1000, help="of the test split")
     parser.add_argument("--only", nargs="+", default=["onnx", "openvino", "torch"])
     parser.add_argument("--precision", nargs="+", help="these alone")

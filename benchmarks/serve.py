@@ -344,7 +344,7 @@ def main() -> None:
     from importlib.metadata import version
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="box", help="as srattn serve takes it")
+    parser.add_argument("--model", default="box-small", help="as srattn serve takes it")
     parser.add_argument("--requests", type=int, default=2000, help="of each concurrency")
     parser.add_argument("--checked", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=1000, help="at once, for the checked requests")
@@ -361,7 +361,7 @@ def main() -> None:
         "machine": describe(cores),
         "versions": {name: version(name) for name in ("fastapi", "starlette", "uvicorn", "pillow", "torch")},
         "command": command,
-        "model": "the model in the box" if args.model == "box" else args.model,
+        "model": "the small model in the box" if args.model == "box-small" else args.model,
         "note": args.note or f"Service and clients share {cores} core(s).",
         "hostile": hostile(args.model, args.damaged),
         "checked": checked(args.model, args.checked, args.connections),

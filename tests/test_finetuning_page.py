@@ -53,7 +53,7 @@ def test_one_command(page: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     )  # fmt: skip
     (tmp_path / "weights").mkdir()
     preprocess = Preprocess(size=(16, 16))
-    save_weights(tmp_path / "weights" / "box.safetensors", model, ["a", "b", "c"], preprocess, torch.float16)  # type: ignore[arg-type]
+    save_weights(tmp_path / "weights" / "cifar10-small.safetensors", model, ["a", "b", "c"], preprocess, torch.float16)  # type: ignore[arg-type]
     monkeypatch.setattr("srattn.engine.open_model.files", lambda name: tmp_path)
     source = cells(tmp_path / "bccd")
     page.cut_cells(source, tmp_path / "photos", 3)

@@ -2,7 +2,7 @@
 
     python docs/pictures/explain.py
 
-A small ship made of formulas, and what the model in the box makes of it: attention of one point, rollout, Grad-CAM,
+A ship made of formulas, and what the small model in the box makes of it: attention of one point, rollout, Grad-CAM,
 the receptive fields, and what one key is made from. Each panel is what `srattn.explain` returns.
 """
 
@@ -49,7 +49,7 @@ def boxed(pixels: Tensor, support: maps.KeySupport, key: int) -> Tensor:
 
 
 def draw() -> Image.Image:
-    run = open_model(None)
+    run = open_model("box-small")
     pixels = run.preprocess.pixels(ship()).float() / 255
     image = run.preprocess.normalise(pixels[None])[0]
     with torch.no_grad():

@@ -120,13 +120,15 @@ def test_what_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_model_in_the_box(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "README.md").write_text("a card")
-    save_weights(tmp_path / "weights" / "box.safetensors", run.model, run.classes, run.preprocess)
+    save_weights(tmp_path / "weights" / "cifar10.safetensors", run.model, run.classes, run.preprocess)
     monkeypatch.setattr("srattn.engine.open_model.files", lambda name: tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in (None, "box"):
         boxed = open_model(name)
         assert boxed.classes == ["a", "b", "c"]
         assert model_facts(boxed) == model_facts(run)
+    with pytest.raises(SrattnError, match="no model comes with this installation"):
+        open_model("box-small")
     (tmp_path / "box").mkdir()  # a folder of that name is meant first
     with pytest.raises(SrattnError, match="box is not a run"):
         open_model("box")

@@ -66,7 +66,7 @@ class TrainConfig:
     loss: str | None = None
     """segment: ce, dice, focal, lovasz, boundary, structure, or a sum such as ce+dice or 0.5*ce+lovasz."""
     init: str | None = None
-    """Weights to start from: a run, a checkpoint, a published model's name, or box. Other classes get a new head."""
+    """Weights to start from: a run, a checkpoint, a published name, box or box-small. Other classes get a new head."""
     drop_rate: float = 0.0
     """Dropout before the classifier."""
     drop_path_rate: float | None = None

@@ -20,6 +20,8 @@ from srattn.models.registry import list_models
 
 BOX = "box"
 """What the model in the box is called on a command line."""
+BOXED = {BOX: "cifar10.safetensors", "box-small": "cifar10-small.safetensors"}
+"""The models that come with the package: the best, and one that takes a processor a small part of its time."""
 
 
 def open_model(name: str | None, device: str | torch.device = "cpu", size: int | None = None) -> LoadedRun:
@@ -27,14 +29,16 @@ def open_model(name: str | None, device: str | torch.device = "cpu", size: int |
 
     Args:
         name: a run folder or its model.safetensors; a checkpoint in any layout that `srattn convert` reads; a
-            registered model, whose published weights are fetched; None or "box" for the model in the box.
+            registered model, whose published weights are fetched; None or "box" for the model in the box, "box-small"
+            for the small one.
         size: side of the square images in pixels, where it shall not be the model's own.
 
     Raises:
         SrattnError: none of these, or weights that cannot be read or found.
     """
-    boxed = name is None or (name == BOX and not Path(name).exists())
-    run = boxed_model(device) if boxed else _open(str(name), device)
+    name = BOX if name is None else name
+    boxed = name in BOXED and not Path(name).exists()
+    run = boxed_model(device, name) if boxed else _open(name, device)
     if run.model.dimensions != 2:
         raise SrattnError(f"{run.path} is a model of volumes, not of images")
     if size is not None:
@@ -66,21 +70,19 @@ def task_of(name: str | None) -> str:
     return str(facts.get("task", CLASSIFIES)) if isinstance(facts, dict) else CLASSIFIES
 
 
-def boxed_model(device: str | torch.device = "cpu") -> LoadedRun:
-    """The model that comes with the package, so that a first prediction needs nothing else.
+def boxed_model(device: str | torch.device = "cpu", name: str = BOX) -> LoadedRun:
+    """A model that comes with the package, of those that `BOXED` has, so that a first prediction needs nothing else.
 
     Raises:
         SrattnError: this installation has none.
     """
-    folder = files("srattn").joinpath("weights")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file()) if folder.is_dir() else []
-    names = [name for name in names if name.endswith(".safetensors")]
-    if not names:
+    file = files("srattn").joinpath("weights").joinpath(BOXED[name])
+    if not file.is_file():
         raise SrattnError(
             "no model comes with this installation: give --model RUN (a run folder of srattn train, a checkpoint, "
             "or a name that srattn models lists)"
         )
-    with as_file(folder.joinpath(names[0])) as path:
+    with as_file(file) as path:
         return load_run(path, device)
 
 
