@@ -23,6 +23,7 @@ from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
 from srattn.engine.read import check_alike, make_augment, make_loader, read_data
 from srattn.engine.results import make_result
+from srattn.engine.run_lock import locked
 from srattn.engine.settings import apply_settings, settings_of
 from srattn.engine.sinks import Factory, find_sinks, open_sinks
 from srattn.engine.start import check_size, prepare_model, with_teacher, without_adapters
@@ -75,21 +76,25 @@ def train(
 
     Raises:
         SrattnError: options, data or a run folder that cannot be used, a loss that is no number any more, or another
-            process that failed.
+            process that failed; or another process that trains in the run's folder.
         Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
         OSError: no space left; what was there before is whole.
     """
     resuming = config.resume is not None
-    with join(config.distributed, config.device, resuming=resuming) as world, watch_others(world):
-        resolved, checkpoint = _resumed(config, world) if resuming else (resolve(config), None)
+    with (
+        join(config.distributed, config.device, resuming=resuming) as world,
+        watch_others(world),
+        contextlib.ExitStack() as lock,
+    ):
+        progress = progress if progress is not None and world.first else Silent()
+        resolved, checkpoint = _resumed(config, world, lock, progress) if resuming else (resolve(config), None)
         if not resuming:
             run_folder.check_free(config.out)
-        progress = progress if progress is not None and world.first else Silent()
         with _settings_of(resolved), contextlib.closing(progress):
             factories = find_sinks(resolved.sinks)
             trainer = _prepare(resolved, world, progress, on_step, weights=checkpoint is None)
             with catch_signals() as stop:
-                folder = _place(trainer, checkpoint, factories)
+                folder = _place(trainer, checkpoint, factories, lock)
                 progress.note(_headline(trainer, folder))
                 try:
                     trainer.run(stop)
@@ -112,11 +117,22 @@ def _settings_of(config: ResolvedConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _resumed(config: TrainConfig, world: World) -> tuple[ResolvedConfig, Path]:
-    """The options of a stopped run, and the checkpoint to take it up at."""
+def _resumed(
+    config: TrainConfig, world: World, lock: contextlib.ExitStack, progress: Progress
+) -> tuple[ResolvedConfig, Path]:
+    """The options of a stopped run, whose folder is this run's from now on, and the checkpoint to take it up at."""
     assert config.resume is not None
     checkpoints = Checkpoints(Path(config.resume, run_folder.CHECKPOINTS), world)
-    names = world.tell(checkpoints.names() if world.first else None)
+    names, refused = [], ""
+    if world.first and checkpoints.names():  # nothing is written into a folder that is no run
+        try:
+            lock.enter_context(locked(Path(config.resume), progress.note))
+        except SrattnError as error:
+            refused = str(error)
+        names = checkpoints.names()
+    names, refused = world.tell((names, refused))
+    if refused:
+        raise SrattnError(refused)
     if not names:
         raise SrattnError(f"{config.resume} has no complete checkpoint: there is nothing to resume")
     path = checkpoints.folder / names[0]
@@ -170,12 +186,16 @@ def _prepare(
     return trainer
 
 
-def _place(trainer: Trainer, checkpoint: Path | None, factories: dict[str, Factory]) -> Path:
-    """The run's folder: a new one, or its own with the state of `checkpoint` taken up."""
+def _place(
+    trainer: Trainer, checkpoint: Path | None, factories: dict[str, Factory], lock: contextlib.ExitStack
+) -> Path:
+    """The run's folder: a new one, locked by the first process, or its own with the state of `checkpoint` taken up."""
     config, world = trainer.config, trainer.world
     if checkpoint is None:
         made = run_folder.create(config) if world.first else None
         folder = Path(world.tell(str(made)))
+        if world.first:
+            lock.enter_context(locked(folder, trainer.progress.note))
     else:
         folder = checkpoint.parent.parent
     checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS, world, config.keep_checkpoints)
@@ -185,6 +205,7 @@ def _place(trainer: Trainer, checkpoint: Path | None, factories: dict[str, Facto
             trainer.save(wait=True)  # so that it can be resumed from the start
         except BaseException:
             if world.first:
+                lock.close()
                 run_folder.remove(folder)
             raise
     else:
