@@ -158,7 +158,7 @@ def test_a_bad_batch_is_seen_by_all(options: dict[str, Any], launch: Launch, tmp
     ended = launch(2, options=options | {"out": str(folder)}, poison=[1, 4])
     assert [process.code for process in ended] == [2, 2], [process.text for process in ended]
     assert any("loss is nan in epoch 2, step 2" in process.text for process in ended)
-    batch = load_file(folder / "bad_batch.safetensors")
+    batch = load_file(folder / "bad_batch-0000000005.safetensors")
     assert batch["inputs"].shape == (256, 1, 8, 8) and len(batch["indices"].unique()) == 256
     assert batch["inputs"].isnan().flatten(1).all(1).tolist() == [False] * 128 + [True] * 128
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,18 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 def test_it_stops_the_run_and_keeps_the_batch(tiny: dict[str, Any], tmp_path: Path, poison: set[int]) -> None:
     poison.add(8)
     seen: list[int] = []
-    with pytest.raises(SrattnError, match=r"loss is nan in epoch 2, step 3: .*bad_batch\.safetensors; lower --lr"):
+    with pytest.raises(
+        SrattnError, match=r"loss is nan in epoch 2, step 3: .* --lr \(.*\), or lower --clip_grad \(now 1\)"
+    ):
         train(TrainConfig(**tiny, out=str(tmp_path / "run")), on_step=seen.append)
     assert seen == list(range(1, 9))  # within the step
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", World(torch.device("cpu")))
     assert read_facts(checkpoints.folder / checkpoints.names()[0])["position"]["epoch"] == 1
-    batch = load_file(tmp_path / "run" / "bad_batch.safetensors")
+    path = tmp_path / "run" / "bad_batch-0000000009.safetensors"
+    batch = load_file(path)
     assert batch["inputs"].shape == (256, 1, 8, 8) and batch["inputs"].isnan().all()
     assert batch["labels"].shape == batch["indices"].shape == (256,)
-    with safe_open(tmp_path / "run" / "bad_batch.safetensors", framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         assert '"step": 3' in file.metadata()["srattn"] and "digits/" in file.metadata()["srattn"]
 
 
@@ -57,6 +61,30 @@ def test_it_goes_back_and_leaves_the_batch_out(tiny: dict[str, Any], tmp_path: P
     assert seen == [1, 2, 3, 3, 5, 6, 7, 8, 10, 11, 12]  # back to 2 without the fourth, to 8 without the ninth
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
     assert [record["step"] for record in result.history] == [6, 12]
+    # Each bad batch is kept.
+    kept = sorted(path.name for path in (tmp_path / "run").glob("bad_batch*"))
+    assert kept == ["bad_batch-0000000004.safetensors", "bad_batch-0000000009.safetensors"]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_epoch_whose_steps_are_all_left_out(
+    tiny: dict[str, Any], tmp_path: Path, poison: set[int], bad: int
+) -> None:
+    poison.add(bad)
+    options = tiny | {"on_nan": "rollback", "batch_size": 2048}  # one step an epoch
+    result = train(TrainConfig(**options, out=str(tmp_path / "run")))
+    assert result.result["steps_left_out"] == 1 and result.result["epochs"] == 2
+    empty, full = result.history[bad], result.history[1 - bad]
+    assert full.keys() - empty.keys() == {"train_loss", "train_accuracy"} and empty["images_per_second"] == 0
+    table = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert table[bad]["train_loss"] == "" and float(table[bad]["val_loss"]) == empty["val_loss"]
+    assert float(table[1 - bad]["train_loss"]) == full["train_loss"]
+
+
+def test_the_advice_is_of_the_options_as_they_are(tiny: dict[str, Any], tmp_path: Path, poison: set[int]) -> None:
+    poison.add(0)
+    with pytest.raises(SrattnError, match=r"lower --lr \(now .*\), or set --clip_grad, now off$"):
+        train(TrainConfig(**tiny, clip_grad=0, out=str(tmp_path / "run")))
 
 
 def test_a_step_that_is_looked_at_during_the_next(
@@ -100,7 +128,7 @@ def test_a_step_before_one_that_is_left_out_has_its_own_number(
     result = train(TrainConfig(**options, out=str(tmp_path / "run")), on_step=on_step)
     assert result.result["steps_left_out"] == 2
     assert seen == [1, 2, 3, 4, 5, 1, 2, 3, 4, 1, 2, 3, 6]
-    with safe_open(tmp_path / "run" / "bad_batch.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "run" / "bad_batch-0000000004.safetensors", framework="pt") as file:
         assert '"step": 4' in file.metadata()["srattn"]
 
 

@@ -13,8 +13,6 @@ from srattn.data.loader import Batch
 from srattn.engine import run_folder
 from srattn.engine.distributed import World
 
-BAD_BATCH = "bad_batch.safetensors"
-
 
 class BadStep(Exception):
     """A step whose loss or gradient is no finite number; seen alike by all processes."""
@@ -37,16 +35,17 @@ def check_finite(loss: float, norm: float, skips_overflow: bool) -> tuple[str, f
     return None
 
 
-def save_bad_batch(folder: Path, bad: BadStep, names: Sequence[str], world: World) -> Path:
+def save_bad_batch(folder: Path, bad: BadStep, number: int, names: Sequence[str], world: World) -> Path:
     """Writes the whole batch of all processes: inputs as the model got them, labels, indices, and their names.
 
-    To be called in all processes; the first writes.
+    To be called in all processes; the first writes. The file is called by `number`, which says the how manieth step of
+    the whole run it was: each bad batch has a file of its own.
     """
     from safetensors.torch import save
 
     parts = {"inputs": bad.batch.inputs, "labels": bad.batch.labels, "indices": bad.batch.indices}
     gathered = {name: world.gather(tensor.detach().cpu()) for name, tensor in parts.items()}
-    path = folder / BAD_BATCH
+    path = folder / f"bad_batch-{number:010d}.safetensors"
     if world.first:
         state = {name: torch.cat(rows).contiguous() for name, rows in gathered.items()}
         called = [names[index] for index in state["indices"].tolist()]

@@ -94,8 +94,9 @@ def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     """metrics.csv and metrics.jsonl, one record an epoch, replaced as a whole: a resumed run has no record twice."""
     if not history:
         return
+    fullest = max(history, key=len)  # an epoch whose steps were all left out has no training figures
     table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(history[0]), lineterminator="\n")
+    writer = csv.DictWriter(table, fieldnames=list(fullest), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_text(folder / "metrics.csv", table.getvalue())

@@ -299,12 +299,13 @@ class Trainer:
 
     def _end_epoch(self, evaluation: Evaluation, trained: float, seconds: float) -> None:
         position, config = self.position, self.config
-        train, val = self.task.summary(position.sums), evaluation.figures
+        train = self.task.summary(position.sums) if position.sums else {}  # none where every step was left out
+        val = evaluation.figures
         record: dict[str, float] = {"epoch": position.epoch + 1, "step": self.steps_done}
         record |= {f"train_{name}": value for name, value in train.items()}
         record |= {f"val_{name}": value for name, value in val.items()}
         record["learning_rate"] = self._rate(self.steps_done - 1)
-        record["images_per_second"] = round(position.sums["count"] / max(trained, 1e-9), 1)
+        record["images_per_second"] = round(position.sums.get("count", 0.0) / max(trained, 1e-9), 1)
         record["loader_share"] = round(position.waiting / max(trained, 1e-9), 4)
         record["seconds"] = round(seconds, 3)
         record = self.world.tell(record)  # times are the first process's, so that all have one history
@@ -334,14 +335,16 @@ class Trainer:
         assert self.checkpoints is not None
         config, position = self.config, self.position
         self.checkpoints.wait()  # of the steps before
-        path = guard.save_bad_batch(self.folder, bad, self.loader.data.train.names, self.world)
-        skipped = [*position.skipped, bad.epoch * self.loader.steps_per_epoch + bad.step]
+        number = bad.epoch * self.loader.steps_per_epoch + bad.step
+        path = guard.save_bad_batch(self.folder, bad, number + 1, self.loader.data.train.names, self.world)
+        skipped = [*position.skipped, number]
         self._pending = None
         if config.on_nan == "stop" or len(skipped) > config.max_rollbacks:
             tried = f" after {len(position.skipped)} rollbacks" if position.skipped else ""
+            clip = f"lower --clip_grad (now {config.clip_grad:g})" if config.clip_grad else "set --clip_grad, now off"
             raise SrattnError(
                 f"{bad}: training stopped{tried}, the last checkpoint is as it was, and the batch is in {path}; lower "
-                f"--lr (now {config.lr:g}) or --clip_grad (now {config.clip_grad:g})"
+                f"--lr (now {config.lr:g}), or {clip}"
             )
         name = self.world.tell(self.checkpoints.names()[0] if self.world.first else None)
         self.restore(self.checkpoints.folder / name)
