@@ -188,6 +188,7 @@ def test_the_time_is_up(tiny: dict[str, Any], tmp_path: Path) -> None:
     result = train(TrainConfig(**tiny, max_minutes=1e-9, out=str(tmp_path / "run")), on_step=steps.append)
     assert steps == [1]
     assert result.result["ended"] == "max_minutes" and result.result["epochs"] == 1
+    assert result.result["steps"] == result.history[-1]["step"] == 1  # not those of the rest of the epoch
     assert math.isfinite(result.result["accuracy"]) and (tmp_path / "run" / "model.safetensors").is_file()
     train(TrainConfig(resume=str(tmp_path / "run")), on_step=steps.append)
     assert steps == [1]

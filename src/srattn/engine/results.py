@@ -38,7 +38,7 @@ def make_result(trainer: Trainer) -> dict[str, Any]:
         "best_epoch": None if best is None else best + 1,
         "ended": position.ended or "epochs",
         "steps_left_out": len(position.skipped),
-        "steps": trainer.steps_done,
+        "steps": int(history[-1]["step"]),  # an epoch may have ended within
         "seed": config.seed,
         "seconds": round(position.seconds_before(), 3),
         "loader_share": round(sum(r["loader_share"] * r["seconds"] for r in history) / _seconds(history), 4),
