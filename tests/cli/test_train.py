@@ -241,6 +241,52 @@ def test_an_image_that_goes_missing_is_not_taken_for_another(
     assert found is not None and expected is not None and found[0].equal(expected[0])
 
 
+def test_images_that_become_unreadable_are_named_once_and_left_out(
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_scaling: None,
+) -> None:
+    import json
+
+    from PIL import Image
+
+    from srattn.engine.trainer import Trainer
+
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    for part, count in (("train", 6), ("val", 4)):
+        for level, name in ((60, "dusk"), (200, "day")):
+            (photos / part / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (24, 20), (level + index,) * 3).save(photos / part / name / f"{index}.png")
+    gone = [photos / "train" / "day" / "3.png", photos / "val" / "dusk" / "1.png"]
+    step = Trainer._step
+
+    def damaging(self: Trainer, *batch: Any) -> None:
+        step(self, *batch)
+        for path in gone:
+            path.unlink(missing_ok=True)
+
+    monkeypatch.setattr(Trainer, "_step", damaging)
+    options = ["--data", str(photos), "--size", "16", "--epochs", "3", "--batch_size", "4", "--cache_mb", "0"]
+    assert main([*tiny, *options, "--num_workers", "0", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for path in gone:
+        assert printed.count(f"not readable any more, and left out: {path}: ") == 1
+    assert printed.index("left out") < printed.index("epoch 2/3")
+    result = json.loads((out / "result.json").read_text())
+    assert result["lost_images"] == 2 and [line.partition(": ")[0] for line in result["lost"]] == [*map(str, gone)]
+    assert sum(map(sum, result["confusion"])) == 7 and result["skipped_images"] == 0
+    page = (out / "report.html").read_text()
+    assert all(path.name in page for path in gone)
+
+    for path in (photos / "val").rglob("*.png"):
+        gone.append(path)
+    assert main([*tiny, *options, "--num_workers", "0", "--out", str(tmp_path / "other")]) == 2
+    assert "no image to measure with can be read any more: " in capsys.readouterr().err
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     import dataclasses
 

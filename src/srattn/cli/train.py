@@ -110,23 +110,25 @@ def _report(result: RunResult) -> Path | None:
 
 
 def report_inputs(result: RunResult) -> Any:
-    """What the report shows of a run. Of very many validation images it shows an even selection."""
+    """What the report shows of a run: the validation images that could be read, of very many an even selection."""
     import torch
 
     from srattn.explain.report import ReportInputs
 
-    data, loader = result.loader.data, result.loader
+    data, loader, evaluation = result.loader.data, result.loader, result.evaluation
     height, width = data.preprocess.size
     most = max(1, REPORT_BYTES // (2 * 4 * data.preprocess.channels * height * width))
-    count = len(data.val)
-    chosen = torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
-    images = loader.val_pixels(chosen)
+    count = len(evaluation.indices)
+    rows = torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()  # of the answers
+    images = loader.val_pixels(evaluation.indices[rows])
+    there = torch.tensor([index not in data.val.lost for index in evaluation.indices[rows].tolist()], dtype=torch.bool)
+    rows, images = rows[there], images[there]
     return ReportInputs(
         **_facts(result),
         images=images,
         model_inputs=data.preprocess.normalise(images),
-        labels=data.val.labels[chosen],
-        probabilities=result.evaluation.answers[chosen],
+        labels=data.val.labels[evaluation.indices[rows]],
+        probabilities=evaluation.answers[rows],
     )
 
 
@@ -140,7 +142,7 @@ def scene_report_inputs(result: RunResult) -> Any:
     data, loader, answers = result.loader.data, result.loader, result.evaluation.answers
     assert isinstance(loader, SceneLoader)
     task = make_task(result.config.task, data.classes, **task_options(result.model))
-    measured = [index for index in range(len(data.val)) if index not in data.val.lost]
+    measured: list[int] = result.evaluation.indices.tolist()
     return SceneReportInputs(
         **_facts(result),
         task=task,
@@ -165,5 +167,5 @@ def _facts(result: RunResult) -> dict[str, Any]:
         "model": result.model.cpu(),
         "config_yaml": to_yaml(result.config),
         "result": result.result,
-        "skipped": result.loader.data.skipped,
+        "skipped": [*result.loader.data.skipped, *result.result["lost"]],
     }

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from srattn.data.loader import Batch, Loader
 from srattn.engine.distributed import World
+from srattn.errors import SrattnError
 from srattn.tasks.protocol import Task
 
 
 @dataclasses.dataclass
 class Evaluation:
     """`figures` as in the history, `details` as in result.json, and the answers (N, ...) in the order of the data.
+
+    `indices` (N,) say of which validation images: of all but those that could not be read any more.
 
     Of several processes the first has all answers, and in the details what was measured of each image, where a task
     measures that ("per_image"); each of the others has its own answers.
@@ -27,6 +30,7 @@ class Evaluation:
     figures: dict[str, float]
     details: dict[str, Any]
     answers: Tensor
+    indices: Tensor
 
 
 @torch.no_grad()
@@ -41,7 +45,11 @@ def evaluate(
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Evaluation | None:
-    """Measures `model` in eval mode; None if `stop` said so on the way (asked in a run of one process alone)."""
+    """Measures `model` in eval mode; None if `stop` said so on the way (asked in a run of one process alone).
+
+    Raises:
+        SrattnError: none of the images can be read.
+    """
     world = world or World(device)
     training = model.training
     model.eval()
@@ -61,12 +69,14 @@ def evaluate(
                 return None
     finally:
         model.train(training)
+    if not world.any(bool(answers)):
+        raise SrattnError(f"no image to measure with can be read any more{': '.join(['', *loader.lost[:1]])}")
     own: list[float | None] | None = getattr(metrics, "per_image", None) if world.size > 1 else None
     metrics.reduce(world.sum)
     details = metrics.details()
     if own is not None:
         details |= _per_image(own, indices, world)
-    return Evaluation(metrics.compute(), details, _in_order(answers, indices, world))
+    return Evaluation(metrics.compute(), details, _in_order(answers, indices, world), _measured(indices, world))
 
 
 def _per_image(own: list[float | None], indices: list[Tensor], world: World) -> dict[str, list[float | None]]:
@@ -101,9 +111,18 @@ def _in_order(answers: list[Tensor], indices: list[Tensor], world: World) -> Ten
         return own
     shape = world.tell(list(own.shape[1:]))  # of the first process, which has the first image
     own = own.contiguous() if answers else torch.empty(0, *shape)
-    places = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
-    gathered, order = world.gather(own), world.gather(places)
+    gathered, order = world.gather(own), world.gather(_places(indices))
     if not world.first:
         return own
     together = torch.cat(gathered)
     return together[torch.cat(order).argsort()]
+
+
+def _measured(indices: list[Tensor], world: World) -> Tensor:
+    """Of which images the answers are, in their order."""
+    gathered = world.gather(_places(indices))
+    return torch.cat(gathered).sort().values if world.first else _places(indices)
+
+
+def _places(indices: list[Tensor]) -> Tensor:
+    return torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)

@@ -17,6 +17,7 @@ class Position:
         waiting: of these, how long the first process waited for images.
         history: the records of the epochs that are complete.
         skipped: steps of the whole run that are left out, because their batch gave a loss that is no number.
+        lost: a line for every image that has become unreadable since the run began.
         ended: why the run is over before its last epoch: "max_minutes", "budget_minutes", "patience", or nothing.
     """
 
@@ -27,6 +28,7 @@ class Position:
     waiting: float = 0.0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     skipped: list[int] = dataclasses.field(default_factory=list)
+    lost: list[str] = dataclasses.field(default_factory=list)
     ended: str = ""
 
     def best(self, figure: str) -> int | None:

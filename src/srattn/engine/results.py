@@ -34,6 +34,8 @@ def make_result(trainer: Trainer) -> dict[str, Any]:
         "val_images": len(data.val),
         "skipped_images": len(data.skipped),
         "skipped": data.skipped,
+        "lost_images": len(position.lost),
+        "lost": position.lost,
         "epochs": position.epoch,
         "best_epoch": None if best is None else best + 1,
         "ended": position.ended or "epochs",

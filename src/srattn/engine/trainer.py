@@ -318,6 +318,7 @@ class Trainer:
         if config.patience and best is not None and len(position.history) - 1 - best >= config.patience:
             position.ended = "patience"
         self._flags = dict.fromkeys(self._flags, False)
+        self._name_lost()
         self.evaluation = evaluation
         if self.world.first:
             run_folder.write_history(self.folder, position.history)
@@ -325,6 +326,15 @@ class Trainer:
         if self.sinks:
             self.sinks.write(int(record["step"]), {name: v for name, v in record.items() if name != "step"})
         self.progress.epoch(record)
+
+    def _name_lost(self) -> None:
+        """Says once of each image that a process could not read any more; to be called in all."""
+        known = set(self.position.lost)
+        found = dict.fromkeys(line for lines in self.world.exchange(self.loader.lost) for line in lines)
+        for line in found:
+            if line not in known:
+                self.position.lost.append(line)
+                self.progress.note(f"not readable any more, and left out: {line}")
 
     def _stop(self) -> None:
         self.save(wait=True)
@@ -347,8 +357,9 @@ class Trainer:
                 f"--lr (now {config.lr:g}), or {clip}"
             )
         name = self.world.tell(self.checkpoints.names()[0] if self.world.first else None)
+        lost = position.lost
         self.restore(self.checkpoints.folder / name)
-        position.skipped = skipped
+        position.skipped, position.lost = skipped, lost
         self._flags = dict.fromkeys(self._flags, False)
         self.progress.note(f"{bad}: back to step {self.steps_done}, and that batch is left out; it is in {path}")
 
@@ -367,6 +378,7 @@ class Trainer:
             self.evaluation = None
         if self.evaluation is None:  # or the run was resumed after its last epoch
             self.evaluation = self.learner.evaluate(self.loader)
+            self._name_lost()
         assert self.evaluation is not None
         if self.learner.average:
             self.learner.average.swap()

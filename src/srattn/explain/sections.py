@@ -84,7 +84,7 @@ def _machine(result: Mapping[str, object]) -> str:
     return ", ".join(words)
 
 
-_SHOWN_ELSEWHERE = {"classes", "skipped", "confusion", "support", "per_class_accuracy"}
+_SHOWN_ELSEWHERE = {"classes", "skipped", "lost", "confusion", "support", "per_class_accuracy"}
 
 
 def facts(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
