@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from srattn.data.augment import Augment
@@ -13,7 +14,8 @@ from srattn.data.decode import BadImage
 from srattn.data.folder import find_images, index_folder
 from srattn.data.preprocess import Preprocess
 from srattn.data.reader import load_data
-from srattn.data.samples import ImageData
+from srattn.data.samples import ImageData, Samples
+from srattn.data.sources import stamp_of
 from srattn.errors import SrattnError
 
 PREPROCESS = Preprocess(size=(8, 8))
@@ -142,3 +144,25 @@ def test_names_and_paths(make_folder) -> None:
     assert len(load_data(str(make_folder({"cat": 2, "dog": 2})), augment).train) == 2
     with pytest.raises(SrattnError, match="'digts' is neither digits nor an existing folder; did you mean 'digits'"):
         load_data("digts", augment)
+
+
+def test_a_stamp_is_of_size_and_ends(tmp_path: Path) -> None:
+    path, data = tmp_path / "file", bytes(range(256)) * 400
+    path.write_bytes(data)
+    assert stamp_of(path) == stamp_of(data)
+    for other in (data[:-1], data + b"x", b"x" + data[1:], data[:-1] + b"x"):
+        assert stamp_of(other) != stamp_of(data) and 0 <= stamp_of(other) < 1 << 63
+    assert stamp_of(b"") == 0
+
+
+def test_names_below_one_folder_are_the_same_elsewhere(tmp_path: Path) -> None:
+    def named(*names: str) -> ImageData:
+        samples = Samples(names, torch.zeros(len(names), dtype=torch.int64), torch.zeros(len(names), 1, 2, 2), 1)
+        return ImageData(["x"], samples, samples, Preprocess(), [])
+
+    one, other = named("/a/b/1.png", "/a/bc/2.png"), named("/d/e/f/b/1.png", "/d/e/f/bc/2.png")
+    assert one.fingerprint() != other.fingerprint() and one.rootless() == other.rootless() != ""
+    assert named("/a/b/1.png", "/a/bc/3.png").rootless() != one.rootless()
+    assert named("b/1.png", "bc/2.png").rootless() == named("/a/b/1.png", "2.png").rootless() == ""
+    assert named("/a/b/1.png").rootless() == named("/c/1.png").rootless() != ""
+    assert one.contents() == ""  # no files

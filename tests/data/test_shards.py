@@ -72,6 +72,8 @@ def test_a_folder_a_pattern_and_a_glob(shards: Path) -> None:
     braces = load(f"{shards}/train-{{0000..0001}}.tar", val=f"{shards}/val-{{0000..0000}}.tar")
     assert braces.fingerprint() == whole.fingerprint()
     assert load(f"{shards}/*.tar").fingerprint() == whole.fingerprint()
+    assert load(f"{shards}/*.tar", hold_bytes=0).contents() == whole.contents()
+    assert braces.contents() == whole.contents()
     assert len(load(f"{shards}/train-*.tar", val="split").val) == 3
     with pytest.raises(SrattnError, match=r"no file matches .*nothing-\*"):
         load(f"{shards}/nothing-*.tar")

@@ -13,7 +13,7 @@ from srattn.data.ahead import ahead
 from srattn.data.decode import BadImage, decode
 from srattn.data.preprocess import Preprocess
 from srattn.data.samples import ImageData, OnBadImage, Samples, labels_tensor
-from srattn.data.sources import Item, Source, called, file_of
+from srattn.data.sources import Item, Source, called, file_of, stamp_of
 from srattn.data.split import stratified_split
 from srattn.errors import SrattnError
 
@@ -211,21 +211,24 @@ def read_samples(
     good: list[Item] = []
     sources: list[Source] = []
     skipped: list[str] = []
+    stamps: list[int] = []
     shapes: set[tuple[int, ...]] = set()
 
-    def open_some(chunk: Sequence[Item]) -> list[Tensor | BadImage]:
+    def open_some(chunk: Sequence[Item]) -> list[tuple[Tensor, int] | BadImage]:
         return [_open(item, channels, prepare, least) for item in chunk]
 
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     for chunk, results in zip(chunks, ahead(open_some, chunks, workers), strict=True):
-        for item, pixels in zip(chunk, results, strict=True):
+        for item, opened in zip(chunk, results, strict=True):
             if done:
                 done()
-            if isinstance(pixels, BadImage):
+            if isinstance(opened, BadImage):
                 if on_bad_image == "error":
-                    raise pixels
-                skipped.append(str(pixels))
+                    raise opened
+                skipped.append(str(opened))
                 continue
+            pixels, stamp = opened
+            stamps.append(stamp)
             shapes.add(tuple(pixels.shape))
             good.append(item)
             sources.append(pixels if budget.take(pixels.numel()) else item.source)
@@ -233,6 +236,7 @@ def read_samples(
     labels = labels_tensor([item.label for item in good])
     names = [item.name for item in good]
     samples = Samples(names, labels, _together(sources, shape), channels, prepare, None, on_bad_image, {}, least)
+    samples.stamps = torch.tensor(stamps, dtype=torch.int64)
     if shape is not None:
         samples.shape = (shape[0], shape[1], shape[2])
     return samples, skipped
@@ -244,13 +248,18 @@ def lazy_samples(items: Sequence[Item], channels: int, prepare: Prepare, on_bad_
     return Samples([i.name for i in items], labels, [i.source for i in items], channels, prepare, None, on_bad_image)
 
 
-def _open(item: Item, channels: int, prepare: Prepare, least: int | None) -> Tensor | BadImage:
+def _open(item: Item, channels: int, prepare: Prepare, least: int | None) -> tuple[Tensor, int] | BadImage:
+    """The prepared pixels and the stamp of the file."""
     if isinstance(item.source, Tensor):
-        return item.source
+        return item.source, stamp_of(item.source.numpy().tobytes())
+    name = called(item.name, item.source)
     try:
-        return prepare(decode(file_of(item.source), channels, called(item.name, item.source), least))
+        file = file_of(item.source)
+        return prepare(decode(file, channels, name, least)), stamp_of(file)
     except BadImage as error:
         return error
+    except OSError as error:  # of the stamp: decoding names its own
+        return BadImage(f"{name}: {error.strerror}")
 
 
 def _together(sources: list[Source], shape: tuple[int, ...] | None) -> list[Source] | Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,7 @@ class Samples:
         on_bad_image: what becomes of a file that was whole when the run began and is not any more.
         lost: the reason for every image that has become unreadable, by index.
         least: see `decode`.
+        stamps: int64 (N,), what `srattn.data.sources.stamp_of` makes of each file; None where there are no files.
     """
 
     names: Sequence[str]
@@ -47,6 +49,7 @@ class Samples:
     on_bad_image: OnBadImage = "error"
     lost: dict[int, str] = dataclasses.field(default_factory=dict)
     least: int | None = None
+    stamps: Tensor | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sources, Tensor):
@@ -120,13 +123,38 @@ class ImageData:
     skipped: list[str]
 
     def fingerprint(self) -> str:
-        """A hash of the names and labels of both parts: says whether a resumed run has the data that it began with."""
+        """A hash of the names and labels of both parts: says whether a resumed run has the data that it began with.
+
+        Names are relative to the data's folder, but for those that a list has as absolute paths.
+        """
+        return self._hash(0)
+
+    def rootless(self) -> str:
+        """As `fingerprint`, without the folder that all names begin with; empty where they are no absolute paths."""
+        root = _root_of([*self.train.names, *self.val.names])
+        return self._hash(len(root)) if root else ""
+
+    def _hash(self, begin: int) -> str:
         digest = hashlib.sha256()
         for part in (self.train, self.val):
             for name, label in zip(part.names, part.labels.tolist(), strict=True):
-                digest.update(f"{label} {name}\n".encode(errors="surrogateescape"))
+                digest.update(f"{label} {name[begin:]}\n".encode(errors="surrogateescape"))
             digest.update(b"\0")
         return digest.hexdigest()
+
+    def contents(self) -> str:
+        """A hash of what is in the files of both parts, by their stamps; empty where there are none."""
+        if self.train.stamps is None or self.val.stamps is None:
+            return ""
+        return hashlib.sha256(torch.cat([self.train.stamps, self.val.stamps]).numpy().tobytes()).hexdigest()
+
+
+def _root_of(names: Sequence[str]) -> str:
+    """The folder that all names begin with where they are absolute paths, with its last slash; else nothing."""
+    if not names or not all(map(os.path.isabs, names)):
+        return ""
+    common = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 (cut at a slash below)
+    return common[: max(common.rfind("/"), common.rfind(os.sep)) + 1]
 
 
 def labels_tensor(labels: Sequence[int]) -> Tensor:

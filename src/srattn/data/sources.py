@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,8 @@ from srattn.data.decode import BadImage
 
 MAX_IMAGE_BYTES = 256 << 20
 """Encoded images of archives and tables are refused beyond it: four bytes for each of `MAX_PIXELS`."""
+
+_STAMPED = 16 << 10  # bytes at each end
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,23 @@ def file_of(source: Source) -> Path | bytes:
     """What `decode` takes, for a source that is not pixels already."""
     assert not isinstance(source, Tensor)
     return source.read() if isinstance(source, Span | Fetched) else source
+
+
+def stamp_of(file: Path | bytes) -> int:
+    """Size and a checksum of the first and last bytes of a file in one number of 63 bits: a cheap word on its content.
+
+    Raises:
+        OSError: the file cannot be read any more.
+    """
+    if isinstance(file, bytes):
+        size, head, tail = len(file), file[:_STAMPED], file[-_STAMPED:]
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(_STAMPED)
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size - _STAMPED))
+            tail = opened.read(_STAMPED)
+    return (size & 0x7FFFFFFF) << 32 | zlib.crc32(tail, zlib.crc32(head))
 
 
 def leads_out(name: str) -> bool:

@@ -115,6 +115,9 @@ class Trainer:
         return {
             "config": to_dict(self.config),
             "fingerprint": self.loader.data.fingerprint(),
+            "rootless": self.loader.data.rootless(),
+            "contents": self.loader.data.contents(),
+            "classes": list(self.loader.data.classes),
             "position": dataclasses.asdict(self.position),
             "scaler": self.learner.precision.state(),
             "settings": settings_of(self.model),
@@ -127,14 +130,26 @@ class Trainer:
         Raises:
             SrattnError: the data or the teacher is not what the run began with, or the weights fit another model.
         """
-        facts = read_facts(path)
-        if facts.get("fingerprint") != self.loader.data.fingerprint():
+        facts, data = read_facts(path), self.loader.data
+        # Older checkpoints say the fingerprint alone.
+        moved = bool(data.rootless()) and facts.get("rootless") == data.rootless()
+        if facts.get("fingerprint") != data.fingerprint() and not moved:
             raise SrattnError(
                 f"{self.config.data} has changed since the run began (files were added, removed or became unreadable); "
                 f"start a new run"
             )
+        if facts.get("contents", data.contents()) != data.contents():
+            raise SrattnError(
+                f"{self.config.data} has other pictures under the same names than when the run began; put the former "
+                f"ones back, name the place where they are now by --data, or start a new run"
+            )
+        if facts.get("classes", data.classes) != data.classes:
+            raise SrattnError(
+                f"{self.config.data} has other classes than when the run began, {', '.join(data.classes[:5])}, ...; "
+                f"start a new run"
+            )
         teacher = getattr(self.task, "teacher_stamp", "")
-        if facts.get("teacher", teacher) != teacher:  # older checkpoints do not say it
+        if facts.get("teacher", teacher) != teacher:
             raise SrattnError(
                 f"the teacher {self.config.distill} is another than when the run began (trained again, or replaced): "
                 f"put the former one back, or start a new run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -325,6 +326,26 @@ def test_the_fingerprint_is_of_masks_and_boxes_too(save_pairs: Maker, save_voc: 
         path.write_text(text.replace(old, new))
         assert (boxes_of(root).fingerprint() != before) == (old == "dog")
         path.write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_what_is_in_the_files_is_the_same_wherever_they_lie(
+    save_pairs: Maker, save_voc: Maker, tmp_path: Path, kind: str
+) -> None:
+    root = save_pairs({"train": 4, "val": 3}) if kind == "masks" else save_voc({"train": 4, "val": 3})
+    read = masks_of if kind == "masks" else boxes_of
+    before = read(root, hold_bytes=0)
+    moved = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(root, moved)
+    after = read(moved)
+    assert (after.fingerprint(), after.contents()) == (before.fingerprint(), before.contents())
+    image = next(path for path in sorted(moved.rglob("*1.*")) if "mask" not in str(path) and path.suffix != ".xml")
+    with Image.open(image) as opened:
+        pixels = np.array(opened)
+    pixels[0, 0] = 255 - pixels[0, 0]
+    Image.fromarray(pixels).save(image)
+    after = read(moved)
+    assert after.fingerprint() == before.fingerprint() and after.contents() != before.contents()
 
 
 def spoil(root: Path) -> list[str]:

@@ -21,6 +21,7 @@ from srattn.data.keyed import permutation
 from srattn.data.palette import Of255, Palette
 from srattn.data.preprocess import Preprocess, to_tensor
 from srattn.data.samples import OnBadImage
+from srattn.data.sources import stamp_of
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -205,31 +206,36 @@ def _check(
     """Reads every image and target once, and keeps what fits the budget."""
     every = Scenes.of(unread, channels, resize, on_bad_image)
 
-    def attempt(number: int) -> tuple[Tensor, Target] | BadImage:
+    def attempt(number: int) -> tuple[tuple[Tensor, Target], int] | BadImage:
         try:
-            return every.read(number)
+            return every.read(number), stamp_of(unread[number].image)
         except BadImage as error:
             return error
+        except OSError as error:
+            return BadImage(f"{unread[number].image}: {error.strerror}")
 
     good: list[Unread] = []
     bad: list[str] = []
     held: list[tuple[Tensor, Target] | None] = []
     example = Target()
     shapes: list[tuple[int, ...]] = []
-    for done, (one, found) in enumerate(zip(unread, ahead(attempt, range(len(unread)), workers), strict=True), 1):
+    stamps: list[int] = []
+    for done, (one, read) in enumerate(zip(unread, ahead(attempt, range(len(unread)), workers), strict=True), 1):
         if notify:
             notify(before + done, total)
-        if isinstance(found, BadImage):
+        if isinstance(read, BadImage):
             if on_bad_image == "error":
-                raise found
-            bad.append(str(found))
+                raise read
+            bad.append(str(read))
             continue
+        found, stamp = read
+        stamps.append(stamp)
         example = found[1].emptied() if not good else example
         good.append(one)
         shapes.append(shape_of(*found))
         held.append(found if budget.take(found[0].numel() + found[1].bytes()) else None)
     samples = Scenes.of(good, channels, resize, on_bad_image)
-    samples.example = example
+    samples.example, samples.stamps = example, torch.tensor(stamps, dtype=torch.int64)
     for index, (shape, scene) in enumerate(zip(shapes, held, strict=True)):
         samples.shapes[index] = shape
         if scene is not None:
