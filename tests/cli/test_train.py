@@ -112,6 +112,29 @@ def test_an_existing_run_is_refused(tiny: list[str], tmp_path: Path, capsys: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+def test_resume_takes_up_or_refuses_whatever_is_given(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_scaling: None
+) -> None:
+    out = tmp_path / "run"
+    assert main([*tiny, "--out", str(out)]) == 0
+    capsys.readouterr()
+    resume = ["train", "--resume", str(out)]
+    (tmp_path / "more.yaml").write_text("clip_grad: 2.0\n")
+    for given, message in (
+        (["--batch_size", "64"], "batch_size is 256, not 64"),  # as it is by default
+        (["--config", str(tmp_path / "more.yaml")], "clip_grad is 1.0, not 2.0"),
+        (["--model_options.depths", "[1,1,1,2]"], "model_options is "),
+        (["--data", str(tmp_path)], "data is 'digits', not "),
+        (["--out", str(tmp_path / "other")], "leave --out away"),
+    ):
+        assert main([*resume, *given]) == 2
+        assert message in capsys.readouterr().err
+    # What is the run's own may be said again.
+    own = ["--config", str(out / "config.yaml"), "--resume", str(out), "--model_options.depths", "[1,1,1,1]"]
+    assert main(["train", *own, "--precision", "auto", "--data", "digits", "--threads", "1"]) == 0
+    assert "finished: epoch 1 was its last; it is measured again and nothing is trained" in capsys.readouterr().out
+
+
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
     tiny: list[str],
     tmp_path: Path,

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from srattn.engine import Interrupted, TrainConfig, train
+from srattn.engine.progress import Silent
 from srattn.errors import SrattnError
 
 # Everything random is on: augmentation, dropout, stochastic depth; the average has weights of its own,
@@ -229,3 +231,104 @@ def test_what_cannot_be_resumed(whole: Path, tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | other))
     with pytest.raises(SrattnError, match="does not fit the model"):
         train(TrainConfig(resume=str(folder)))
+
+
+def interrupted(options: dict[str, Any], folder: Path, step: int) -> None:
+    """A run that was stopped after `step`."""
+
+    def on_step(done: int) -> None:
+        if done == step:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(TrainConfig(**options, out=str(folder)), on_step=on_step)
+
+
+def write_photos(root: Path) -> Path:
+    """Two classes of six pictures of 24x20 pixels each, whose files are all of one size."""
+    for level, name in ((40, "dusk"), (160, "day")):
+        (root / name).mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (24, 20), (level + 7 * index,) * 3).save(root / name / f"{index}.bmp")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_data_that_was_moved(tiny: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    old = write_photos(tmp_path / "old" / "photos")
+    data = {"folder": old, "list": tmp_path / "old.csv"}[kind]
+
+    def write_list(root: Path, path: Path) -> None:  # of absolute paths
+        rows = [f"{image},{image.parent.name}\n" for image in sorted(root.rglob("*.bmp"))]
+        path.write_text("image,label\n" + "".join(rows))
+
+    write_list(old, tmp_path / "old.csv")
+    options = tiny | {"data": str(data), "size": 16, "batch_size": 4, "num_workers": 0, "cache_mb": 0}
+    whole = train(TrainConfig(**options, out=str(tmp_path / "whole")))
+    interrupted(options, tmp_path / "run", 4)
+    new = tmp_path / "elsewhere"
+    old.rename(new)
+    write_list(new, tmp_path / "new.csv")
+    (tmp_path / "old.csv").unlink()
+    with pytest.raises(SrattnError, match=rf"{data} is not there any more; if it was moved, .* --data PLACE"):
+        train(TrainConfig(resume=str(tmp_path / "run")))
+    place = {"folder": new, "list": tmp_path / "new.csv"}[kind]
+    result = train(TrainConfig(resume=str(tmp_path / "run"), data=os.path.relpath(place)))
+    assert result.config.data == result.result["data"] == str(place)
+    same_run(whole.folder, tmp_path / "run")
+    train(TrainConfig(resume=str(tmp_path / "run")))  # the last checkpoint knows the new place
+    with pytest.raises(SrattnError, match=r"data is '.*', not 'digits'"):
+        train(TrainConfig(resume=str(tmp_path / "run")), given={"data"})
+
+
+def test_other_pictures_under_the_same_names_are_noticed(tiny: dict[str, Any], tmp_path: Path) -> None:
+    data = write_photos(tmp_path / "photos")
+    options = tiny | {"data": str(data), "size": 16, "batch_size": 4, "num_workers": 0}
+    interrupted(options, tmp_path / "run", 2)
+    shutil.copytree(data, tmp_path / "other")
+    changed = tmp_path / "other" / "dusk" / "0.bmp"
+    size = changed.stat().st_size
+    Image.new("RGB", (24, 20), (99, 0, 0)).save(changed)
+    assert changed.stat().st_size == size
+    shutil.copytree(data, tmp_path / "renamed")
+    (tmp_path / "renamed" / "dusk").rename(tmp_path / "renamed" / "evening")
+    for place, message in (("other", "has other pictures under the same names"), ("renamed", "has changed since")):
+        with pytest.raises(SrattnError, match=message):
+            train(TrainConfig(resume=str(tmp_path / "run"), data=str(tmp_path / place)))
+    # A checkpoint of an earlier version does not say what was in the files.
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in facts.items() if k not in ("contents", "rootless", "classes")}))
+    train(TrainConfig(resume=str(tmp_path / "run"), data=str(tmp_path / "other")))
+
+
+def test_an_option_that_is_given_at_its_default_is_no_less_given(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    config = TrainConfig(resume=str(folder))
+    assert train(config).config.batch_size == 256
+    with pytest.raises(SrattnError, match="batch_size is 256, not 64"):
+        train(config, given={"batch_size"})
+    assert train(config, given={"device"}).config.device == "auto"  # where it computes may change
+
+
+def test_a_finished_run_says_so(options: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    class Listener(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    listener = Listener()
+    train(TrainConfig(resume=str(folder)), progress=listener)
+    assert any(
+        "this run is finished: epoch 3 was its last;" in note and f"srattn train --init {folder} --epochs N" in note
+        for note in listener.notes
+    )
+    interrupted(options, tmp_path / "stopped", 4)
+    listener = Listener()
+    train(TrainConfig(resume=str(tmp_path / "stopped")), progress=listener)
+    assert not any("nothing is trained" in note for note in listener.notes)

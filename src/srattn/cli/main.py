@@ -115,6 +115,8 @@ def _dispatch(arguments: list[str]) -> int:
         parsed = parser.parse_args(rest)
     except SystemExit as stop:  # --help and --print_config
         return stop.code if isinstance(stop.code, int) else 0
+    if verb == "train":  # a resumed run must know which options were asked for, also those that are at their default
+        parsed["given"] = parser.given(rest)
     return module.run(parsed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 import jsonargparse
@@ -15,6 +16,10 @@ class VerbParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise SrattnError(_one_line(message) + self._hint(message)) from ex
+
+    def given(self, arguments: Sequence[str]) -> set[str]:
+        """The options that a command line names, itself or in a file of --config, whatever their value."""
+        return set(self.parse_args(list(arguments), defaults=False).as_dict())
 
     def _hint(self, message: str) -> str:
         if found := re.search(r"unrecognized arguments: (\S+)", message):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,9 @@ def run(args: jsonargparse.Namespace) -> int:
 
     values: dict[str, Any] = args.as_dict()
     values.pop("config", None)
+    given: Collection[str] | None = values.pop("given", None)
     try:
-        result = train(TrainConfig(**values), make_progress())
+        result = train(TrainConfig(**values), make_progress(), given=given)
     except Interrupted as stopped:
         if int(os.environ.get("RANK", "0")):
             return 130

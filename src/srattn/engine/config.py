@@ -164,7 +164,8 @@ class TrainConfig:
     out: str | None = None
     """The run folder, which must not exist. Default: runs/NAME-1, -2, and so on."""
     resume: str | None = None
-    """A run folder to continue with its own options, to the same weights as if it had never stopped."""
+    """A run folder to continue with its own options, to the same weights as if it had never stopped. Beside it
+    --data may say where the data lies now, and --device, --threads and the like where to compute."""
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -190,6 +191,8 @@ class ResolvedConfig(TrainConfig):
 
 OF_THE_MACHINE = ("device", "distributed", "threads", "num_workers", "cache_mb", "eval_batch_size")
 """Options that a resumed run may change: they say where it computes and not what."""
+OF_THE_PLACE = ("data", "val", "classes")
+"""Options that a resumed run may change to another place of the same: what lies there is compared."""
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -141,6 +141,12 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
         raise SrattnError(
             f"simcc is for images of one size: leave --eval_size out, or give --eval_size {values['size']}"
         )
+    return ResolvedConfig(**{**values, **absolute_paths(config)})
+
+
+def absolute_paths(config: TrainConfig) -> dict[str, Any]:
+    """The options that may be paths, so that they mean the same from any working folder; names stay what they are."""
+    values = {name: getattr(config, name) for name in ("data", "val", "classes", "init", "distill")}
     values["data"] = absolute(config.data)
     if config.classes is not None and os.path.isfile(config.classes):
         values["classes"] = os.path.abspath(config.classes)
@@ -149,7 +155,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
             values[name] = os.path.abspath(values[name])
     if config.val is not None and config.val != "split" and part_called(config.val) is None:
         values["val"] = absolute(config.val)
-    return ResolvedConfig(**values)
+    return values
 
 
 def _check_options(config: TrainConfig, task: str) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from srattn.data.index import part_called
 from srattn.data.loader import Loader
+from srattn.data.reader import BUILT_IN, is_built_in
 from srattn.engine import run_folder
 from srattn.engine.checkpoint import Checkpoints, read_facts
-from srattn.engine.config import OF_THE_MACHINE, ResolvedConfig, TrainConfig, from_dict, to_dict
-from srattn.engine.defaults import resolve
+from srattn.engine.config import OF_THE_MACHINE, OF_THE_PLACE, ResolvedConfig, TrainConfig, from_dict, to_dict
+from srattn.engine.defaults import absolute_paths, resolve
 from srattn.engine.device import pick_device
 from srattn.engine.distributed import World, join, whole
 from srattn.engine.evaluate import Evaluation
@@ -33,7 +36,7 @@ from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
 from srattn.tasks.models import targets_of, task_options
-from srattn.tasks.registry import make_task
+from srattn.tasks.registry import make_task, task_called
 
 
 @dataclasses.dataclass
@@ -64,6 +67,7 @@ def train(
     config: TrainConfig,
     progress: Progress | None = None,
     on_step: Callable[[int], None] | None = None,
+    given: Collection[str] | None = None,
 ) -> RunResult:
     """Trains, measures and saves a model; or finishes the run `config.resume`.
 
@@ -73,6 +77,8 @@ def train(
     Args:
         progress: shown to a person; nothing by default.
         on_step: called after each step with the number of steps done.
+        given: the options that were asked for, which a resumed run refuses or takes up where they are not its own; by
+            default those that are not as in `TrainConfig()`.
 
     Raises:
         SrattnError: options, data or a run folder that cannot be used, a loss that is no number any more, or another
@@ -87,7 +93,7 @@ def train(
         contextlib.ExitStack() as lock,
     ):
         progress = progress if progress is not None and world.first else Silent()
-        resolved, checkpoint = _resumed(config, world, lock, progress) if resuming else (resolve(config), None)
+        resolved, checkpoint = _resumed(config, world, lock, progress, given) if resuming else (resolve(config), None)
         if not resuming:
             run_folder.check_free(config.out)
         with _settings_of(resolved), contextlib.closing(progress):
@@ -96,6 +102,8 @@ def train(
             with catch_signals() as stop:
                 folder = _place(trainer, checkpoint, factories, lock)
                 progress.note(_headline(trainer, folder))
+                if trainer.finished:
+                    progress.note(_ended(trainer, folder))
                 try:
                     trainer.run(stop)
                 finally:
@@ -118,7 +126,11 @@ def _settings_of(config: ResolvedConfig) -> Iterator[None]:
 
 
 def _resumed(
-    config: TrainConfig, world: World, lock: contextlib.ExitStack, progress: Progress
+    config: TrainConfig,
+    world: World,
+    lock: contextlib.ExitStack,
+    progress: Progress,
+    given: Collection[str] | None,
 ) -> tuple[ResolvedConfig, Path]:
     """The options of a stopped run, whose folder is this run's from now on, and the checkpoint to take it up at."""
     assert config.resume is not None
@@ -139,25 +151,54 @@ def _resumed(
     own = read_facts(path).get("config")
     if not isinstance(own, dict):
         raise SrattnError(f"{path} is not a checkpoint of a training run of this version")
-    return _own_options(config, from_dict(own)), path
+    return _own_options(config, from_dict(own), given), path
 
 
-def _own_options(config: TrainConfig, own: ResolvedConfig) -> ResolvedConfig:
+def _own_options(config: TrainConfig, own: ResolvedConfig, given: Collection[str] | None) -> ResolvedConfig:
     """The options of a stopped run; others cannot be given, since the result would belong to neither.
 
-    Where it computes may change, though on another machine the last bits of the result may too.
+    Where it computes may change, though on another machine the last bits of the result may too; and where its data
+    lies: whether that is the same is seen when it is read.
     """
-    given, untouched, kept = to_dict(config), to_dict(TrainConfig()), to_dict(own)
+    values, kept = to_dict(config) | absolute_paths(config) | {"task": task_called(config.task)}, to_dict(own)
+    if given is None:
+        untouched = to_dict(TrainConfig())
+        given = [name for name, value in to_dict(config).items() if value != untouched[name]]
+    if "out" in given and config.out is not None:
+        raise SrattnError("--resume continues in the run's own folder; leave --out away")
     changed = {}
-    for name, value in given.items():
-        if name in ("resume", "out") or value in (untouched[name], kept[name], "auto"):
+    for name in values:
+        value = values[name]
+        if name not in given or name in ("resume", "out") or value is None or _is_kept(name, value, kept[name]):
             continue
-        if name not in OF_THE_MACHINE:
+        if name not in OF_THE_MACHINE and not (name in OF_THE_PLACE and _is_place(name, value, kept[name])):
             raise SrattnError(f"--resume continues with the run's own options: {name} is {kept[name]!r}, not {value!r}")
         changed[name] = value
-    if config.out is not None:
-        raise SrattnError("--resume continues in the run's own folder; leave --out away")
-    return dataclasses.replace(own, **changed)
+    resumed = dataclasses.replace(own, **changed)
+    if resumed.data == own.data and not os.path.exists(own.data):
+        try:
+            is_built_in(own.data)
+        except SrattnError:
+            raise SrattnError(
+                f"{own.data} is not there any more; if it was moved, say where it is now: --data PLACE beside --resume"
+            ) from None
+    return resumed
+
+
+def _is_kept(name: str, value: Any, kept: Any) -> bool:
+    """Whether an option that was given is as the run has it."""
+    if isinstance(value, dict) and isinstance(kept, dict):  # options of the model and of the head, one by one
+        return all(key in kept and kept[key] == item for key, item in value.items())
+    return value == kept or (name == "precision" and value == "auto")
+
+
+def _is_place(name: str, value: str, kept: Any) -> bool:
+    """Whether both are places where something lies: no built-in data, no names of parts or of classes."""
+    if name == "data":
+        return not is_built_in(value) and kept not in BUILT_IN
+    if name == "classes":
+        return os.path.isfile(value) and os.path.isabs(kept or "")
+    return all(place != "split" and part_called(place) is None for place in (value, kept or "split"))
 
 
 def _prepare(
@@ -227,6 +268,16 @@ def _headline(trainer: Trainer, folder: Path) -> str:
         f"{config.model} with {parameters / 1e6:.2f} million parameters on {config.data}: {len(data.train)} images "
         f"for training, {len(data.val)} held out, {answers}, {config.size}x{config.size} pixels"
         f"{several}; run folder {folder}"
+    )
+
+
+def _ended(trainer: Trainer, folder: Path) -> str:
+    """What is said of a run that is resumed after its end."""
+    done, ended = trainer.position.epoch, trainer.position.ended
+    how = f"{ended} ended it after epoch {done}" if ended else f"epoch {done} was its last"
+    return (
+        f"this run is finished: {how}; it is measured again and nothing is trained. To go on from its weights begin a "
+        f"new run: srattn train --init {folder} --epochs N, with the options of {folder / run_folder.CONFIG}"
     )
 
 
