@@ -40,6 +40,22 @@ def test_time_left_of_a_resumed_run_counts_its_own_steps() -> None:
     assert file.getvalue().rstrip().endswith("left 1:00:00")
 
 
+def test_long_epochs_have_a_line_a_minute() -> None:
+    file, now = io.StringIO(), [1000.0]
+    lines = Lines(file, clock=lambda: now[0])
+    lines.start(step=20, steps=400, epochs=10)
+    for step, seconds in ((21, 30), (22, 29.9), (30, 0.2), (31, 59), (40, 1), (41, 1)):
+        now[0] += seconds
+        lines.step(1, step, {"loss": 0.5, "accuracy": 0.75}, 81.4, 0.034)
+    now[0] += 58
+    lines.epoch(RECORD)
+    now[0] += 59
+    lines.step(2, 42, {"loss": 0.5}, 81.4, 0.034)
+    first, second, third = file.getvalue().splitlines()
+    assert first == "epoch  1/10  step 30 of 400  loss 0.5000  accuracy 75.00%  81 images/s  loader 3%  left 37:04"
+    assert "step 40 of 400" in second and third.startswith("epoch  1/10  train_loss")
+
+
 def test_live_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Protocol, TextIO
 
 
@@ -46,11 +47,19 @@ class Silent:
     def close(self) -> None: ...
 
 
-class Lines(Silent):
-    """A line an epoch, for files and pipes."""
+_MINUTE = 60.0  # seconds between two lines within an epoch
 
-    def __init__(self, file: TextIO | None = None) -> None:
-        self._file = file or sys.stdout
+
+class Lines(Silent):
+    """A line an epoch, for files and pipes; within epochs that take longer, a line a minute.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._clock = file or sys.stdout, clock
+        self._began = self._told = 0.0
         self._epochs = 0
         self._steps = self._first = self._step = 0
         self._seconds = 0.0
@@ -65,11 +74,23 @@ class Lines(Silent):
     def start(self, step: int, steps: int, epochs: int) -> None:
         self._first = step
         self._steps, self._epochs = steps, epochs
+        self._began = self._told = self._clock()
 
     def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None:
         self._step = step
+        now = self._clock()
+        if now - self._told < _MINUTE:
+            return
+        self._told = now
+        shown = "  ".join(f"{name} {figure_text(name, value)}" for name, value in figures.items())
+        left = (now - self._began) / max(1, step - self._first) * (self._steps - step)
+        self.note(
+            f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}  step {step} of {self._steps}  {shown}  "
+            f"{speed:.0f} images/s  loader {100 * waiting:.0f}%  left {_clock(left)}"
+        )
 
     def epoch(self, record: Mapping[str, float]) -> None:
+        self._told = self._clock()
         self._seconds += record["seconds"]
         done = max(1, self._step - self._first)
         left = self._seconds / done * (self._steps - self._step)
