@@ -29,7 +29,11 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", *runs[::-1], "--out", str(out), "--overwrite"]) == 0
 
 
-def test_one_run_is_no_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path / "a", 0.5)
-    assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 2
-    assert "2 to 32 runs, got 1" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
+def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = make_run(tmp_path / "a", 0.5), tmp_path / "r.html"
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: one run\n"
+    (run / "result.json").unlink()  # not finished yet
+    assert main(["report", str(run), "--out", str(out), "--overwrite"]) == 0
+    page = out.read_text("utf-8")
+    assert "<title>a</title>" in page and "not finished" in page and "compared" not in page

@@ -90,6 +90,14 @@ def test_runs_over_each_other(tmp_path: Path) -> None:
     assert "--run-2" in out.read_text("utf-8").partition("prefers-color-scheme: dark")[2]
 
 
+def test_one_run_alone_is_not_compared(tmp_path: Path) -> None:
+    seen = check(compare.render(compare.read_runs([make_run(tmp_path / "a", 0.9)])))
+    assert "90.0 % of the validation images. " in seen.text and "Final figures on the validation images." in seen.text
+    for words in ("best of them", "compare", "that differ", "that are the same", "all runs", "boxes above"):
+        assert words not in seen.text
+    assert not [a for a in seen.all("td") if "best" in a.get("class", "").split()]
+
+
 def test_what_cannot_be_told_apart(tmp_path: Path) -> None:
     runs = compare.read_runs([make_run(tmp_path / "a", 0.9), make_run(tmp_path / "b", 0.905)])
     assert "this many images do not tell the two apart for certain" in check(compare.render(runs)).text
@@ -190,7 +198,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     good, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     (tmp_path / "empty").mkdir()
     for folders, words in [
-        ([good], "of 2 to 32 runs, got 1"),
+        ([], "of 1 to 32 runs, got 0"),
         ([good, good], "is given twice"),
         ([good, tmp_path / "empty"], "is not a run: it has no config.yaml"),
         ([good, tmp_path / "none"], "does not exist"),

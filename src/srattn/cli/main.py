@@ -26,7 +26,7 @@ VERBS: dict[str, str] = {
     "tune": "search a learning rate or a batch size before a run",
     "data": "check a data set, or preview what the augmentation makes of it",
     "recipes": "list the recipes that come with the package, with their command, cost and result",
-    "report": "compare several runs on one page",
+    "report": "show one run, or compare several, on one page",
     "explain": "show what a model looks at: attention, Grad-CAM, receptive fields, and what each key sees",
     "bench": "measure speed and memory beside other implementations",
     "plan": "show what each stage of a model will compute at an image size, and why",

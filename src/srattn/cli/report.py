@@ -1,4 +1,4 @@
-"""``srattn report``: several runs on one page that needs nothing beside it."""
+"""``srattn report``: one run or several on one page that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def run(args: jsonargparse.Namespace) -> int:
 
     runs = read_runs(args.runs)
     write_comparison(out, runs, overwrite=args.overwrite)
-    print(f"{out}: {len(runs)} runs compared")
+    print(f"{out}: {'one run' if len(runs) == 1 else f'{len(runs)} runs compared'}")
     return 0

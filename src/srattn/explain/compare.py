@@ -1,4 +1,4 @@
-"""The page that compares several runs: one HTML file that needs nothing beside it."""
+"""The page that compares several runs, or tells of one, finished or not: one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Reads run folders, finished or not.
 
     Raises:
-        SrattnError: fewer than two or more than `MAX_RUNS`, one twice, a folder that is no run, or a damaged file.
+        SrattnError: none or more than `MAX_RUNS`, one twice, a folder that is no run, or a damaged file.
     """
     folders = [Path(path) for path in paths]
-    if not 2 <= len(folders) <= MAX_RUNS:
-        raise SrattnError(f"a comparison is of 2 to {MAX_RUNS} runs, got {len(folders)}")
+    if not 1 <= len(folders) <= MAX_RUNS:
+        raise SrattnError(f"a report is of 1 to {MAX_RUNS} runs, got {len(folders)}")
     real = [folder.resolve() for folder in folders]
     for folder, where in zip(folders, real, strict=True):
         if real.count(where) > 1:
