@@ -16,6 +16,7 @@ from torch import nn
 
 from srattn.bench.case import Case
 from srattn.bench.peers import Absent, one_line
+from srattn.telemetry import import_untold
 
 Runner = Callable[[Any], Any]
 """Images to logits, both float32 arrays of numpy."""
@@ -52,7 +53,7 @@ def start(name: str, path: Path, case: Case) -> Runner:
     if case.mode == "train":
         raise Absent("runs inference alone")
     try:
-        module = importlib.import_module(name)
+        module = import_untold(name)
     except ModuleNotFoundError as error:
         raise Absent("not installed") from error
     try:

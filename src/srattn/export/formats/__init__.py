@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from srattn.errors import SrattnError, missing_extra, nearest
+from srattn.telemetry import import_untold
 
 Runner = Callable[[Tensor], list[Tensor]]
 """Images, or pictures, to the outputs in their order, all on the CPU."""
@@ -63,7 +64,7 @@ def get_format(name: str) -> Format:
     module: Any = importlib.import_module(MODULES[name])
     for package in module.NEEDS:
         try:
-            importlib.import_module(package)
+            import_untold(package)
         except ModuleNotFoundError as error:
             raise missing_extra(package, EXTRA) from error
     return module

@@ -7,7 +7,6 @@ Only steps with weights are quantised. Left to itself NNCF quantises what attent
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from srattn.errors import missing_extra
 from srattn.export.formats import EXTRA
 from srattn.export.formats.onnx_file import silent
 from srattn.export.quantise.parts import part_of
+from srattn.telemetry import import_untold
 
 _KINDS = ("MatMul", "Convolution", "GroupConvolution")
 
@@ -88,9 +88,8 @@ def load_nncf() -> Any:
     Raises:
         SrattnError: it is not installed.
     """
-    os.environ["NNCF_CI"] = "1"
     try:
-        import nncf
+        nncf: Any = import_untold("nncf")
     except ImportError:
         raise missing_extra("nncf", EXTRA) from None
     nncf.set_log_level(logging.ERROR)
