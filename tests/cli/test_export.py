@@ -6,6 +6,10 @@ import csv
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +246,18 @@ def test_what_a_model_does_not_answer_is_refused(
 ) -> None:
     assert main(["export", str(scenes[task]), "--out", "model.pt2", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_sigterm_takes_the_child_and_the_weights_away(weights: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "aside", tmp_path / "out.onnx"
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)}
+    command = [sys.executable, "-m", "srattn", "export", str(weights), "--out", str(out)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        while not list(folder.glob("srattn-*/program.pt2")):  # then it starts the child
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(30) == 143
+    assert not list(folder.glob("srattn-*"))
+    assert not out.exists()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +84,27 @@ def test_an_error_in_the_child_is_told() -> None:
         in_child("the reader", "os", "listdir", path="/no/such/folder")
     with pytest.raises(SrattnError, match="the step ended with 3"):
         in_child("the step", "os", "_exit", status=3)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="the system has no groups of processes")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+def test_the_child_and_what_it_started_end_with_the_parent(number: str, tmp_path: Path) -> None:
+    mark = tmp_path / "started"
+    order = f"trap '' INT; echo $$ > {mark}; mv {mark} {mark}.whole; sleep 300"
+    call = f"in_child('it', 'subprocess', 'call', args=['sh', '-c', {order!r}])"
+    command = [sys.executable, "-c", f"from srattn.export.child import in_child; {call}"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not mark.with_suffix(".whole").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = int(mark.with_suffix(".whole").read_text())
+        process.send_signal(getattr(signal, number))
+        process.wait(10)
+    end = time.monotonic() + 10
+    while Path(f"/proc/{started}/cmdline").exists() and Path(f"/proc/{started}/cmdline").read_bytes():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("step", ["copyfile", "flush_to_disk"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from srattn.cli.embed import MODEL_HELP
@@ -9,6 +12,8 @@ from srattn.cli.sizes import read_size
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import jsonargparse
     from torch import Tensor
 
@@ -115,20 +120,40 @@ def run(args: jsonargparse.Namespace) -> int:
     calibrate = []
     if args.calibrate is not None:
         calibrate = _real_images(loaded, args.calibrate, given, calibrating, "--calibrate", together=False)
-    exported = export_model(
-        loaded.model,
-        args.out,
-        given,
-        labels=loaded.classes,
-        palette=loaded.palette,
-        preprocess=loaded.preprocess,
-        real=real,
-        calibrate=calibrate,
-        card=_card(loaded),
-        overwrite=args.overwrite,
-    )
+    with _terminable():
+        exported = export_model(
+            loaded.model,
+            args.out,
+            given,
+            labels=loaded.classes,
+            palette=loaded.palette,
+            preprocess=loaded.preprocess,
+            real=real,
+            calibrate=calibrate,
+            card=_card(loaded),
+            overwrite=args.overwrite,
+        )
     _say(exported)
     return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP unwind as Ctrl-C does, so that the child and the folder go; exit code 143."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    caught = [number for number, old in before.items() if old is signal.SIG_DFL]  # under nohup one stays ignored
+    for number in caught:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])
 
 
 def _settled(args: jsonargparse.Namespace, given: Options, loaded: LoadedRun) -> Options:

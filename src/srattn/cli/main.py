@@ -1,6 +1,7 @@
 """The command ``srattn``: picks the verb, imports its module alone, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 2 something that the user can put right, 130 interrupted, 141 the reader of our output went away.
+Exit codes: 0 done, 2 something that the user can put right, 130 interrupted, 141 the reader of our output went away,
+143 ended by SIGTERM.
 """
 
 from __future__ import annotations

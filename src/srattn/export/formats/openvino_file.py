@@ -54,7 +54,7 @@ def suppress(target: str, choice: Choice, opset: int) -> None:
 
     ov: Any = openvino
     model: Any = ov.Core().read_model(target)
-    with tempfile.TemporaryDirectory(prefix="srattn-export-") as folder:
+    with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder:
         path = Path(folder) / "suppression.onnx"
         path.write_bytes(suppression_model(choice, opset).SerializeToString())
         tail: Any = ov.convert_model(path)
