@@ -47,7 +47,7 @@ def detector(box_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_masks(segmenter: Path, mask_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images, out = mask_folder / "images" / "val", tmp_path / "masks"
+    images, out = mask_folder / "images" / "val", tmp_path / "masks.v2"
     assert main(["predict", str(images), "--model", str(segmenter), "--out", str(out), "--num_workers", "0"]) == 0
     masks, overlays = (sorted(out.rglob(f"{folder}/**/*.png")) for folder in ("masks", "overlays"))
     assert len(masks) == len(overlays) == VAL

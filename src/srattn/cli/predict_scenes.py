@@ -44,6 +44,7 @@ def add_looking_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--no_overlays", action="store_true", help="draw no pictures of the answers")
 
 
+_FILES = (".csv", ".jpeg", ".jpg", ".json", ".jsonl", ".npy", ".parquet", ".png", ".tif", ".tiff", ".zip")
 SCENES = "masks, boxes, depths or joints"
 """What this module is for, in messages."""
 
@@ -75,7 +76,7 @@ def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
     check_pass_arguments(args)
     refuse_other_options(args, {"top": 5, "part_rows": None}, "classes")
     looking = looking_of(args)
-    if args.out is not None and Path(args.out).suffix:
+    if args.out is not None and Path(args.out).suffix.lower() in _FILES and not Path(args.out).is_dir():
         raise SrattnError(
             f"masks and boxes are written into a folder, and {args.out} looks like a file; give --out NAME"
         )

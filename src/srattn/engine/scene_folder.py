@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -133,7 +135,7 @@ def write_folder(
         How many images were answered, before and now.
 
     Raises:
-        SrattnError: the folder is of another job, or two images would have one name.
+        SrattnError: the folder is of another job, or an image is named twice.
     """
     names = _names(rows)
     told = None if people is None else {name: boxes.tolist() for name, boxes in people.items()}
@@ -263,18 +265,69 @@ def _begin(out: Path, facts: dict[str, Any]) -> None:
         )
 
 
+@dataclasses.dataclass
+class _Place:
+    """Where an image lies, and how much of that its files are called by."""
+
+    said: str
+    parts: tuple[str, ...]
+    used: int
+    suffixed: bool = False
+
+    @property
+    def name(self) -> str:
+        parts = self.parts[-self.used :]
+        return "/".join(parts if self.suffixed else (*parts[:-1], PurePath(parts[-1]).stem))
+
+
 def _names(rows: Rows) -> list[str]:
-    """What the files of each image are called: its own name without suffix, below its folders."""
-    found: dict[str, str] = {}
-    for source in rows.read(0, len(rows)):
-        parts = [part for part in PurePath(shown(source.name)).parts if part not in ("/", "\\", "..", ".")]
-        name = PurePath(*parts[-2:] if PurePath(source.name).is_absolute() else parts).with_suffix("").as_posix()
-        if name in found:
-            raise SrattnError(
-                f"{found[name]} and {shown(source.name)} would both be written as {name}; predict them apart"
-            )
-        found[name] = shown(source.name)
-    return list(found)
+    """What the files of each image are called: its name without suffix, below its folders, of a whole path the last.
+
+    Where names meet, they go as far up as tells them apart, and keep the suffix where it alone does.
+
+    Raises:
+        SrattnError: an image that is named twice.
+    """
+    places = [_place(source) for source in rows.read(0, len(rows))]
+    while meeting := _meeting(places):
+        if not any([_part(group) for group in meeting]):
+            one, other = meeting[0][:2]
+            raise SrattnError(f"{one.said} and {other.said} would both be written as {one.name}; predict them apart")
+    return [place.name for place in places]
+
+
+def _place(source: Source) -> _Place:
+    said = shown(source.name)
+    path = PurePath(said)
+    own = tuple(part for part in path.parts if part not in (path.anchor, "..", ".")) or ("image",)
+    used = 2 if path.is_absolute() else len(own)
+    above: tuple[str, ...] = ()
+    if isinstance(source.data, Path):
+        whole = PurePath(os.path.abspath(shown(str(source.data)))).parts[1:]
+        # Of a list the name may be a shorter one than the file's; of a path with ".." it is other folders.
+        above = whole[: -len(own)] if whole[-len(own) :] == own else whole[:-1] if whole[-1:] == own[-1:] else ()
+    return _Place(said, (*above, *own), used)
+
+
+def _meeting(places: list[_Place]) -> list[list[_Place]]:
+    """Those of one name, the groups of two and more."""
+    groups: dict[str, list[_Place]] = {}
+    for place in places:
+        groups.setdefault(place.name, []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _part(group: list[_Place]) -> bool:
+    """Calls the places of a group by more of what they are; whether that was possible for any."""
+    folders = Counter(place.parts[:-1] for place in group)
+    changed = False
+    for place in group:
+        if folders[place.parts[:-1]] > 1 and not place.suffixed:
+            place.suffixed = changed = True
+        elif folders[place.parts[:-1]] < len(group) and place.used < len(place.parts):
+            place.used += 1
+            changed = True
+    return changed
 
 
 def _picture(source: Source, channels: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def _open_folder(path: Path, split: str | None) -> Rows:
     root = path
     if split is not None and (path / split).is_dir():
         root = path / split
-    if images := find_images(root):
+    if images := [image for image in find_images(root) if not _is_special(image)]:
         if split is not None and root is path:
             raise SrattnError(f"{path} has no folder {split!r} for --split")
         labels = _class_of(root)
@@ -94,6 +95,14 @@ def _of_training(data: str, split: str | None) -> Rows:
     return Listed(
         [Source(item.name, item.source, None if item.label < 0 else index.classes[item.label]) for item in items]
     )
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, on whose bytes one may wait for ever; no file at all is not."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
