@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from srattn.errors import SrattnError, missing_extra, nearest
-from srattn.files import atomic_dir, atomic_path
+from srattn.files import atomic_dir, atomic_path, check_writable
 
 
 def test_file_appears_whole_at_the_end(tmp_path: Path) -> None:
@@ -117,6 +117,20 @@ def test_link_is_written_through(tmp_path: Path) -> None:
         aside.write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
+
+
+def test_what_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    check_writable(tmp_path / "deep" / "new" / "file")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file", overwrite=True)
+    for path, overwrite, words in (
+        (tmp_path / "file", False, "exists and is not overwritten"),
+        (tmp_path, True, "not a regular file"),
+        (tmp_path / "file" / "below", False, r"cannot be written \(not a directory: .*file\); choose another path"),
+    ):
+        with pytest.raises(SrattnError, match=words):
+            check_writable(path, overwrite)
 
 
 def test_wrong_kind_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def atomic_dir(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuses, before any work, a file that `atomic_path` could not write at its end.
+
+    Raises:
+        SrattnError: as `atomic_path`; or no file can be made in the folder, or in that where folders would be made.
+    """
+    target = _free_target(Path(path), overwrite)
+    if target.exists() and not target.is_file():
+        raise SrattnError(f"{target} is not a regular file; choose another path")
+    folder = target.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SrattnError(f"{path} cannot be written ({reason}: {folder}); choose another path") from None
 
 
 def _free_target(path: Path, overwrite: bool) -> Path:

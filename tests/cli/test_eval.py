@@ -71,6 +71,22 @@ def test_table_file_and_picture(run: Path, tmp_path: Path, capsys: pytest.Captur
         assert drawn.format == "PNG" and min(drawn.size) > 1000
 
 
+def test_json_is_alone_on_standard_output(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "eval.json"
+    code, shown, err = evaluate(capsys, "--model", run, "--data", "digits", "--format", "json", "--out", out)
+    assert (code, err) == (0, f"figures {out}\n")
+    assert json.loads(shown) == json.loads(out.read_text())
+
+
+@pytest.mark.parametrize(("option", "name"), [("--out", "eval.json"), ("--picture", "eval.png")])
+def test_what_cannot_be_written_is_refused_before_the_work(
+    option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = evaluate(capsys, "--model", "nowhere", "--data", "digits", option, tmp_path / "file" / name)
+    assert code == 2 and "cannot be written (not a directory" in err
+
+
 def test_size_and_split(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--model", run, "--data", "digits", "--format", "json", "--size", 16, "--tta", "flip", "--split", "val")
     code, shown, _ = evaluate(capsys, *options)

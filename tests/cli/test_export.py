@@ -82,6 +82,7 @@ def test_predicts_from_the_file_as_from_the_run(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--out", f"{os.devnull}/model.onnx"], "cannot be written (not a directory"),
         (["--out", "model.txt"], "--out ends in .pt2, .onnx or .xml"),
         (["--out", "model.pt2", "--format", "onnx"], "is called NAME.onnx"),
         (["--out", "model.onnx", "--batch", "many"], "--batch is dynamic or at least 1, got 'many'"),

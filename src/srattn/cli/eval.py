@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from srattn.cli.embed import EXPORTS, open_on, task_on
 from srattn.cli.eval_scenes import OWN, add_scene_arguments
 from srattn.cli.predict_scenes import SCENES, refuse_other_options
 from srattn.errors import SrattnError
+from srattn.files import check_writable
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -113,7 +114,7 @@ def run(args: jsonargparse.Namespace) -> int:
         print(json.dumps(values, indent=2))
     else:
         print_measurement(found, facts, left_out)
-    write_results(args.out, args.picture, values, lambda path: _draw(path, found, facts))
+    write_results(args, values, lambda path: _draw(path, found, facts))
     return 0
 
 
@@ -138,27 +139,29 @@ def chosen_corruptions(text: str) -> list[str]:
 
 
 def free_targets(figures: str | None, kind: str, picture: str | None) -> None:
-    """Refuses files that exist or are of another kind, ".json" say, before any work starts."""
+    """Refuses files that exist, are of another kind, ".json" say, or cannot be written, before any work starts."""
     for path, kinds in ((figures, (kind,)), (picture, (".png", ".pdf", ".svg"))):
-        if path is not None and os.path.lexists(path):
-            raise SrattnError(f"{path} exists and is not overwritten; remove it or choose another path")
-        if path is not None and Path(path).suffix.lower() not in kinds:
+        if path is None:
+            continue
+        if Path(path).suffix.lower() not in kinds:
             what = "figures are" if path is figures else "a picture is"
             raise SrattnError(f"{what} written to a file that ends in {' or '.join(kinds)}, got {path}")
+        check_writable(path)
 
 
-def write_results(out: str | None, picture: str | None, values: dict[str, Any], draw: Any) -> None:
-    """The figures as JSON and the picture, each whole or not at all."""
+def write_results(args: jsonargparse.Namespace, values: dict[str, Any], draw: Any) -> None:
+    """The figures as JSON and the picture, each whole or not at all, and a line on each beside what programs read."""
     from srattn.files import atomic_path
 
-    if out is not None:
-        with atomic_path(out) as aside:
+    notices = sys.stderr if args.format == "json" else sys.stdout
+    if args.out is not None:
+        with atomic_path(args.out) as aside:
             aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        print(f"figures {out}")
-    if picture is not None:
-        with atomic_path(picture) as aside:
+        print(f"figures {args.out}", file=notices)
+    if args.picture is not None:
+        with atomic_path(args.picture) as aside:
             draw(aside)
-        print(f"picture {picture}")
+        print(f"picture {args.picture}", file=notices)
 
 
 def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[str]) -> None:
@@ -229,8 +232,6 @@ def _draw(path: Path, found: Measurement, facts: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Notify]:
     """A bar on a terminal, nothing elsewhere."""
-    import sys
-
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return

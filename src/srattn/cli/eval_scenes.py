@@ -89,7 +89,7 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
         print(json.dumps(values, indent=2))
     else:
         _print(found, facts)
-    write_results(args.out, args.picture, values, lambda path: _draw(path, run, found))
+    write_results(args, values, lambda path: _draw(path, run, found))
     return 0
 
 

@@ -30,7 +30,7 @@ from srattn.export.graph import INPUT, Graph, backbone_of, check_model, least_dy
 from srattn.export.options import SUFFIXES, WHOLE, Options
 from srattn.export.quantise.openvino_int8 import load_nncf
 from srattn.export.quantise.steps import quantise
-from srattn.files import atomic_path, flush_to_disk
+from srattn.files import atomic_path, check_writable, flush_to_disk
 from srattn.tasks.detection.decode import Choice
 
 
@@ -212,7 +212,7 @@ def check_target(target: Path, options: Options, overwrite: bool) -> None:
     """Refuses what could not be written at the end.
 
     Raises:
-        SrattnError: an unknown format, another suffix, or something is there already.
+        SrattnError: an unknown format, another suffix, something is there already, or no file can be made there.
     """
     wanted = SUFFIXES[options.format]
     if target.suffix != wanted:
@@ -220,6 +220,7 @@ def check_target(target: Path, options: Options, overwrite: bool) -> None:
     for path in files_of(target):
         if os.path.lexists(path) and not overwrite:
             raise SrattnError(f"{path} exists and is not overwritten; choose another --out, or say --overwrite")
+        check_writable(path, overwrite)
 
 
 def files_of(path: Path) -> list[Path]:
