@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from srattn.cli import main as command
 from srattn.cli.main import VERBS, main
 from srattn.errors import SrattnError
+from srattn.version import __version__
 
 Run = Callable[[Any], int]
 
@@ -254,6 +256,32 @@ def test_reader_that_went_away() -> None:
         )
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", ["recipes", "models"])
+def test_reader_that_went_away_from_a_table(verb: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        command = [sys.executable, "-m", "srattn", verb]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "out", "err"),
+    [
+        (">&-", "recipes", 141, "", ""),
+        (">&-", "tarin", 2, "", "srattn: error: unknown command 'tarin'; did you mean 'train'?\n"),
+        ("2>&-", "tarin", 2, "", ""),
+        ("<&- 2>&-", "--version", 0, f"srattn {__version__}\n", ""),
+    ],
+)
+def test_closed_streams(closed: str, arguments: str, code: int, out: str, err: str) -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m srattn {arguments} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
 def test_module_is_the_command() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -38,6 +39,9 @@ VERBS: dict[str, str] = {
     "info": "show what is available on this machine, and why not",
 }
 
+GONE = 141
+"""The exit code of a shell for a process whose reader went away."""
+
 # Which extra installs a package that a verb may find missing: import name -> (package, extra).
 EXTRAS: dict[str, tuple[str, str]] = {
     "PIL": ("pillow", "train"),
@@ -64,17 +68,22 @@ EXTRAS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``srattn ARGV`` and returns the exit code; never raises what a user can cause."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
-        return code
+        return GONE if code == 0 and isinstance(sys.stdout, _Nobody) and sys.stdout.asked else code
     except KeyboardInterrupt:
         print("srattn: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The interpreter flushes standard output at its exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return GONE
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich makes an exit of it, with code 1
+            return GONE
+        raise
     except Exception as error:
         message = _user_message(error)
         if message is None:
@@ -83,6 +92,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"srattn: error: {message}", file=sys.stderr)
         return 2
+
+
+class _Nobody(io.TextIOBase):
+    """A standard stream that was closed at the start: what is written is lost, and that something was is known."""
+
+    asked = False
+
+    def write(self, text: str) -> int:
+        self.asked = True
+        return len(text)
+
+
+def _open_closed_streams() -> None:
+    """Python has None for a closed stream, and prints to standard output instead; a file would take its number."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _Nobody())
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
 
 
 def _dispatch(arguments: list[str]) -> int:
