@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,10 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
             hold_bytes=args.cache_mb << 20,
             notify=lambda done, total: notify("measuring", done, total),
         )
+    unsure = _unsure(run)
+    if unsure is not None:
+        found.figures.pop("loss", None)
+        print(f"srattn: {unsure}", file=sys.stderr)
     facts = {"model": str(run.path), "name": run.name, "task": run.task, "data": args.data, "split": found.split}
     values = facts | found.to_dict()
     if args.format == "json":
@@ -91,6 +96,15 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
         _print(found, facts)
     write_results(args, values, lambda path: _draw(path, run, found))
     return 0
+
+
+def _unsure(run: LoadedRun) -> str | None:
+    """Why an exported file has no loss: it says what it found, and not how sure of all else its model was."""
+    graph = getattr(run.model, "facts", None)
+    if graph is None or graph.options.answer in ("logits", "rows"):
+        return None
+    other = "logits" if graph.options.answer == "classes" else "rows"
+    return f"without a loss: {run.path} answers with {graph.options.answer}; one of --outputs {other} has it"
 
 
 def _print(found: SceneMeasurement, facts: dict[str, Any]) -> None:
