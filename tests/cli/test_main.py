@@ -247,6 +247,30 @@ def test_interrupt(verb: Callable[[Run], None], capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "srattn: interrupted\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no kernels for this system")
+def test_compiling_is_said_once_and_by_commands_alone(
+    verb: Callable[[Run], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from srattn.ops.native import build
+
+    monkeypatch.setenv("SRATTN_CACHE", str(tmp_path))
+    monkeypatch.setenv("SRATTN_NATIVE", "1")
+    monkeypatch.setattr(build, "_compiler", lambda: sys.executable)
+    monkeypatch.setattr(build, "_compile", lambda compiler, flags, path: path.touch())
+
+    def run(args: Any) -> int:
+        build.library_path()
+        return 0
+
+    verb(run)
+    assert main(["toy"]) == main(["toy"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert shown.err.startswith("srattn: compiling kernels") and shown.err.endswith(f"kept in {tmp_path}\n")
+    build.library_path(anew=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_reader_that_went_away() -> None:
     read, write = os.pipe()
     os.close(read)

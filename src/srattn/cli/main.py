@@ -6,15 +6,17 @@ Exit codes: 0 done, 2 something that the user can put right, 130 interrupted, 14
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from srattn.errors import SrattnError, missing_extra, nearest
 from srattn.version import __version__
@@ -151,7 +153,27 @@ def _dispatch(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     if verb == "train":  # a resumed run must know which options were asked for, also those that are at their default
         parsed["given"] = parser.given(rest)
-    return module.run(parsed)
+    with _told("srattn.ops.native.build"):
+        return module.run(parsed)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Within the block what a module logs is said on standard error: what makes a user wait."""
+    logger, handler = logging.getLogger(name), _Teller()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Teller(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"srattn: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def _help() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from srattn.files import atomic_path
+
+_log = logging.getLogger(__name__)
 
 Operand = Literal["float32", "bfloat16"]
 """What the matrix products read; their sums, and all else, are float32."""
@@ -68,6 +71,7 @@ def library_path(operand: Operand = "float32", anew: bool = False) -> Path:
     folder = _private(cache_folder())
     path = folder / f"kernels-{_fingerprint(compiler, flags)}.so"
     if anew or not path.exists():
+        _log.info("compiling kernels for this processor, some 20 seconds, once: they are kept in %s", folder)
         _compile(compiler, flags, path)
     return path
 
