@@ -162,6 +162,29 @@ def test_offline_message_names_repository_file_and_way_out(offline):
     assert "\n" not in message
 
 
+def test_a_hub_out_of_reach_is_asked_once(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        proxies = ("http_proxy", "https_proxy", "all_proxy", "hf_hub_offline")
+        environment = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
+        environment |= {"HF_ENDPOINT": place, "HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "srattn", "predict", __file__, "--model", "pvt_v2_b0"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and f"{place} cannot be reached" in done.stderr
+
+
+def test_what_is_cached_is_not_asked_for(offline, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    row = row_of("pvt_v2_b0")
+    make_cache(offline, row.repo, {"weight": torch.ones(1)})
+    assert pretrained.fetch(row).read_bytes()
+
+
 def test_without_the_hub_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(srattn.SrattnError, match=r'pip install "srattn\[hub\]"'):

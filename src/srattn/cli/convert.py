@@ -55,9 +55,9 @@ def _shown(value: Any) -> str:
 
 
 def _print_layouts() -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from srattn.cli.wide import console_for
     from srattn.convert.layouts import LAYOUTS, families
     from srattn.convert.layouts.heads import TELLING
 
@@ -73,7 +73,7 @@ def _print_layouts() -> None:
             beside = [family for family, kinds in layout.heads.items() if kind in kinds]
             if beside or layout.parts:
                 heads.add_row(layout.name, kind, "any family" if layout.parts else ", ".join(beside))
-    console = Console()
+    console = console_for(table, heads)
     console.print(table)
     console.print("heads of whole models:")
     console.print(heads)

@@ -134,9 +134,10 @@ def _hub() -> dict[str, Any]:
 
 def _print_table(facts: dict[str, dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from srattn.cli.wide import console_for
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("what", no_wrap=True)
@@ -148,4 +149,4 @@ def _print_table(facts: dict[str, dict[str, Any]]) -> None:
         here = rest.pop("version", "yes") if available else "no"
         details = rest.pop("reason", None) or ", ".join(f"{key} {value}" for key, value in rest.items())
         table.add_row(name, escape(str(here)), escape(details), style=None if available else "yellow")
-    Console().print(table)
+    console_for(table).print(table)

@@ -76,8 +76,9 @@ def _describe(name: str, parameters: int) -> dict[str, Any]:
 def _print(records: list[dict[str, Any]]) -> None:
     """A line a model; where it goes to a file or a pipe, a whole line at any width."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from srattn.cli.wide import console_for
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("model", "family", "parameters", "depths", "top-1 %", "weights", "licence"):
@@ -94,10 +95,7 @@ def _print(records: list[dict[str, Any]]) -> None:
             weights["repo"],
             weights["licence"],
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        wide = Console(width=400, highlight=False)
-        console.width = max(console.width, wide.measure(table).maximum)
+    console = console_for(table)
     console.print(table)
     console.print("top-1: ImageNet-1k accuracy as published; create_model(name, pretrained=True) fetches the weights.")
     console.print("srattn plan MODEL shows what a model computes at an image size.")

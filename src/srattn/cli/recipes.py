@@ -34,11 +34,11 @@ def run(args: jsonargparse.Namespace) -> int:
 
 def _print() -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from srattn import recipes
+    from srattn.cli.wide import console_for
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("recipe", no_wrap=True)
@@ -49,8 +49,6 @@ def _print() -> None:
         about = recipes.describe(name)
         here = Text("yes") if about.run_here else Text("no", style="yellow")
         table.add_row(name, Text(about.title), Text(about.result), Text(about.cost), here)
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a whole line at any width: somebody will search it
-        console.width = max(console.width, Console(width=600).measure(table).maximum)
+    console = console_for(table)
     console.print(table)
     console.print("srattn train --recipe NAME begins one; options after it overrule it. srattn recipes NAME prints it.")

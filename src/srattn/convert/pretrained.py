@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
+_SECONDS = 10
+"""For the hub to answer at all."""
 
 
 @overload
@@ -99,16 +101,19 @@ def create_model(
 
 
 def fetch(weights: Weights) -> Path:
-    """The local path of published weights, downloaded once into the hub's cache.
+    """The local path of published weights, downloaded once into the hub's cache; what is there is not asked for again.
 
     Raises:
         SrattnError: huggingface_hub is not installed, or the file is neither in the cache nor within reach.
     """
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ModuleNotFoundError as error:
         raise missing_extra("huggingface_hub", "hub") from error
     try:
+        if isinstance(cached := try_to_load_from_cache(weights.repo, weights.file), str):
+            return Path(cached)
+        _reach()
         return Path(hf_hub_download(weights.repo, weights.file))
     except Exception as error:  # the hub, its cache and the network fail in many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -117,6 +122,23 @@ def fetch(weights: Weights) -> Path:
             "the file in the hub's cache (HF_HUB_CACHE; HF_HUB_OFFLINE=1 asks no server), or download it elsewhere "
             "and give it to srattn.load_checkpoint"
         ) from error
+
+
+def _reach() -> None:
+    """Asks the hub once: its client would ask for half a minute, with a warning each time, before it says the same.
+
+    Raises:
+        SrattnError: there is no way there.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+    except Exception as error:  # of requests or httpx, whichever the client has
+        raise SrattnError(f"{constants.ENDPOINT} cannot be reached ({error})") from None
 
 
 def _tell_licence(weights: Weights) -> None:
