@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import pytest
+from PIL import Image
 
 from srattn.cli import main as command
 from srattn.cli.main import VERBS, main
@@ -324,6 +325,33 @@ def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["cuda"]["available"] is torch.cuda.is_available()
     assert all(fact.get("available", True) or fact["reason"] for fact in facts.values())
     assert {package for package, _ in command.EXTRAS.values()} <= set(facts)
+
+
+def test_info_lists_what_every_extra_brings(root: Path) -> None:
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brought = {extra: {each.partition(">")[0].partition("[")[0] for each in extras[extra]} for extra in extras}
+    listed = {package for package, _ in command.EXTRAS.values()}
+    assert listed == set().union(*(brought[extra] for extra in ("train", "export", "hub", "serve", "transformers")))
+    assert all(package in brought[extra] for package, extra in command.EXTRAS.values())
+    assert "pillow" in brought["export"]
+
+
+def test_predict_needs_its_extra_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    others = [module for module, (_, extra) in command.EXTRAS.items() if extra != "predict"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({others!r}))
+from srattn.cli.main import main
+sys.exit(main(["predict", "photo.png", "--format", "csv"]))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith("photo.png,")
 
 
 def test_info_says_how_to_get_what_is_missing(

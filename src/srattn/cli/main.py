@@ -46,22 +46,25 @@ GONE = 141
 
 # Which extra installs a package that a verb may find missing: import name -> (package, extra).
 EXTRAS: dict[str, tuple[str, str]] = {
-    "PIL": ("pillow", "train"),
+    "PIL": ("pillow", "predict"),
     "faster_coco_eval": ("faster-coco-eval", "train"),
     "jinja2": ("jinja2", "train"),
     "kornia": ("kornia", "train"),
     "matplotlib": ("matplotlib", "train"),
-    "numpy": ("numpy", "train"),
+    "numpy": ("numpy", "predict"),
+    "nncf": ("nncf", "export"),
     "onnx": ("onnx", "export"),
     "onnxruntime": ("onnxruntime", "export"),
     "onnxscript": ("onnxscript", "export"),
     "openvino": ("openvino", "export"),
     "pyarrow": ("pyarrow", "train"),
     "sklearn": ("scikit-learn", "train"),
+    "tensorboard": ("tensorboard", "train"),
     "torchmetrics": ("torchmetrics", "train"),
     "fastapi": ("fastapi", "serve"),
     "python_multipart": ("python-multipart", "serve"),
     "uvicorn": ("uvicorn", "serve"),
+    "datasets": ("datasets", "hub"),
     "huggingface_hub": ("huggingface_hub", "hub"),
     "transformers": ("transformers", "transformers"),
 }
