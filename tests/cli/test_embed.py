@@ -126,7 +126,7 @@ def test_predictions(run: Path, pictures: Path, tmp_path: Path, capsys: pytest.C
     (pictures / "dark" / "1.png").write_bytes(b"no")
     out = tmp_path / "p.parquet"
     code, said, err = call(capsys, "predict", pictures, "--model", run, "--out", out, "--top", 2)
-    assert (code, said) == (0, f"{out}: 6 rows\n")
+    assert (code, said) == (3, f"{out}: 6 rows\n")
     assert err == "srattn: 1 image(s) could not be read, see the column error\n"
     first, bad = pq.read_table(out).to_pylist()[:2]
     assert first["name"] == str(pictures / "dark" / "0.png") and first["class"] == first["top_classes"][0]

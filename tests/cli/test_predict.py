@@ -118,7 +118,7 @@ def test_standard_input(run: Path, pictures: Path) -> None:
 def test_unreadable_images(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pictures / "a.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:200])
     code, out, err = predict(capsys, pictures, "--model", run, "--format", "json")
-    assert code == 0 and len(json.loads(out)) == 2
+    assert code == 3 and len(json.loads(out)) == 2
     assert "a.jpg" in err.splitlines()[0] and "1 of 3 image(s) could not be read" in err.splitlines()[1]
     code, _, err = predict(capsys, pictures, "--model", run, "--on_bad_image", "error")
     assert code == 2 and err.startswith("srattn: error: ") and "a.jpg" in err and err.count("\n") == 1

@@ -53,7 +53,7 @@ def add_pass_arguments(parser: jsonargparse.ArgumentParser) -> None:
         "--on_bad_image",
         type=Literal["skip", "error"],
         default="skip",
-        help="unreadable images: name them and go on, or stop with exit code 2",
+        help="unreadable images: name them and go on (of predict the exit code is then 3), or stop with exit code 2",
     )
 
 
@@ -103,11 +103,13 @@ def write_out(
     rows: Rows,
     make: Callable[[LoadedRun], Output],
     ready: Callable[[LoadedRun], LoadedRun] | None = None,
+    skipped: int = 0,
 ) -> int:
     """Answers all `rows` with the output that `make` builds for the model; says what was written, or how to go on.
 
     Args:
         ready: what becomes of the model before it is asked.
+        skipped: the exit code where images could not be read.
     """
     from srattn.data.decode import BadImage
     from srattn.engine.rows.job import answer_all
@@ -144,6 +146,7 @@ def write_out(
         print(f"{written.path}: {written.rows} rows")
         if written.bad:
             print(f"srattn: {written.bad} image(s) could not be read, see the column error", file=sys.stderr)
+            return skipped
     return 0
 
 

@@ -1,7 +1,7 @@
 """The command ``srattn``: picks the verb, imports its module alone, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 2 something that the user can put right, 130 interrupted, 141 the reader of our output went away,
-143 ended by SIGTERM.
+Exit codes: 0 done, 2 something that the user can put right, 3 done but for images that could not be read (predict), 130
+interrupted, 141 the reader of our output went away, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ VERBS: dict[str, str] = {
     "info": "show what is available on this machine, and why not",
 }
 
+SKIPPED = 3
+"""The exit code of srattn predict where it answered some images and could not read others."""
 GONE = 141
 """The exit code of a shell for a process whose reader went away."""
 

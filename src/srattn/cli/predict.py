@@ -20,6 +20,7 @@ from srattn.cli.embed import (
     task_on,
     write_out,
 )
+from srattn.cli.main import SKIPPED
 from srattn.cli.predict_scenes import OWN, SCENES, add_looking_arguments, refuse_other_options
 from srattn.errors import SrattnError
 
@@ -72,7 +73,7 @@ def run(args: jsonargparse.Namespace) -> int:
         _check_classes(loaded)
         return Classes(loaded, args.top)
 
-    return write_out(args, rows, make)
+    return write_out(args, rows, make, skipped=SKIPPED)
 
 
 def to_screen(args: jsonargparse.Namespace, rows: Rows) -> int:
@@ -100,7 +101,7 @@ def to_screen(args: jsonargparse.Namespace, rows: Rows) -> int:
         print(f"srattn: {bad} of {len(rows)} image(s) could not be read", file=sys.stderr)
     if bad == len(rows):
         raise SrattnError("no image could be read")
-    return 0
+    return SKIPPED if bad else 0
 
 
 def find_rows(arguments: Iterable[str], split: str | None = None) -> Rows:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jsonargparse
 
 from srattn.cli.embed import check_pass_arguments, open_on
+from srattn.cli.main import SKIPPED
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def predict_scenes(args: jsonargparse.Namespace, rows: Rows) -> int:
         print(f"srattn: {len(bad)} of {len(rows)} image(s) could not be read", file=sys.stderr)
     if not done:
         raise SrattnError("no image could be read")
-    return 0
+    return SKIPPED if bad else 0
 
 
 def _check_scales(loaded: LoadedRun, looking: Looking) -> None:
