@@ -183,6 +183,8 @@ def test_facts_of_the_model(app: Any, tiny: LoadedRun, talk: Callable[..., Any])
         {"stage": 2, "blocks": 1, "heads": 2, "grid": [4, 6]},
     ]
     assert talk(app, lambda client: client.get("/health")).json() == {"status": "ok"}
+    asked = talk(app, lambda client: client.head("/health"))
+    assert (asked.status_code, asked.content) == (200, b"")
 
 
 def test_a_model_without_maps(tiny: LoadedRun, talk: Callable[..., Any], picture_of: Callable[..., bytes]) -> None:

@@ -122,7 +122,7 @@ def test_one_bad_picture_names_itself(talk: Callable[..., Any], picture_of: Call
     bad, more, many, texts, two, field = talk(app, work)
     assert bad.status_code == 422 and error_of(bad).startswith("b [31m.png: ")
     assert more.status_code == 413 and "at most 3 picture(s)" in error_of(more)
-    assert many.status_code == 400 and "Too many files" in error_of(many)
+    assert many.status_code == 413 and "at most 3 picture(s) in a request here, got more" in error_of(many)
     assert texts.status_code == 413
     assert two.status_code == 413 and "at most 1 picture(s)" in error_of(two)
     assert field.status_code == 400 and "'top' is no file" in error_of(field)

@@ -147,6 +147,8 @@ def test_an_address_that_is_taken() -> None:
         assert url_of(taken) == f"http://127.0.0.1:{port}"
         with pytest.raises(SrattnError, match="give another --port"):
             bind(host, port)
+    with pytest.raises(SrattnError, match="give a --host of this machine"):
+        bind("203.0.113.9", 0)  # of no network: it is kept for examples
     with pytest.raises(SrattnError, match="no address to listen at"):
         bind("no.such.host.invalid", 80)
 

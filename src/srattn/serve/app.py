@@ -223,6 +223,7 @@ def _add_facts(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None:
             }
         )
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the service answers", responses={200: {"model": schema.Health}})
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})

@@ -10,6 +10,7 @@ import string
 from typing import Any
 
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
@@ -60,7 +61,7 @@ async def read_pictures(request: Request, options: Options, ticket: Ticket, most
     return pictures
 
 
-def _too_many(most: int, count: int) -> Fault:
+def _too_many(most: int, count: int | str) -> Fault:
     return Fault(413, f"at most {most} picture(s) in a request here, got {count}")
 
 
@@ -89,12 +90,17 @@ async def _multipart(request: Request, most: int) -> list[Picture]:
     pictures = []
     await request.body()  # all of it first, so that a refusal leaves no half-written part behind
     # One more than may come, so that the complaint about too many is ours.
-    async with request.form(max_files=most + 1, max_fields=8, max_part_size=1024) as form:
-        for field, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                raise Fault(400, f"the field {field!r} is no file; options stand in the address, as in ?top=3")
-            name = one_line(value.filename or "", 120) or f"image {len(pictures) + 1}"
-            pictures.append(Picture(name, await value.read()))
+    try:
+        async with request.form(max_files=most + 1, max_fields=8, max_part_size=1024) as form:
+            for field, value in form.multi_items():
+                if not isinstance(value, UploadFile):
+                    raise Fault(400, f"the field {field!r} is no file; options stand in the address, as in ?top=3")
+                name = one_line(value.filename or "", 120) or f"image {len(pictures) + 1}"
+                pictures.append(Picture(name, await value.read()))
+    except HTTPException as error:
+        if error.detail.startswith("Too many files"):  # starlette has one code for all that is wrong with a form
+            raise _too_many(most, "more") from None
+        raise
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -27,7 +28,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen(2048)
     except OSError as error:
         bound.close()
-        raise SrattnError(f"{host}:{port} cannot be listened at ({_reason(error)}); give another --port") from None
+        foreign = error.errno == errno.EADDRNOTAVAIL
+        way = "give a --host of this machine, as 127.0.0.1, or 0.0.0.0 for all" if foreign else "give another --port"
+        raise SrattnError(f"{host}:{port} cannot be listened at ({_reason(error)}); {way}") from None
     return bound
 
 
