@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def test_every_published_size_is_registered() -> None:
     assert list_models("pvt_v2_b2*") == ["pvt_v2_b2", "pvt_v2_b2_li"]
     assert list_models(["pvt_t*", "pvt*b5"]) == ["pvt_tiny", "pvt_v2_b5"]
     assert list_models("resnet*") == []
+    shown = repr(list_models())
+    assert ast.literal_eval(shown) == list_models() and max(map(len, shown.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("features_only", [False, True])

@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+import pprint
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -54,13 +55,20 @@ def _all() -> dict[str, Variant]:
 
 
 def list_models(pattern: str | Sequence[str] = "*", *, dimensions: int | None = None) -> list[str]:
-    """Registered names that match a shell-style pattern (or any of several), in natural order.
+    """Registered names that match a shell-style pattern (or any of several), in natural order; a shell shows columns.
 
     `dimensions` is 2 for the models of images alone, 3 for those of volumes.
     """
     patterns = [pattern] if isinstance(pattern, str) else pattern
     names = [name for name in _all() if any(fnmatch.fnmatch(name, p) for p in patterns)]
-    return [name for name in names if dimensions in (None, getattr(_variants[name].family, "dimensions", 2))]
+    return _Names(name for name in names if dimensions in (None, getattr(_variants[name].family, "dimensions", 2)))
+
+
+class _Names(list[str]):
+    """A list that fills the lines of an interactive shell, and is Python as any other."""
+
+    def __repr__(self) -> str:
+        return pprint.pformat(list(self), width=100, compact=True)
 
 
 def variant(name: str) -> Variant:
