@@ -88,8 +88,14 @@ def test_predicts_from_the_file_as_from_the_run(
         (["--out", "model.onnx", "--batch", "many"], "--batch is dynamic or at least 1, got 'many'"),
         (["--out", "model.onnx", "--size", "2x3x4"], "HEIGHTxWIDTH, got '2x3x4'"),
         (["--out", "model.onnx", "--dynamic", "height,depth"], "--dynamic is of height, width, got 'depth'"),
-        (["--out", "model.onnx", "--precision", "int8"], "--calibrate FOLDER goes with --precision int8"),
-        (["--out", "model.onnx", "--calibrate", "photos"], "goes with --precision int8, got --precision float32"),
+        (
+            ["--out", "model.onnx", "--precision", "int8"],
+            "--precision int8 needs images like those to come: --calibrate FOLDER",
+        ),
+        (
+            ["--out", "model.onnx", "--calibrate", "photos"],
+            "--calibrate goes with --precision int8 or int8-weights, got --precision float32",
+        ),
         (["--out", "model.pt2", "--precision", "int8"], "--precision of torch is float32, bfloat16, got 'int8'"),
         (["--out", "model.onnx", "--formt", "onnx"], "did you mean '--format'"),
     ],

@@ -48,6 +48,8 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
         def add_arguments(parser: Any) -> None:
             parser.add_argument("--config", action="config", help="a YAML file")
             parser.add_argument("--size", type=int, default=224, help="pixels")
+            parser.add_argument("--depth", type=int | None, help="blocks")
+            parser.add_argument("--form", type=Literal["onnx", "torch"] | None, help="of the file")
             parser.add_class_arguments(Training, "train")
 
         module.add_arguments = add_arguments
@@ -151,7 +153,13 @@ def test_help_of_a_verb(verb: Callable[[Run], None], capsys: pytest.CaptureFixtu
         (["toy", "--sise=3"], "unrecognized arguments: --sise=3; did you mean '--size'?"),
         (["toy", "--siz", "3"], "unrecognized arguments: --siz 3; did you mean '--size'?"),
         (["toy", "--train.epocs", "3"], "unrecognized arguments: --train.epocs 3; did you mean '--train.epochs'?"),
-        (["toy", "--size", "big"], "size: Expected a int. Got value: big"),
+        (["toy", "--depth", "deep"], "depth: Expected an int. Got value: deep"),
+        (["toy", "--form", "onx"], "form: Expected one of ['onnx', 'torch']. Got value: onx; did you mean 'onnx'?"),
+        (
+            ["serve", "--model", "box"],
+            "unrecognized arguments: --model; give it without --model, as in srattn serve MODEL",
+        ),
+        (["toy", "--size", "big"], "size: Expected an int. Got value: big"),
         (
             ["toy", "--train.schedule", "cosin"],
             "train.schedule: Expected one of ['cosine', 'constant']. Got value: cosin; did you mean 'cosine'?",

@@ -108,8 +108,10 @@ def run(args: jsonargparse.Namespace) -> int:
     check_target(Path(args.out), given, args.overwrite)
     given.check(1)
     get_format(name)
-    if (args.calibrate is not None) != (args.precision in WHOLE):
-        raise SrattnError(f"--calibrate FOLDER goes with --precision int8, got --precision {args.precision}")
+    if args.calibrate is None and args.precision in WHOLE:
+        raise SrattnError(f"--precision {args.precision} needs images like those to come: --calibrate FOLDER")
+    if args.calibrate is not None and args.precision not in WHOLE:
+        raise SrattnError(f"--calibrate goes with --precision int8 or int8-weights, got --precision {args.precision}")
     if args.model.endswith((".onnx", ".xml", ".pt2")):
         raise SrattnError(f"{args.model} is an export itself; give the model that it was made of")
     loaded = open_model(args.model)

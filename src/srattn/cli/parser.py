@@ -10,12 +10,19 @@ import jsonargparse
 
 from srattn.errors import SrattnError, nearest
 
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*\] "
+    r"Errors: ((?:- Expected (?:one of \[[^]]*\]|an? \w+) ?)+)Given value type: \w+ Given value: (.*)$"
+)
+"""jsonargparse's complaint about a value of an option that may be left out."""
+
 
 class VerbParser(jsonargparse.ArgumentParser):
     """jsonargparse's parser that raises SrattnError where the original prints a usage and exits."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise SrattnError(_one_line(message) + self._hint(message)) from ex
+        line = _one_line(message)
+        raise SrattnError(line + self._hint(line)) from ex
 
     def given(self, arguments: Sequence[str]) -> set[str]:
         """The options that a command line names, itself or in a file of --config, whatever their value."""
@@ -25,6 +32,9 @@ class VerbParser(jsonargparse.ArgumentParser):
         if found := re.search(r"unrecognized arguments: (\S+)", message):
             name = found[1].split("=")[0]
             options = [option for action in self._actions for option in action.option_strings]
+            own = [action for action in self._actions if not action.option_strings and action.dest == name.lstrip("-")]
+            if own:
+                return f"; give it without {name}, as in {self.prog} {own[0].dest.upper()}"
             return nearest(name, options) if name.startswith("-") else ""
         if found := re.search(r"[Gg]roup '([^']+)' does not accept option '([^']+)'", message):
             prefix = found[1] + "."
@@ -34,7 +44,7 @@ class VerbParser(jsonargparse.ArgumentParser):
             r"[Oo]ption '([^']+)' is not accepted|[Kk]ey ['\"]([^'\"]+)['\"] is not expected", message
         ):
             return nearest(found[1] or found[2], [action.dest for action in self._actions])
-        if found := re.search(r"Literal\[(.*?)\]\. Got value: (.*)$", message, re.DOTALL):
+        if found := re.search(r"one of \[(.*?)\].*\. Got value: (.*)$", message):
             return nearest(found[2].strip(), re.findall(r"'([^']*)'", found[1]))
         if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return nearest(found[1], re.findall(r"[\w.+-]+", found[2]))
@@ -55,4 +65,11 @@ def _one_line(message: str) -> str:
     line = " ".join(message.split())
     line = re.sub(r"^Parser key ['\"]([^'\"]+)['\"]: ", r"\1: ", line)
     line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
-    return line.replace("typing.Literal", "one of ").replace("a one of ", "one of ")
+    line = line.replace("typing.Literal", "one of ").replace("a one of ", "one of ").replace(" a int", " an int")
+    return _UNION.sub(_any_of, line)
+
+
+def _any_of(found: re.Match[str]) -> str:
+    """One thing that is expected instead of all types that an option may have, None among them."""
+    kinds = [kind.strip().removeprefix("Expected ") for kind in re.split(r"(?:^| )- ", found[1]) if kind]
+    return f"Expected {' or '.join(kind for kind in kinds if kind != 'a NoneType')}. Got value: {found[2]}"
