@@ -40,7 +40,7 @@ PUBLIC_NAMES = [
 TOP = "serve export explain bench integrations"
 ROOMS = ["ops", "layers", "models", "convert", "data heads recipes", "tasks", "engine", TOP, "cli"]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms.split()}
-FOR_ALL = {"errors", "files", "version"}
+FOR_ALL = {"errors", "files", "telemetry", "version"}
 TORCH_ALONE = {"ops", "layers", "models"}
 
 
