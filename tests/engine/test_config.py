@@ -11,6 +11,7 @@ import yaml
 from srattn.engine.config import ResolvedConfig, TrainConfig, from_dict, to_dict, to_yaml
 from srattn.engine.defaults import DIGITS, resolve
 from srattn.errors import SrattnError
+from srattn.tasks.registry import task_called
 
 
 def test_resolved_and_given_back_it_is_the_same() -> None:
@@ -93,3 +94,37 @@ def test_unknown_options_in_a_checkpoint() -> None:
     with pytest.raises(SrattnError, match="unknown option 'epoch'; did you mean 'epochs'"):
         from_dict(values | {"epoch": 3})
     assert isinstance(from_dict(values), ResolvedConfig)
+
+
+@pytest.mark.parametrize(
+    ("folder", "task"),
+    [("masks", "segment"), ("annotations", "segment"), ("depths", "depth"), ("Annotations", "detect")],
+)
+def test_images_beside_their_masks_are_no_classes_unless_told(tmp_path: Path, folder: str, task: str) -> None:
+    images = tmp_path / ("JPEGImages" if folder == "Annotations" else "images")
+    for place in (images, tmp_path / folder):
+        place.mkdir()
+        for number in range(4):
+            suffix = ".xml" if place.name == "Annotations" else ".png"
+            (place / f"{number}{suffix}").write_bytes(b"opened by nobody")
+    with pytest.raises(SrattnError) as error:
+        resolve(TrainConfig(data=str(tmp_path)))
+    for words in (f"{images} beside {tmp_path / folder}", f"--task {task} ", "--task classification"):
+        assert words in str(error.value)
+    assert resolve(TrainConfig(data=str(tmp_path), task="classification")).task == "classification"
+    assert resolve(TrainConfig(data=str(tmp_path), task=task)).task == task_called(task)
+
+
+def test_classes_called_images_and_masks_whose_files_do_not_pair(tmp_path: Path) -> None:
+    for place in ("images", "masks"):
+        for number in range(3):
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / f"{place}{number * 7}{place[number]}.png").write_bytes(b"")
+    assert resolve(TrainConfig(data=str(tmp_path))).task == "classification"
+
+
+def test_files_of_coco_are_named(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "person_keypoints_train.json").write_text("{}")
+    with pytest.raises(SrattnError, match=r"annotations with COCO's files.*--task pose "):
+        resolve(TrainConfig(data=str(tmp_path)))

@@ -50,10 +50,10 @@ class TrainConfig:
     """Threads that decode and augment ahead of the model; the result does not depend on it."""
 
     # -- model ------------------------------------------------------------------------------------------------------
-    task: str = "classification"
-    """classification; segment: a class for each pixel, from folders images and masks; detect: boxes, from Pascal VOC
-    or COCO; depth: metres for each pixel, from folders images and depths; pose: joints of people, from COCO. Another
-    package adds its own under the entry points `srattn.tasks`."""
+    task: str | None = None
+    """classification, if not given; segment: a class for each pixel, from folders images and masks; detect: boxes, from
+    Pascal VOC or COCO; depth: metres for each pixel, from folders images and depths; pose: joints of people, from COCO.
+    Another package adds its own under the entry points `srattn.tasks`."""
     model: str | None = None
     """A name that `srattn models` lists."""
     model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -181,6 +181,7 @@ class ResolvedConfig(TrainConfig):
     augment: str = "none"
     label_smoothing: float = 0.1
     num_workers: int = 0
+    task: str = "classification"
     model: str = ""
     drop_path_rate: float = 0.0
     epochs: int = 0

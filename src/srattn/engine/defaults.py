@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
+from srattn.data.dense.kinds import SceneKind, scene_folders, scene_kind
 from srattn.data.depth_files import MILLIMETRES, check_scale
 from srattn.data.index import part_called
 from srattn.data.reader import absolute, is_built_in
@@ -104,6 +105,7 @@ JOINTS: dict[str, Any] = {
     "label_smoothing": 0.0,
 }
 OF_TARGETS = {"masks": MASKS, "boxes": BOXES, "depths": DEPTHS, "joints": JOINTS}
+_TASK_OF: dict[SceneKind, str] = {"masks": "segment", "boxes": "detect", "depths": "depth", "joints": "pose"}
 
 
 def resolve(config: TrainConfig) -> ResolvedConfig:
@@ -112,9 +114,12 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     Without a model, weights to start from bring theirs, with its options, and the size and channels of its images.
 
     Raises:
-        SrattnError: `data` is neither a known name nor an existing path, or there are no weights to start from.
+        SrattnError: `data` is neither a known name nor an existing path, or it has masks or the like and no task is
+            said; or there are no weights to start from.
     """
-    task = task_called(config.task)
+    if config.task is None:
+        _check_labels(config.data)
+    task = task_called(config.task or "classification")
     targets = targets_of(task)
     _check_options(config, task)
     if targets == "labels":
@@ -156,6 +161,16 @@ def absolute_paths(config: TrainConfig) -> dict[str, Any]:
     if config.val is not None and config.val != "split" and part_called(config.val) is None:
         values["val"] = absolute(config.val)
     return values
+
+
+def _check_labels(data: str) -> None:
+    """Refuses to take folders of images and masks, or the like, for two classes, unless the task is said."""
+    kind = scene_kind(data)
+    if kind is not None:
+        raise SrattnError(
+            f"{data} has images with {kind} ({scene_folders(data, kind)}): give --task {_TASK_OF[kind]} to learn "
+            "those, or --task classification if its folders are classes"
+        )
 
 
 def _check_options(config: TrainConfig, task: str) -> None:

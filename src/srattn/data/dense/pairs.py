@@ -84,11 +84,15 @@ def index_pairs(root: Path, beside: Sequence[str] = MASKS, word: str = "mask") -
 
 def has_pairs(root: Path, beside: Sequence[str] = MASKS) -> bool:
     """Whether `index_pairs` finds at least one pair; opens no image."""
-    return root.is_dir() and any(
-        _in_common(*_matched(_pictures(images), _pictures(masks)))
-        for _, images, masks in _places(root, beside)
-        if images is not None and masks is not None
-    )
+    return find_pair(root, beside) is not None
+
+
+def find_pair(root: Path, beside: Sequence[str] = MASKS) -> tuple[Path, Path] | None:
+    """The first folder of images with its folder of masks in which `index_pairs` finds a pair; opens no image."""
+    for _, images, masks in _places(root, beside) if root.is_dir() else ():
+        if images is not None and masks is not None and _in_common(*_matched(_pictures(images), _pictures(masks))):
+            return images, masks
+    return None
 
 
 def _places(root: Path, beside: Sequence[str] = MASKS) -> Iterator[tuple[str, Path | None, Path | None]]:
