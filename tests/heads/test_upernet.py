@@ -66,9 +66,16 @@ def test_scales_are_an_option() -> None:
         UPerNetHead(CHANNELS, 5, scales=(0,))
 
 
-def test_a_single_value_has_no_batch_statistics() -> None:
+def test_a_single_image_trains_by_the_running_statistics_of_its_mean() -> None:
     features = [x[:1].float() for x in random_maps()]
-    with pytest.raises(SrattnError, match='give batches of 2 or norm="group"'):
-        UPerNetHead(CHANNELS, 5, width=8)(features)
+    head = shuffled(UPerNetHead(CHANNELS, 5, width=8, drop_rate=0.0)).float().train()
+    state = {name: value.clone() for name, value in head.state_dict().items()}
+    logits = head(features)
+    logits.square().mean().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in head.parameters())
+    changed = {name for name, value in head.state_dict().items() if not torch.equal(value, state[name])}
+    assert "context.fuse.norm.running_mean" in changed
+    assert not any(name.startswith("context.projections.0.") for name in changed)  # of 1 x 1; 2 x 2 has four values
+    assert "context.projections.1.norm.running_mean" in changed
     assert UPerNetHead(CHANNELS, 5, width=8, norm="group")(features).shape == (1, 5, 13, 18)
     assert UPerNetHead(CHANNELS, 5, width=8).eval()(features).shape == (1, 5, 13, 18)

@@ -1,4 +1,4 @@
-"""Batch norms that several processes share, made of those of tokens and of maps."""
+"""Batch norms of a single value, and those that several processes share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from srattn import convert_sync_batchnorm
-from srattn.layers.batch_norm import TokenBatchNorm
+from srattn.layers.batch_norm import MapBatchNorm, TokenBatchNorm
 from srattn.models import build_model
 from tests.models.small import small_numbers
 
@@ -41,3 +41,34 @@ def test_a_model_in_one_process_is_the_same(name: str) -> None:
     assert common.state_dict().keys() == model.state_dict().keys()
     for key, value in model.state_dict().items():
         torch.testing.assert_close(common.state_dict()[key], value, msg=key)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_single_value_takes_the_running_statistics(gelu: bool) -> None:
+    tokens, maps = TokenBatchNorm(3), MapBatchNorm(3)
+    for norm in (tokens, maps):
+        norm.running_mean, norm.running_var = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 1.0, 0.25])
+    x = torch.randn(1, 1, 1, 3, requires_grad=True)
+    got = tokens(x, gelu=gelu)
+    torch.testing.assert_close(got, copy.deepcopy(tokens).eval()(x, gelu=gelu))
+    (gradient,) = torch.autograd.grad(got.sum(), x)
+    assert gradient.isfinite().all() and gradient.any()
+    torch.testing.assert_close(maps(x.movedim(-1, 1)), copy.deepcopy(maps).eval()(x.movedim(-1, 1)))
+    assert all(
+        norm.running_mean.tolist() == [1.0, 2.0, 3.0] and not norm.num_batches_tracked for norm in (tokens, maps)
+    )
+
+
+def test_of_two_values_the_batch_has_statistics() -> None:
+    own, plain = MapBatchNorm(3), torch.nn.BatchNorm2d(3)
+    x = torch.randn(2, 3, 1, 1)
+    assert torch.equal(own(x), plain(x))
+    assert all(torch.equal(own.state_dict()[name], value) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["cmt_ti", "cvt_13"])
+def test_models_train_on_one_small_image(name: str) -> None:
+    model = build_model(name, **small_numbers(name)).train()
+    side = model.min_size
+    model(torch.randn(1, 3, side, side)).sum().backward()
+    assert all(value.isfinite().all() for value in model.buffers())

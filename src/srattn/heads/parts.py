@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.errors import SrattnError
-from srattn.ops.tracing import is_exporting
+from srattn.layers.batch_norm import MapBatchNorm
 
 NORMS = ("batch", "group")
 
@@ -47,11 +47,6 @@ class ConvNormReLU(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Norm and ReLU alone, (B, width, H, W)."""
-        batch_norm = isinstance(self.norm, nn.BatchNorm2d) and self.norm.training
-        if batch_norm and not is_exporting() and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            raise SrattnError(
-                'batch norm cannot learn from a single pixel of a single image: give batches of 2 or norm="group"'
-            )
         return F.relu(self.norm(x))
 
 
@@ -91,7 +86,7 @@ class PixelClassifier(nn.Conv2d):
 def make_norm(norm: str, width: int, *, device: Any = None, dtype: Any = None) -> nn.Module:
     """The norm "batch" or "group" of `width` channels."""
     if norm == "batch":
-        return nn.BatchNorm2d(width, device=device, dtype=dtype)
+        return MapBatchNorm(width, device=device, dtype=dtype)
     if norm == "group":
         return nn.GroupNorm(math.gcd(32, max(width // 4, 1), width), width, device=device, dtype=dtype)
     raise SrattnError(f"norm is one of {', '.join(NORMS)}, got {norm!r}")

@@ -8,6 +8,26 @@ from torch import Tensor, nn
 
 from srattn.layers.hooks import is_listened_to
 from srattn.ops import batch_norm as ops
+from srattn.ops.tracing import is_exporting
+
+
+class MapBatchNorm(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that also trains on a single pixel of a single image, as `by_what_it_has_seen` says."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if self.training and not is_exporting() and input.numel() == input.shape[1] and self.running_mean is not None:
+            return by_what_it_has_seen(self, input)
+        return super().forward(input)
+
+
+def by_what_it_has_seen(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """norm(x), x (B, C, H, W), by the running statistics, which stay as they are.
+
+    For one value a channel, such as the mean of an epoch's last image: it has no variance of its own, and normalised by
+    itself it would be 0 whatever it was.
+    """
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 class TokenBatchNorm(nn.BatchNorm2d):
@@ -19,6 +39,9 @@ class TokenBatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
         """(B, H, W, C) to the same shape; `gelu`: of GELU(input)."""
+        if self.training and not is_exporting() and input.numel() == input.shape[-1] and self.running_mean is not None:
+            x = (F.gelu(input) if gelu else input).movedim(-1, 1)
+            return by_what_it_has_seen(self, x).movedim(1, -1)
         if self.training and ops.has_kernel(input, self.weight, self.bias):
             return _by_kernel(self, input, gelu)
         if gelu:
