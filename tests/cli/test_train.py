@@ -94,6 +94,10 @@ def test_from_options_to_report(
         (["--distributed", "fsdp"], r"torchrun --nproc-per-node"),
         (["--precision", "fp8"], r"precision"),
         (["--sinks", "[nowhere]"], r"no sink 'nowhere'"),
+        (
+            ["--model_options.depths", "[1, 0, 1, 1]"],
+            r"--model_options\.depths takes a list of which each is a whole number above 0, got \[1, 0, 1, 1\]",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(

@@ -12,7 +12,7 @@ from srattn.engine.config import ResolvedConfig
 from srattn.engine.settings import apply_settings, settings_of
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
-from srattn.tasks.models import build_task_model
+from srattn.tasks.models import build_task_model, check_options
 from srattn.tasks.protocol import Task
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def make_model(config: ResolvedConfig, classes: int, device: str | None = None) 
         raise SrattnError(
             f"model_options.{name} is set by training itself (size, channels, classes, drop rates, device)"
         )
+    check_options(config.task, config.model, config.head or "", config.model_options, config.head_options)
     options = dict(config.model_options)
     if config.head is None:
         options["drop_rate"] = config.drop_rate

@@ -25,7 +25,7 @@ def list_heads() -> list[str]:
 
 def head_options(kind: str) -> dict[str, Any]:
     """The options of a head and their defaults."""
-    parameters = inspect.signature(_class_of(kind)).parameters.values()
+    parameters = inspect.signature(head_class(kind)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _PLACE}
 
 
@@ -41,13 +41,18 @@ def make_head(kind: str, channels: Sequence[int], num_classes: int, **options: A
     Raises:
         SrattnError: an unknown kind or option (with the nearest), or numbers that make no head.
     """
-    cls, known = _class_of(kind), head_options(kind)
+    cls, known = head_class(kind), head_options(kind)
     for name in options.keys() - known.keys() - set(_PLACE):
         raise SrattnError(f"a {kind} head has no option {name!r}{nearest(name, known)}; it has: {', '.join(known)}")
     return cls(channels, num_classes, **options)
 
 
-def _class_of(kind: str) -> type[nn.Module]:
+def head_class(kind: str) -> type[nn.Module]:
+    """The class of a head.
+
+    Raises:
+        SrattnError: an unknown kind (with the nearest).
+    """
     if kind not in _heads:
         raise SrattnError(f"no head {kind!r}{nearest(kind, _heads)}; there are: {', '.join(_heads)}")
     return _heads[kind]

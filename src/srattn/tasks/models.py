@@ -11,7 +11,10 @@ from torch import nn
 from srattn.errors import SrattnError, nearest
 from srattn.heads import list_heads
 from srattn.heads.glpn import GLPNHead
+from srattn.heads.registry import head_class
 from srattn.models import build_model
+from srattn.models.option_values import check_values
+from srattn.models.registry import variant
 from srattn.tasks.dense import DepthModel, SegmentationModel, build_dense, glpn, segmentation_model
 from srattn.tasks.detection.model import build_detection, faster_rcnn, fcos, mask_rcnn, retinanet
 from srattn.tasks.detection.stages.model import TwoStageModel
@@ -37,6 +40,30 @@ def heads_of(task: str) -> list[str]:
     if task == "segmentation":
         return list_heads()
     return {"detection": list(_DETECTORS), "depth": [GLPNHead.kind], "pose": list(POSE_HEADS)}.get(task, [])
+
+
+def check_options(
+    task: str,
+    backbone: str,
+    head: str = "",
+    options: Mapping[str, Any] | None = None,
+    head_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuses values of `--model_options` and `--head_options` that are not of their kind (see `check_values`).
+
+    Names are left to `build_task_model`, which builds nothing where one is unknown.
+    """
+    check_values("--model_options", variant(backbone).family, options or {})
+    kinds = heads_of(task)
+    if kinds and (not head or head in kinds):
+        check_values("--head_options", _head_maker(task, head or kinds[0]), head_options or {})
+
+
+def _head_maker(task: str, head: str) -> Callable[..., Any]:
+    """What takes the options of a head."""
+    if task == "segmentation":
+        return head_class(head)
+    return {**_DETECTORS, GLPNHead.kind: GLPNHead, **POSE_HEADS}[head]
 
 
 def build_task_model(
