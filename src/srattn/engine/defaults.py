@@ -119,7 +119,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     """
     if config.task is None:
         _check_labels(config.data)
-    task = task_called(config.task or "classification")
+    task = task_called(config.task)
     targets = targets_of(task)
     _check_options(config, task)
     if targets == "labels":

@@ -55,12 +55,13 @@ def list_tasks() -> list[str]:
     return list(_all())
 
 
-def task_called(name: str) -> str:
-    """The full name of a task: "segment" is "segmentation".
+def task_called(name: str | None) -> str:
+    """The full name of a task: "segment" is "segmentation"; where none is said, it is classification.
 
     Raises:
         SrattnError: an unknown name (with the nearest).
     """
+    name = "classification" if name is None else name
     tasks, name = _all(), _aliases.get(name, name)
     if name not in tasks:
         raise SrattnError(f"no task {name!r}{nearest(name, tasks)}; there are: {', '.join(tasks)}")
