@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from srattn.cli.main import main
+from srattn.data.augment import Augment
 from srattn.data.check import check
 from srattn.data.preprocess import Preprocess
+from srattn.data.reader import load_data
 from srattn.engine.weights import save_weights
+from srattn.errors import SrattnError
 from srattn.tasks.models import build_task_model
 
 
@@ -66,24 +69,82 @@ def test_everything_that_can_be_wrong(photos: Path, capsys: pytest.CaptureFixtur
     assert report.repeated == {"train": 2}
     assert report.conflicts == [("train/cat/1.png", "cat", "train/dog/wrong.png", "dog")]
     assert len(report.unreadable) == 1 and "half.png" in report.unreadable[0]
-    assert report.refused == ["1 unreadable image(s)"]
-    assert main(["data", "check", str(photos)]) == 1
+    assert report.refused == []
+    assert main(["data", "check", str(photos), "--on_bad_image", "error"]) == 1
     said = capsys.readouterr().out
     for words in ("the same picture in two parts: 1", "with two labels: 1", "refuse this: 1 unreadable"):
         assert words in said
-    assert main(["data", "check", str(photos), "--on_bad_image", "skip"]) == 0
+    assert main(["data", "check", str(photos)]) == 0  # as a run, which leaves it out
 
 
 def test_an_empty_class_hides_nothing_else(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("train", "val"):
         (photos / part / "eel").mkdir()
     (photos / "train" / "dog" / "half.png").write_bytes((photos / "train" / "dog" / "0.png").read_bytes()[:200])
-    assert main(["data", "check", str(photos), "--on_bad_image", "skip"]) == 1
+    assert main(["data", "check", str(photos)]) == 1
     said = capsys.readouterr().out
     assert "unreadable: 1" in said and "half.png" in said
     assert "train: class 'eel' has no image" in said
-    assert "refuse this: 2 class(es) without an image" in said
-    assert main(["data", "check", str(photos), "--on_bad_image", "skip", "--on_empty_class", "skip"]) == 0
+    assert "refuse this: class folder" in said and "eel has no images" in said
+    assert main(["data", "check", str(photos), "--on_empty_class", "skip"]) == 0
+
+
+Options = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "refused"),
+    [
+        ({"train": {"a": 3, "b": 3, "c": 2}, "val": {"a": 1, "b": 1}}, {}, "class 'c' is in"),
+        ({"train": {"a": 3, "b": 3, "c": 2}, "val": {"a": 1, "b": 1}}, {"on_empty_class": "skip"}, None),
+        ({"train": {"a": 3, "b": 3}, "val": {"a": 1, "b": 1, "c": 2}}, {"on_empty_class": "skip"}, None),
+        ({"train": {"a": 3, "b": 0}, "val": {"a": 1, "b": 1}}, {"on_empty_class": "skip"}, "'a' is the only class"),
+        ({"": {"a": 4, "b": 1}}, {}, "class 'b' has 1 usable image"),
+        ({"": {"a": 4, "b": 2}}, {"val_fraction": 1.5}, "val_fraction must be above 0"),
+        (
+            {"train": {"a": 3, "b": 3}, "test": {"a": 1, "b": 1}},
+            {"val": "val"},
+            "val is 'val', but can be test or split",
+        ),
+        ({"train": {"a": 3, "b": 3, "bad c": 2}, "val": {"a": 1, "b": 1, "c": 1}}, {"on_empty_class": "skip"}, None),
+        ({"": {"a": 4, "bad b": 4}}, {}, "class 'b' has no usable image for training"),
+        ({"": {"a": 4, "bad b": 4}}, {"on_empty_class": "skip"}, "'a' is the only class"),
+        ({"": {"a": 4, "b": 4, "bad a": 1}}, {}, None),
+        ({"": {"a": 4, "b": 4, "bad a": 1}}, {"on_bad_image": "error"}, "unreadable"),
+        ({"train": {"a": 4, "b": 4}, "val": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1, "bad b": 1}}, {}, None),
+    ],
+)
+def test_a_check_says_what_a_run_does(
+    tmp_path: Path, counts: dict[str, dict[str, int]], options: Options, refused: str | None
+) -> None:
+    for part, classes in counts.items():
+        for name, count in classes.items():
+            folder = tmp_path / part / name.removeprefix("bad ")
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                if name.startswith("bad "):
+                    (folder / f"bad{number}.png").write_bytes(b"no image")
+                else:
+                    photo(folder / f"{number}.png", number + 10 * ord(name[0]) + 10_000 * len(part))
+    reasons = check(str(tmp_path), **options).refused
+    augment = Augment("none", Preprocess(size=(8, 8)))
+    try:
+        load_data(str(tmp_path), augment, **options)
+        error = None
+    except SrattnError as stopped:
+        error = str(stopped)
+    assert (error is None) == (not reasons) == (refused is None), (error, reasons)
+    if refused is not None and error is not None and refused != "unreadable":
+        assert refused in error and error in reasons
+
+
+def test_a_list_of_one_class_is_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png", 1)
+    (tmp_path / "list.csv").write_text("path,label\na.png,cat\na.png,cat\na.png,cat\n")
+    (reason,) = check(str(tmp_path / "list.csv")).refused
+    with pytest.raises(SrattnError, match="'cat' is the only class with images for training"):
+        load_data(str(tmp_path / "list.csv"), Augment("none", Preprocess(size=(8, 8))))
+    assert "'cat' is the only class" in reason
 
 
 def test_structures_that_a_run_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,14 +209,15 @@ def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(root), *options]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
     Image.new("L", (48, 40), 7).save(root / "masks" / "train" / "0.png")
-    assert main(["data", "check", str(root), "--classes", "road,car"]) == 1
+    assert main(["data", "check", str(root), "--classes", "road,car", "--on_bad_image", "error"]) == 1
     said = capsys.readouterr().out
     assert "numbers that are no class: 1" in said and "refuse this: 1 mask(s) with numbers" in said
-    assert main(["data", "check", str(root), "--classes", "road,car", "--on_bad_image", "skip"]) == 0
+    assert main(["data", "check", str(root), "--classes", "road,car"]) == 0
+    assert main(["data", "check", str(root), "--classes", "road,car", "--val", "test"]) == 1
     assert main(["data", "check", str(root), "--classes", "road,car", "--void", "[7]"]) == 0
     capsys.readouterr()
     (root / "images" / "val").rename(root / "images" / "other")
-    assert main(["data", "check", str(root), "--task", "segment"]) == 1
+    assert main(["data", "check", str(root), "--task", "segment", "--on_bad_image", "error"]) == 1
     assert "without a partner: 1" in capsys.readouterr().out
 
 
@@ -165,7 +227,7 @@ def test_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "4 images with boxes, 1 classes" in said and "24  24  24" in said
     (root / "JPEGImages" / "val0.png").unlink()
-    assert main(["data", "check", str(root)]) == 1
+    assert main(["data", "check", str(root), "--on_bad_image", "error"]) == 1
     assert "cannot be read: 1" in capsys.readouterr().out
     assert main(["data", "check", str(root), "--task", "segment"]) == 1
     assert "has no images with masks" in capsys.readouterr().out

@@ -56,10 +56,14 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=str, default=None, help="check: the report as .json; preview: the picture")
     parser.add_argument("--picture", type=str, default=None, help="check: balance, sizes and examples as .png")
+    parser.add_argument("--val", type=str | None, help="check: judge as a run with this --val")
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.2, help="check: judge as a run that holds out this part"
+    )
     parser.add_argument(
         "--on_bad_image",
         type=Literal["skip", "error"],
-        default="error",
+        default="skip",
         help="check: judge as a run that leaves unusable images out, or as one that refuses them",
     )
     parser.add_argument(
@@ -126,8 +130,10 @@ def _check(args: jsonargparse.Namespace, columns: Columns) -> int:
         report = check(
             args.data,
             columns=columns,
-            strict=args.on_bad_image == "error",
-            skip_empty=args.on_empty_class == "skip",
+            val=args.val,
+            val_fraction=args.val_fraction,
+            on_bad_image=args.on_bad_image,
+            on_empty_class=args.on_empty_class,
             workers=args.num_workers,
             notify=notify,
         )

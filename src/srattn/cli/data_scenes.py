@@ -77,7 +77,9 @@ def check_of(
         classes=args.classes,
         void=args.void,
         **_metres(args),
-        strict=args.on_bad_image == "error",
+        val=args.val,
+        val_fraction=args.val_fraction,
+        on_bad_image=args.on_bad_image,
         workers=args.num_workers,
         notify=notify,
     )

@@ -14,10 +14,11 @@ from srattn.data.ahead import ahead
 from srattn.data.columns import Columns
 from srattn.data.decode import BadImage, decode
 from srattn.data.digits import read_digits
-from srattn.data.index import PARTS, Index
+from srattn.data.index import PARTS, Index, check_classes
 from srattn.data.likeness import digest, near, outline
 from srattn.data.preprocess import to_image
-from srattn.data.reader import BUILT_IN, open_data
+from srattn.data.reader import BUILT_IN, Choice, choose, open_data
+from srattn.data.samples import OnBadImage
 from srattn.data.sources import Item, called, file_of
 from srattn.errors import SrattnError
 
@@ -82,16 +83,18 @@ def check(
     data: str,
     *,
     columns: Columns | None = None,
-    strict: bool = True,
-    skip_empty: bool = False,
+    val: str | None = None,
+    val_fraction: float = 0.2,
+    on_bad_image: OnBadImage = "skip",
+    on_empty_class: OnBadImage | None = None,
     workers: int = 0,
     notify: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Reads every image of every part.
 
     Args:
-        strict: judge as a run with `on_bad_image` "error" would, for which any unusable image is a reason to refuse.
-        skip_empty: judge as one with `on_empty_class` "skip" would.
+        val, val_fraction, on_bad_image, on_empty_class: judge as a run with these would (see
+            `srattn.data.reader.load_data`). The images of a `val` that is another data set are not read.
 
     Raises:
         SrattnError: there is nothing at `data`.
@@ -107,6 +110,7 @@ def check(
     wanted = {id(item) for item in _examples(index)}
     seen: dict[bytes, tuple[str, Item]] = {}
     outlines: dict[str, list[tuple[str, Tensor]]] = {}
+    bad: dict[int, str] = {}  # why an image cannot be used, by the identity of its source
     total, done = sum(map(len, index.parts.values())), 0
     for part in report.counts:
         items = index.parts[part]
@@ -115,14 +119,30 @@ def check(
         for chunk, found in zip(chunks, looks, strict=True):
             for item, look in zip(chunk, found, strict=True):
                 if isinstance(look, BadImage):
-                    report.unreadable.append(str(look))
+                    bad[id(item.source)] = str(look)
                 else:
                     _count(report, part, item, look, seen, outlines)
             done += len(chunk)
             if notify:
                 notify(done, total)
-    report.near = near(outlines)
-    _judge(report, strict, (strict or index.class_folders) and not skip_empty)
+    report.unreadable, report.near = list(bad.values()), near(outlines)
+    for part, counts in report.counts.items():
+        report.empty += [f"{part}: class {report.classes[n]!r} has no image" for n, c in enumerate(counts) if not c]
+    if data not in BUILT_IN:
+        try:
+            choice = choose(
+                data,
+                index,
+                val=val,
+                val_fraction=val_fraction,
+                on_bad_image=on_bad_image,
+                on_empty_class=on_empty_class,
+                columns=columns,
+            )
+        except SrattnError as error:
+            report.refused.append(str(error))
+            choice = None
+        _judge(report, choice, bad, on_bad_image)
     return report
 
 
@@ -153,21 +173,22 @@ def _count(
         outlines.setdefault(part, []).append((item.name, look.outline))
 
 
-def _judge(report: Report, strict: bool, strict_classes: bool) -> None:
-    for part, counts in report.counts.items():
-        report.empty += [f"{part}: class {report.classes[n]!r} has no image" for n, c in enumerate(counts) if not c]
-    if not any(report.counts.get("train", [])):
-        report.refused.append("there is no usable image for training")
-    usable = len(report.classes) - sum(1 for count in report.counts.get("train", []) if not count)
-    if usable < 2:
-        report.refused.append(f"there are {usable} classes with images; training needs at least two")
-    for what, lines, matters in (
-        ("unreadable image(s)", report.unreadable, strict),
-        ("row(s), label(s) or shard(s) that cannot be used", report.left_out, strict),
-        ("class(es) without an image in a part", report.empty, strict_classes),
-    ):
-        if lines and matters:
-            report.refused.append(f"{len(lines)} {what}")
+def _judge(report: Report, choice: Choice | None, bad: dict[int, str], on_bad_image: OnBadImage) -> None:
+    """Refuses what a run would refuse once it has read its images; of an unknown choice, all."""
+    if choice is None:
+        if bad and on_bad_image == "error":
+            report.refused.append(f"{len(bad)} unreadable image(s)")
+        return
+    chosen = choice.train, choice.held
+    lines = [bad[id(item.source)] for part in chosen for item in part if id(item.source) in bad]
+    if lines and on_bad_image == "error":
+        report.refused.append(f"{len(lines)} unreadable image(s), the first: {lines[0]}")
+        return
+    present = [{item.label for item in part if id(item.source) not in bad} for part in chosen]
+    try:
+        check_classes(choice.index.classes, present, choice.empty_classes, lines)
+    except SrattnError as error:
+        report.refused.append(str(error))
 
 
 def _look(item: Item, keep: bool) -> _Look | BadImage:

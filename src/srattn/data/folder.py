@@ -14,13 +14,13 @@ from srattn.errors import SrattnError
 def index_folder(root: Path) -> Index:
     """The classes and image files of a folder, by parts; opens none of them.
 
-    `root` holds train/ and val/, or test/, or both, by any of their names (`PARTS`), each with the same class folders;
-    or the class folders themselves. A test/ without class folders beside a val/ is passed over: its labels are kept
+    `root` holds train/ and val/, or test/, or both, by any of their names (`PARTS`), each with class folders; or the
+    class folders themselves. A test/ without class folders beside a val/ is passed over: its labels are kept
     from us. Class folders are searched in depth; hidden files and files without an image suffix are passed over.
 
     Raises:
-        SrattnError: no folder, fewer than two classes, or one missing in a part. Those without images are named in
-            `Index.empty`.
+        SrattnError: no folder, or fewer than two classes. Those without images, or without a folder in a part, are
+            named in `Index.empty`.
     """
     if not root.is_dir():
         raise SrattnError(f"{root} is not a folder of class folders{'' if root.exists() else ': it does not exist'}")
@@ -36,16 +36,13 @@ def index_folder(root: Path) -> Index:
         if "val" not in parts:
             raise SrattnError(f"{root} has train/ but no val/, and {parts['test']} has no class folders; add val/")
         del parts["test"]
-    classes = _classes(parts["train"])
-    for part in [folder for part, folder in parts.items() if part != "train"]:
-        there = _classes(part)
-        for name in there:
-            if name not in classes:
-                raise SrattnError(f"class {name!r} is in {part} but not in {parts['train']}")
-        for name in classes:
-            if name not in there:
-                raise SrattnError(f"class {name!r} is in {parts['train']} but not in {part}")
-    return _index(root, classes, parts)
+    classes = set(_classes(parts["train"]))
+    for folder in parts.values():
+        there = [entry.name for entry in _folders(folder)]
+        if not there:
+            raise SrattnError(f"{folder} has no class folders; it needs those of {parts['train']}")
+        classes.update(there)
+    return _index(root, sorted(classes), parts)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -79,7 +76,10 @@ def _index(root: Path, classes: list[str], folders: dict[str, Path]) -> Index:
         items = index.parts[part] = []
         for label, name in enumerate(classes):
             images = find_images(folder / name)
-            if not images:
+            if not (folder / name).is_dir():
+                other = next(one for one in folders.values() if (one / name).is_dir())
+                index.empty.append(f"class {name!r} is in {other} but not in {folder}")
+            elif not images:
                 looked = ", ".join(sorted(SUFFIXES))
                 index.empty.append(f"class folder {folder / name} has no images (looked for {looked})")
             items += [Item(image.relative_to(root).as_posix(), label, image) for image in images]

@@ -156,17 +156,40 @@ def read_data(
         )
         parts.append(samples)
         skipped += bad
-    unreadable = f"; {len(skipped)} file(s) were unreadable, the first: {skipped[0]}" if skipped else ""
-    for part, where in zip(parts, ("training", "validation"), strict=True):
-        if not len(part):
-            raise SrattnError(f"there is no usable image for {where}{unreadable}")
-        present = set(part.labels.tolist())
-        for label, name in enumerate(classes):
-            if label not in present:
-                if empty_classes == "error":
-                    raise SrattnError(f"class {name!r} has no usable image for {where}{unreadable}")
-                skipped.append(f"class {name!r} has no usable image for {where}")
+    skipped += check_classes(classes, [set(part.labels.tolist()) for part in parts], empty_classes, skipped)
     return ImageData(classes, parts[0], parts[1], preprocess, skipped)
+
+
+def check_classes(
+    classes: Sequence[str],
+    present: Sequence[Collection[int]],
+    empty_classes: Literal["error", "name"] = "error",
+    unreadable: Sequence[str] = (),
+) -> list[str]:
+    """A line for each class without a usable image.
+
+    Args:
+        present: classes of the usable images for training, and of those for validation.
+        empty_classes: refuse such a class instead.
+        unreadable: a line for each file that could not be read, for messages.
+
+    Raises:
+        SrattnError: a part without a usable image, fewer than two classes to learn, or an empty class.
+    """
+    reason = f"; {len(unreadable)} file(s) were unreadable, the first: {unreadable[0]}" if unreadable else ""
+    lines: list[str] = []
+    for there, where in zip(present, ("training", "validation"), strict=True):
+        if not there:
+            raise SrattnError(f"there is no usable image for {where}{reason}")
+        for label, name in enumerate(classes):
+            if label not in there:
+                if empty_classes == "error":
+                    raise SrattnError(f"class {name!r} has no usable image for {where}{reason}")
+                lines.append(f"class {name!r} has no usable image for {where}")
+    learnt = [name for label, name in enumerate(classes) if label in present[0]]
+    if len(learnt) < 2:
+        raise SrattnError(f"{learnt[0]!r} is the only class with images for training, which needs at least two{reason}")
+    return lines
 
 
 class Budget:

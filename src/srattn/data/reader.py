@@ -6,13 +6,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Literal
 
 from srattn.data.augment import Augment
 from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess, read_digits
 from srattn.data.folder import find_images, index_folder
-from srattn.data.index import Index, divide, part_called, read_data, without_empty_classes
+from srattn.data.index import Index, check_classes, divide, part_called, read_data, without_empty_classes
 from srattn.data.lists import SUFFIXES as LIST_SUFFIXES
 from srattn.data.lists import index_list
 from srattn.data.patterns import files_with, is_pattern, is_url
@@ -103,6 +104,64 @@ def load_data(
     index = open_data(data, columns=columns)
     if check_parts is not None:
         check_parts([part for part, items in index.parts.items() if items])
+    choice = choose(
+        data,
+        index,
+        val=val,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        on_bad_image=on_bad_image,
+        on_empty_class=on_empty_class,
+        columns=columns,
+    )
+    read = read_data(
+        choice.index.classes,
+        choice.train,
+        choice.held,
+        augment.preprocess,
+        augment.prepare,
+        least_train=augment.least,
+        on_bad_image=on_bad_image,
+        empty_classes=choice.empty_classes,
+        hold_bytes=hold_bytes,
+        workers=workers,
+        notify=notify,
+    )
+    read.skipped[:0] = choice.index.skipped
+    return read
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a run learns from and is measured with, before any image is decoded.
+
+    Attributes:
+        index: with the classes that are left.
+        empty_classes: what becomes of a class of which no image turns out to be usable (see `check_classes`).
+    """
+
+    index: Index
+    train: list[Item]
+    held: list[Item]
+    empty_classes: Literal["error", "name"]
+
+
+def choose(
+    data: str,
+    index: Index,
+    *,
+    val: str | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 0,
+    on_bad_image: OnBadImage = "skip",
+    on_empty_class: OnBadImage | None = None,
+    columns: Columns | None = None,
+) -> Choice:
+    """What of `index`, which `data` was found to hold, is trained on and measured with; see `load_data`.
+
+    Raises:
+        SrattnError: the data is refused; `BadImage` with `on_bad_image` "error".
+    """
     apart = val is not None and val != "split" and part_called(val) is None
     if apart and val is not None:
         index = _with_val(index, open_data(val, columns=columns), val)
@@ -118,21 +177,9 @@ def load_data(
     except SrattnError as error:
         reason = f"; {len(index.skipped)} were left out, the first: {index.skipped[0]}" if index.skipped else ""
         raise SrattnError(f"{data}: {error}{reason}") from None
-    read = read_data(
-        index.classes,
-        train,
-        held,
-        augment.preprocess,
-        augment.prepare,
-        least_train=augment.least,
-        on_bad_image=on_bad_image,
-        empty_classes="error" if strict else "name",
-        hold_bytes=hold_bytes,
-        workers=workers,
-        notify=notify,
-    )
-    read.skipped[:0] = index.skipped
-    return read
+    if len({item.label for item in train}) < 2:  # which is also found when all are read
+        check_classes(index.classes, [{item.label for item in part} for part in (train, held)], "name")
+    return Choice(index, train, held, "error" if strict else "name")
 
 
 def open_data(data: str, *, columns: Columns | None = None, labelled: bool = True) -> Index:

@@ -65,7 +65,7 @@ def test_everything_that_can_be_wrong_with_masks(save_pairs: Maker) -> None:
         target = root / folder / kind / ("0.png" if kind == "val" else "8.png")
         target.write_bytes((root / folder / "train" / "7.png").read_bytes())
     Image.new("L", (18, 14), 255).save(mask_at(root, "val", 1))
-    report = check_scenes(str(root), "masks", classes="background,car,tree")
+    report = check_scenes(str(root), "masks", classes="background,car,tree", on_bad_image="error")
     for lines, names in (
         (report.unreadable, ["masks/train/1.png", "images/train/0.png"]),
         (report.alone, ["2.png has no mask", "3.png has no image"]),
@@ -84,13 +84,13 @@ def test_everything_that_can_be_wrong_with_masks(save_pairs: Maker) -> None:
         "1 mask(s) of another size than their images",
         "1 mask(s) with numbers that are no class",
     ]
-    assert check_scenes(str(root), "masks", classes="background,car,tree", strict=False).refused == []
+    assert check_scenes(str(root), "masks", classes="background,car,tree").refused == []
 
 
 def test_classes_that_a_part_lacks(save_pairs: Maker) -> None:
     root = save_pairs({"train": 2, "val": 1})
     Image.new("L", (18, 14)).save(mask_at(root, "val", 0))
-    report = check_scenes(str(root), "masks", classes="a,b,c,d")
+    report = check_scenes(str(root), "masks", classes="a,b,c,d", on_bad_image="error")
     assert report.empty == [f"{part}: class {name!r} has no pixels" for part, name in
                             (("train", "d"), ("val", "b"), ("val", "c"), ("val", "d"))]  # fmt: skip
     assert report.without == []  # class a is an object like any other
@@ -98,19 +98,19 @@ def test_classes_that_a_part_lacks(save_pairs: Maker) -> None:
 
 def test_what_a_run_would_refuse_whatever_it_leaves_out(save_pairs: Maker, tmp_path: Path) -> None:
     root = save_pairs({"train": 1})
-    assert "one image only" in check_scenes(str(root), "masks", strict=False).refused[0]
+    assert "one image only" in check_scenes(str(root), "masks").refused[0]
     (root / "images" / "train" / "0.png").write_bytes(b"")
-    assert "no training part" in check_scenes(str(root), "masks", strict=False).refused[0]
+    assert "no training part" in check_scenes(str(root), "masks").refused[0]
     (root / "masks" / "train" / "0.png").unlink()
-    (only,) = check_scenes(str(root), "masks", strict=False).refused
+    (only,) = check_scenes(str(root), "masks").refused
     assert "has no images with masks" in only
     with pytest.raises(SrattnError, match="is not a folder of images with boxes"):
-        check_scenes(str(tmp_path / "nowhere"), "boxes")
+        check_scenes(str(tmp_path / "nowhere"), "boxes", on_bad_image="error")
 
 
 def test_boxes(save_voc: Maker) -> None:
     root = save_voc({"train": 6, "val": 2})
-    report = check_scenes(str(root), "boxes")
+    report = check_scenes(str(root), "boxes", on_bad_image="error")
     assert report.refused == [] and report.classes == ["cat", "dog"] and report.amounts["train"] == [3, 3]
     assert report.present == {"train": [3, 3], "val": [1, 1]} and report.void == {}
     assert report.box_sides[0] == pytest.approx([72**0.5] * 4)
@@ -129,7 +129,7 @@ def ignore(path: Path) -> None:
 def test_boxes_that_are_ignored_are_counted_apart(save_voc: Maker, capsys: pytest.CaptureFixture[str]) -> None:
     root = save_voc({"train": 4, "val": 2})
     ignore(root / "Annotations" / "train0.xml")
-    report = check_scenes(str(root), "boxes")
+    report = check_scenes(str(root), "boxes", on_bad_image="error")
     assert report.amounts["train"] == [1, 2] and report.ignored == {"train": 1, "val": 0}
     assert report.without == [("train", "train0")] and len(report.box_sides[0]) == 2
     assert report.to_dict()["ignored"] == {"train": 1, "val": 0}
@@ -137,7 +137,7 @@ def test_boxes_that_are_ignored_are_counted_apart(save_voc: Maker, capsys: pytes
     assert "ignored" in capsys.readouterr().out
     for number in range(1, 4):
         ignore(root / "Annotations" / f"train{number}.xml")
-    assert "there is no box to learn from" in check_scenes(str(root), "boxes").refused[0]
+    assert "there is no box to learn from" in check_scenes(str(root), "boxes", on_bad_image="error").refused[0]
 
 
 def test_everything_that_can_be_wrong_with_boxes(save_voc: Maker) -> None:
@@ -154,7 +154,7 @@ def test_everything_that_can_be_wrong_with_boxes(save_voc: Maker) -> None:
     text = (root / "Annotations" / "train6.xml").read_text()
     start, end = text.index("<object>"), text.index("</annotation>")
     (root / "Annotations" / "train6.xml").write_text(text[:start] + text[end:])
-    report = check_scenes(str(root), "boxes")
+    report = check_scenes(str(root), "boxes", on_bad_image="error")
     told = "\n".join(report.wrong)
     assert len(report.wrong) == 4
     for words in ("is outside of the image", "has no area", "is cut at its edge", "no box of four numbers"):
@@ -163,7 +163,7 @@ def test_everything_that_can_be_wrong_with_boxes(save_voc: Maker) -> None:
     assert {Path(line.split(":")[0]).stem for line in report.unreadable} == {"train4", "train5"}
     assert report.without == [("train", "train6")] and report.images == {"train": 5, "val": 2}
     assert report.refused == ["2 file(s) that cannot be read", "4 wrong box(es)"]
-    assert check_scenes(str(root), "boxes", strict=False).refused == []
+    assert check_scenes(str(root), "boxes").refused == []
 
 
 def test_everything_that_can_be_wrong_with_coco(coco_folder: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_everything_that_can_be_wrong_with_coco(coco_folder: Path, tmp_path: Pat
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
     (tmp_path / "train").symlink_to(coco_folder / "train")
-    report = check_scenes(str(tmp_path), "boxes")
+    report = check_scenes(str(tmp_path), "boxes", on_bad_image="error")
     (wrong, another), (size,) = report.wrong, report.mismatched
     assert "01.png: the mask of annotation 1" in wrong and "of size [3, 4] (height, width) in an image" in wrong
     assert "02.png: the mask of annotation" in another and "[40, 56]" in another
@@ -202,7 +202,7 @@ def test_an_image_beyond_all_bounds_is_named(save_pairs: Maker) -> None:
         file.write(b"\x89PNG\r\n\x1a\n")
         for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")):
             file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
-    (line,) = check_scenes(str(root), "masks").unreadable
+    (line,) = check_scenes(str(root), "masks", on_bad_image="error").unreadable
     assert "0.png" in line and "more than the 64,000,000 pixels that are accepted" in line
 
 
@@ -210,7 +210,7 @@ def test_a_training_part_without_boxes(save_voc: Maker) -> None:
     root = save_voc({"train": 2, "val": 1})
     for number in range(2):
         (root / "Annotations" / f"train{number}.xml").write_text("<annotation></annotation>")
-    assert check_scenes(str(root), "boxes").refused == [
+    assert check_scenes(str(root), "boxes", on_bad_image="error").refused == [
         "there is no box to learn from; put some into the training part"
     ]
 
@@ -252,7 +252,7 @@ def drawn(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("classes", [None, ",".join(f"class {number}" for number in range(35))])
 def test_a_report_is_drawn(save_pairs: Maker, tmp_path: Path, classes: str | None) -> None:
     root = save_pairs({"train": SHOWN + 2, "val": 2, "test": 1})
-    report = check_scenes(str(root), "masks", classes=classes)
+    report = check_scenes(str(root), "masks", classes=classes, on_bad_image="error")
     assert len(report.examples) == SHOWN
     draw_scene_report(report, tmp_path / "report.png")
     pixels = drawn(tmp_path / "report.png")
@@ -269,7 +269,7 @@ def test_reports_of_boxes_and_of_nothing_are_drawn(save_voc: Maker, tmp_path: Pa
     path.write_text(path.read_text().replace("<xmin>", "<xmin>0").replace("</annotation>", (
         "<object><name>$a_b$</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>29</xmax><ymax>23</ymax></bndbox>"
         "</object></annotation>")))  # fmt: skip
-    draw_scene_report(check_scenes(str(root), "boxes"), tmp_path / "boxes.png")
+    draw_scene_report(check_scenes(str(root), "boxes", on_bad_image="error"), tmp_path / "boxes.png")
     draw_scene_report(SceneReport("$nothing$", "masks", refused=["empty"]), tmp_path / "nothing.png")
     assert drawn(tmp_path / "boxes.png").shape[1] == drawn(tmp_path / "nothing.png").shape[1] == 1210
 
@@ -279,7 +279,7 @@ def test_boxes_that_are_ignored_are_drawn_in_grey_and_named(save_voc: Maker, tmp
     root = save_voc({"train": 1, "val": 1})
     if ignored:
         ignore(root / "Annotations" / "train0.xml")
-    report = check_scenes(str(root), "boxes")
+    report = check_scenes(str(root), "boxes", on_bad_image="error")
     assert has_ignored(report.examples[0].target) == ignored
     augment = parse_joint("none", Preprocess(size=(32, 32), fit="inside"))
     legends: list[list[str]] = []

@@ -45,7 +45,7 @@ def test_a_clean_folder_of_depths(tmp_path: Path) -> None:
     assert plain["depths"]["val"]["known"] == 2 * (PIXELS - 12) and "counts" not in plain and "outside" not in plain
     assert sum(plain["depths"]["train"]["histogram"]) == count.known
     limit = max(float(file[file > 0].min()) for file in files) + 500.5  # of each some are nearer
-    near = check_scenes(str(root), "depths", max_depth=limit / 1000).depths["train"]
+    near = check_scenes(str(root), "depths", max_depth=limit / 1000, on_bad_image="error").depths["train"]
     assert near.beyond == sum(int((file > limit).sum()) for file in files) and near.known == count.known
 
 
@@ -57,7 +57,7 @@ def test_everything_that_can_be_wrong_with_depths(tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 2), 5000, np.uint16)).save(root / "depths" / "train" / "3.png")
     Image.fromarray(np.zeros(DEPTH_SIZE, np.uint16)).save(root / "depths" / "train" / "4.png")
     Image.fromarray(np.full(DEPTH_SIZE, 20_000, np.uint16)).save(root / "depths" / "train" / "5.png")
-    report = check_scenes(str(root), "depths")
+    report = check_scenes(str(root), "depths", on_bad_image="error")
     for lines, names in (
         (report.unreadable, ["depths/train/1.png", "images/train/0.png"]),
         (report.alone, ["2.png has no depth"]),
@@ -71,17 +71,17 @@ def test_everything_that_can_be_wrong_with_depths(tmp_path: Path) -> None:
         "1 depth(s) of another size than their images",
         "2 file(s) without a depth that is learnt",
     ]
-    assert check_scenes(str(root), "depths", strict=False).refused == []
-    far = check_scenes(str(root), "depths", max_depth=30.0)
+    assert check_scenes(str(root), "depths").refused == []
+    far = check_scenes(str(root), "depths", max_depth=30.0, on_bad_image="error")
     assert len(far.wrong) == 1 and far.depths["train"].farthest == 20 and far.depths["train"].beyond == 0
-    (only,) = check_scenes(str(root), "depths", depth_scale=1.0).refused
+    (only,) = check_scenes(str(root), "depths", depth_scale=1.0, on_bad_image="error").refused
     assert "can be used; the first of 10: " in only
     (tmp_path / "whole").mkdir()
     whole = write_depths(tmp_path / "whole", {"train": 4, "val": 2})
-    (only,) = check_scenes(str(whole), "depths", depth_scale=1.0).refused
+    (only,) = check_scenes(str(whole), "depths", depth_scale=1.0, on_bad_image="error").refused
     assert "is --depth_scale 1 the metres of one unit?" in only
     with pytest.raises(SrattnError, match="is not a folder of images with depths"):
-        check_scenes(str(tmp_path / "nowhere"), "depths")
+        check_scenes(str(tmp_path / "nowhere"), "depths", on_bad_image="error")
 
 
 def test_counting_depths() -> None:
@@ -97,7 +97,7 @@ def test_counting_depths() -> None:
 def test_a_clean_folder_of_people(tmp_path: Path) -> None:
     root = write_people(tmp_path, {"train": plain_people(), "val": plain_people()})
     assert scene_kind(str(root)) == "joints"
-    report = check_scenes(str(root), "joints")
+    report = check_scenes(str(root), "joints", on_bad_image="error")
     assert report.refused == []
     assert report.images == {"train": 5, "val": 5} and report.classes == NAMES
     assert sum(report.sizes.values()) == 8 and report.repeated == {}  # two people of one image are no repetition
@@ -121,7 +121,7 @@ def test_everything_that_can_be_wrong_with_people(tmp_path: Path) -> None:
     root = write_people(tmp_path, {"train": rows, "val": val}, images=5)
     (root / "images" / "train" / "2.png").write_bytes((root / "images" / "train" / "2.png").read_bytes()[:-300])
     Image.new("RGB", (10, 10)).save(root / "images" / "train" / "3.png")
-    report = check_scenes(str(root), "joints")
+    report = check_scenes(str(root), "joints", on_bad_image="error")
     assert report.outside == ["0.png (1): nose at (70.5, 10.5) is outside of the image of 64x48"]
     assert report.without == [("train", "1.png (10)")] and report.unlabelled == 1
     assert len(report.unreadable) == 1 and "2.png" in report.unreadable[0]
@@ -133,8 +133,8 @@ def test_everything_that_can_be_wrong_with_people(tmp_path: Path) -> None:
         "1 annotation(s) of another size than their images",
         "2 person(s) that cannot be used",
     ]
-    assert check_scenes(str(root), "joints", strict=False).refused == []
-    (only,) = check_scenes(str(tmp_path / "images"), "joints").refused
+    assert check_scenes(str(root), "joints").refused == []
+    (only,) = check_scenes(str(tmp_path / "images"), "joints", on_bad_image="error").refused
     assert "no people in COCO's form" in only
 
 
@@ -149,8 +149,8 @@ def drawn(path: Path) -> np.ndarray:
 def test_reports_are_drawn(tmp_path: Path) -> None:
     depths = write_depths(tmp_path / "depths", {"train": 5, "val": 2})
     people = write_people(tmp_path / "people", {"train": plain_people(), "val": plain_people()})
-    draw_scene_report(check_scenes(str(depths), "depths"), tmp_path / "depths.png")
-    draw_scene_report(check_scenes(str(people), "joints"), tmp_path / "people.png")
+    draw_scene_report(check_scenes(str(depths), "depths", on_bad_image="error"), tmp_path / "depths.png")
+    draw_scene_report(check_scenes(str(people), "joints", on_bad_image="error"), tmp_path / "people.png")
     for kind in ("depths", "joints"):
         draw_scene_report(SceneReport("$nothing$", kind, refused=["empty"]), tmp_path / f"no {kind}.png")
         assert drawn(tmp_path / f"no {kind}.png").shape[1] == 1210

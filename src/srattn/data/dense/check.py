@@ -26,6 +26,7 @@ from srattn.data.depth_files import MILLIMETRES
 from srattn.data.keyed import permutation
 from srattn.data.likeness import digest, near, outline
 from srattn.data.preprocess import to_tensor
+from srattn.data.samples import OnBadImage
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def check_scenes(
     void: Sequence[int] = (),
     depth_scale: float = MILLIMETRES,
     max_depth: float = MAX_DEPTH,
-    strict: bool = True,
+    val: str | None = None,
+    val_fraction: float = 0.2,
+    on_bad_image: OnBadImage = "skip",
     workers: int = 0,
     notify: Notify | None = None,
 ) -> SceneReport:
@@ -70,7 +73,8 @@ def check_scenes(
     Args:
         classes, void: as for `srattn.data.dense.masks.open_masks` and `srattn.data.dense.boxes.open_boxes`.
         depth_scale, max_depth: as for `srattn.data.dense.depths.open_depths`.
-        strict: judge as a run with `on_bad_image` "error" would, for which anything unusable is a reason to refuse.
+        val, val_fraction, on_bad_image: judge as a run with these would; for one with `on_bad_image` "error" anything
+            unusable is a reason to refuse.
 
     Raises:
         SrattnError: there is no folder at `data`.
@@ -92,7 +96,14 @@ def check_scenes(
         none = (name for name, amount in zip(report.classes, amounts, strict=True) if not amount)
         words = "joint {!r} is never labelled" if kind == "joints" else f"class {{!r}} has no {report.unit}"
         report.empty += [f"{part}: {words.format(name)}" for name in none]
-    _judge(report, usable, strict)
+    if on_bad_image == "error":
+        _refuse_unusable(report)
+    try:
+        divide_scenes(usable, val, val_fraction, 0)
+    except SrattnError as error:
+        report.refused.append(str(error))
+    if report.kind == "boxes" and not any(report.amounts.get("train", [])):
+        report.refused.append("there is no box to learn from; put some into the training part")
     return report
 
 
@@ -203,7 +214,7 @@ def _shown(found: Found) -> set[int]:
     return {id(items[number]) for number in permutation(len(items), 0)[:SHOWN].tolist()}
 
 
-def _judge(report: SceneReport, usable: dict[str, list[Unread]], strict: bool) -> None:
+def _refuse_unusable(report: SceneReport) -> None:
     what = {"masks": "mask", "depths": "depth"}.get(report.kind, "annotation")
     for reason, lines in (
         ("file(s) that cannot be read", report.unreadable),
@@ -211,11 +222,5 @@ def _judge(report: SceneReport, usable: dict[str, list[Unread]], strict: bool) -
         (f"{what}(s) of another size than their images", report.mismatched),
         (_WRONG[report.kind], report.wrong),
     ):
-        if lines and strict:
+        if lines:
             report.refused.append(f"{len(lines)} {reason}")
-    try:
-        divide_scenes(usable, None, 0.2, 0)
-    except SrattnError as error:
-        report.refused.append(str(error))
-    if report.kind == "boxes" and not any(report.amounts.get("train", [])):
-        report.refused.append("there is no box to learn from; put some into the training part")
