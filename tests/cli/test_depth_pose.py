@@ -134,10 +134,10 @@ def test_words_for_what_is_wrong_with_data(tmp_path: Path, capsys: pytest.Captur
     data = write_depths(tmp_path / "data", {"train": 3, "val": 2})
     (data / "depths" / "train" / "0.png").write_bytes(b"no depth")
     given = ["data", "check", str(data), "--task", "depth", "--num_workers", "0"]
-    assert main(given) == 1
+    assert main([*given, "--on_bad_image", "error"]) == 1
     out = capsys.readouterr().out
     assert "cannot be read: 1" in out and "0.png" in out and "a run would refuse this: 1 file(s)" in out
-    assert main([*given, "--on_bad_image", "skip"]) == 0
+    assert main(given) == 0
     assert main([*given, "--max_depth", "-1"]) == 2 and "above 0 metres, got -1" in capsys.readouterr().err
 
 

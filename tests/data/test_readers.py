@@ -24,6 +24,7 @@ from srattn.data.reader import absolute, is_built_in, load_data, open_data
 from srattn.data.samples import ImageData
 from srattn.data.sources import MAX_IMAGE_BYTES, Span
 from srattn.data.spec import parse_augment
+from srattn.engine.rows.find import open_rows
 from srattn.errors import SrattnError
 
 RGB = Preprocess(size=(8, 8))
@@ -100,8 +101,8 @@ def test_lists_with_mistakes_name_and_count_them(tmp_path: Path, images: list[st
         assert words in said
     with pytest.raises(BadImage, match="names no image"):
         load(path, columns=columns, on_bad_image="error")
-    with pytest.raises(SrattnError, match="no column for the label"):
-        load(path)
+    with pytest.raises(SrattnError, match=r"no column for the label .* or name it with --label_column"):
+        load(path, columns=Columns(image="file"))
     with pytest.raises(SrattnError, match="no column 'kid'; did you mean 'kind'"):
         load(path, columns=Columns(image="file", label="kid"))
     (tmp_path / "empty.csv").write_text("path,label\n")
@@ -130,6 +131,57 @@ def test_another_data_set_to_measure_with(tmp_path: Path, images: list[str], mak
     assert (len(data.train), len(data.val), len(data.skipped)) == (6, 8, 4)
     assert data.val.labels.tolist() == [1, 0] * 4
     assert "its class 'eel' is none of the training classes" in data.skipped[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_whole_numbers_that_a_table_holds_as_floats_are_classes(tmp_path: Path, images: list[str], kind: str) -> None:
+    labels = [2.0, 10.0, None, 0.5, *([2.0, 10.0] * 4)]
+    if kind == "jsonl":
+        path = tmp_path / "list.jsonl"
+        rows = [{"path": name, "label": label} for name, label in zip(images, labels, strict=True)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = tmp_path / "list.parquet"
+        pq.write_table(pa.table({"image": [png(n) for n in range(len(labels))], "label": labels}), path)
+    data = load(path)
+    assert data.classes == ["2", "10"] and len(data.train) + len(data.val) == 10
+    assert sum("it has no label" in line for line in data.skipped) == 2
+    (first, *_) = open_rows([str(path)]).read(0, 1)
+    assert first.label == "2"
+
+
+def test_text_is_a_number_only_where_all_labels_are_plain_ones(tmp_path: Path, images: list[str]) -> None:
+    labels = ["01", "1", "10", "2"] * 3
+    padded = write_csv(
+        tmp_path / "a.csv", [{"path": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    )
+    index = open_data(str(padded))
+    assert index.classes == ["01", "1", "10", "2"]
+    assert [item.label for item in index.parts["train"]] == [0, 1, 2, 3] * 3
+    plain = write_csv(
+        tmp_path / "b.csv",
+        [{"path": image, "label": label.lstrip("0")} for image, label in zip(images, labels, strict=True)],
+    )
+    assert open_data(str(plain)).classes == ["1", "2", "10"]
+    rows = write_csv(
+        tmp_path / "f.csv",
+        [
+            {"path": images[n], "label": label, "split": split}
+            for n, (label, split) in enumerate(
+                [("None", "train"), ("cat", "train"), ("dog", "val"), ("cat", "val"), ("None", "val")]
+            )
+        ],
+    )
+    assert any("the label 'dog' is none of the 2 classes" in line for line in open_data(str(rows)).skipped)
+
+
+def test_numbers_with_zeros_before_them_are_places_among_named_classes(tmp_path: Path, images: list[str]) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    path = write_csv(tmp_path / "a.csv", [{"path": name, "label": f"0{n % 2}"} for n, name in enumerate(images)])
+    assert [item.label for item in open_data(str(path)).parts["train"]] == [0, 1] * 6
 
 
 def test_numbered_classes_with_names(tmp_path: Path, images: list[str]) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from srattn.engine.config import ResolvedConfig, TrainConfig, from_dict, to_dict, to_yaml
 from srattn.engine.defaults import DIGITS, resolve
+from srattn.engine.progress import Silent
+from srattn.engine.read import make_augment, read_data
 from srattn.errors import SrattnError
 from srattn.tasks.registry import task_called
 
@@ -29,7 +32,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         resolved = resolve(TrainConfig(data=data))
         values = dataclasses.asdict(resolved)
         unused = {"val", "on_empty_class", "init", "distill", "eval_batch_size", "out", "resume"}
-        unused |= {"classes", "depth_scale", "head", "loss"}
+        unused |= {"classes", "depth_scale", "head", "loss", "image_column", "label_column", "split_column"}
         assert {name for name, value in values.items() if value is None} == unused
         assert Path(data).name == Path(resolved.data).name
 
@@ -113,6 +116,19 @@ def test_images_beside_their_masks_are_no_classes_unless_told(tmp_path: Path, fo
         assert words in str(error.value)
     assert resolve(TrainConfig(data=str(tmp_path), task="classification")).task == "classification"
     assert resolve(TrainConfig(data=str(tmp_path), task=task)).task == task_called(task)
+
+
+def test_columns_of_lists_are_named(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    (tmp_path / "list.csv").write_text("where,what\na.png,x\nb.png,y\nc.png,x\nd.png,y\n")
+    config = resolve(
+        TrainConfig(data=str(tmp_path / "list.csv"), image_column="where", label_column="what", num_workers=0, size=8)
+    )
+    augment = make_augment(config)
+    assert read_data(config, augment, Silent()).classes == ["x", "y"]
+    with pytest.raises(SrattnError, match="--image_column has no meaning for depth, which learns from depths"):
+        resolve(TrainConfig(data=str(tmp_path), task="depth", image_column="where"))
 
 
 def test_classes_called_images_and_masks_whose_files_do_not_pair(tmp_path: Path) -> None:

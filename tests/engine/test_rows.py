@@ -182,7 +182,7 @@ def test_lists_and_folders(tmp_path: Path) -> None:
     (tmp_path / "val").rename(tmp_path / "Testing")  # the names that training knows
     assert [s.label for s in open_rows([str(tmp_path)]).read(0, 9)] == ["cat", "dog", None, "cat", "dog"]
     assert len(open_rows(["digits"])) == 1797 and len(open_rows(["digits"], split="val")) == 359
-    for bad, words in [("x,y\n1,2\n", "no column for the image"), ("path\n\n", "lists no image")]:
+    for bad, words in [("x,y\n1,2\n", "no column for the image .*; rename one$"), ("path\n\n", "lists no image")]:
         (tmp_path / "list.csv").write_text(bad)
         with pytest.raises(SrattnError, match=words):
             open_rows([str(tmp_path / "list.csv")])

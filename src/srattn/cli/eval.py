@@ -65,6 +65,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
         default="skip",
         help="unreadable images: count them and go on, or stop with exit code 2",
     )
+    for kind in ("image", "label", "split"):
+        parser.add_argument(f"--{kind}_column", type=str | None, help="of lists and tables with other names of columns")
     parser.add_argument("--format", type=Literal["table", "json"], default="table", help="for people or for programs")
     add_scene_arguments(parser)
 
@@ -84,13 +86,15 @@ def run(args: jsonargparse.Namespace) -> int:
         return eval_scenes(args)
     refuse_other_options(args, OWN, SCENES)
 
+    from srattn.data.columns import Columns
     from srattn.engine.device import pick_device
     from srattn.engine.exam import open_exam, open_subject
     from srattn.engine.measure import measure
 
     device = pick_device(args.device)
     subject = open_on(args) if exported else open_subject(args.model, args.weights, device, args.size)
-    exam = open_exam(subject, args.data, args.split, args.on_bad_image)
+    columns = Columns(args.image_column, args.label_column, args.split_column)
+    exam = open_exam(subject, args.data, args.split, args.on_bad_image, columns)
     with progress_bar() as notify:
         found = measure(
             subject.model,

@@ -25,8 +25,14 @@ class Columns:
     split: str | None = None
 
 
-def find_columns(have: Sequence[str], columns: Columns, where: str, labelled: bool = True) -> tuple[str, str, str]:
+def find_columns(
+    have: Sequence[str], columns: Columns, where: str, labelled: bool = True, named: bool = True
+) -> tuple[str, str, str]:
     """The columns of images, labels and parts; "" for labels or parts that there are not.
+
+    Args:
+        labelled: a column of labels is needed.
+        named: whoever reads has options for the names of columns, which messages may advise.
 
     Raises:
         SrattnError: a named column is not there, or none of the usual names is.
@@ -41,9 +47,10 @@ def find_columns(have: Sequence[str], columns: Columns, where: str, labelled: bo
             raise SrattnError(f"{where} has no column {wanted!r}{nearest(wanted, have)}; it has {', '.join(have)}")
         name = wanted if wanted is not None else next((name for name in usual if name in have), "")
         if not name and (kind == "image" or (kind == "label" and labelled)):
+            option = f", or name it with --{kind}_column" if named else ""
             raise SrattnError(
                 f"{where} has no column for the {kind} (usual names: {', '.join(usual)}); "
-                f"it has {', '.join(map(str, have)) or 'none'}; rename one, or name it with {kind}_column"
+                f"it has {', '.join(map(str, have)) or 'none'}; rename one{option}"
             )
         found.append(name)
     return found[0], found[1], found[2]

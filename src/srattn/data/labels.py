@@ -30,7 +30,8 @@ def assign(
     """Class numbers for `rows`.
 
     With `classes` a name is one of them and a number a place in them. Without, the classes are the different labels of
-    the training part: numbers ascending, else names in alphabetical order. What has no label, or one that is no class,
+    the training part: numbers ascending if all are plain ones, else names in alphabetical order, of which "01" and "1"
+    are two. What has no label, or one that is no class,
     is named in `skipped`; with `labelled` false it gets the class number -1 instead.
     """
     rows, lines = list(rows), list(skipped)
@@ -70,16 +71,22 @@ def read_classes(folder: Path) -> list[str] | None:
 
 
 def plain_label(value: Any) -> int | str | None:
-    """The label that a record has, None where it is neither a number nor a name."""
+    """The label that a record has, None where it is neither a whole number nor a name.
+
+    Tables with a missing number hold the others as floats: 1.0 is the class 1.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if isinstance(value, int | str) and not isinstance(value, bool) and value != "" else None
 
 
-def as_number(label: int | str) -> int | None:
-    """The number that a label is, also when it is written as text."""
+def as_number(label: int | str, padded: bool = False) -> int | None:
+    """The number that a label is, also when it is written as text; "01" is one only with `padded`."""
     if isinstance(label, int):
         return label
     text = label.strip()
-    return int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19 else None
+    number = int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19 else None
+    return number if padded or text == str(number) else None
 
 
 def _classes_of(rows: Sequence[Row]) -> list[str]:
@@ -99,10 +106,10 @@ def _number(label: int | str | None, numbers: dict[str, int], places: bool) -> i
         return None
     if isinstance(label, str) and label.strip() in numbers:
         return numbers[label.strip()]
-    number = as_number(label)
+    number = as_number(label, padded=places)
     if number is not None and places:
         return number if 0 <= number < len(numbers) else None
-    return numbers.get(str(number))
+    return None if number is None else numbers.get(str(number))
 
 
 def _complaint(label: int | str | None, classes: Sequence[str]) -> str:

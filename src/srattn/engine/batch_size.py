@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from srattn.data.columns import Columns
 from srattn.data.dense import JointAugment
 from srattn.data.reader import is_built_in, open_data
 from srattn.engine.batch_probe import Child, CudaProbe, Probe, Trial
@@ -185,7 +186,8 @@ def count_classes(config: ResolvedConfig) -> int:
     augment = make_augment(config)
     if isinstance(augment, JointAugment):
         return len(find_scenes(config, augment).classes)
-    return 10 if is_built_in(config.data) else len(open_data(config.data).classes)
+    columns = Columns(config.image_column, config.label_column, config.split_column)
+    return 10 if is_built_in(config.data) else len(open_data(config.data, columns=columns).classes)
 
 
 def free_memory(device: torch.device) -> int:

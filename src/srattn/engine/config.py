@@ -28,6 +28,12 @@ class TrainConfig:
     """Unreadable images: leave them out and name them, or stop before training."""
     on_empty_class: Literal["skip", "error"] | None = None
     """Classes without a usable image: leave them out and name them, or stop, as class folders do if it is not given."""
+    image_column: str | None = None
+    """The column of a list or table that holds the images, where it has none of the usual names."""
+    label_column: str | None = None
+    """The column of their classes."""
+    split_column: str | None = None
+    """The column of their parts: train, val or test."""
     classes: str | None = None
     """Names of masks' or boxes' classes in the order of their numbers: with commas between, or a file with a line each,
     name or name r g b. By default a classes.txt or palette.json beside the data, or what occurs."""

@@ -186,6 +186,7 @@ def _check_options(config: TrainConfig, task: str) -> None:
         ("head_options", config.head_options, tuple(OF_TARGETS)),
         ("distill", config.distill, ("labels",)),
         ("on_empty_class", config.on_empty_class, ("labels",)),
+        *((name, getattr(config, name), ("labels",)) for name in ("image_column", "label_column", "split_column")),
     ):
         if given not in (None, [], {}, "", 0.0) and targets not in belongs:
             raise SrattnError(f"--{name} has no meaning for {task}, which learns from {targets}; leave it out")

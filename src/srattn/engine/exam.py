@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from srattn.data.columns import Columns
 from srattn.data.index import divide, lazy_samples
 from srattn.data.preprocess import Preprocess, to_image
 from srattn.data.reader import absolute, is_built_in, open_data
@@ -54,22 +55,31 @@ def open_subject(
     return run
 
 
-def open_exam(run: LoadedRun, data: str, split: Split = "auto", on_bad_image: OnBadImage = "skip") -> Exam:
+def open_exam(
+    run: LoadedRun,
+    data: str,
+    split: Split = "auto",
+    on_bad_image: OnBadImage = "skip",
+    columns: Columns | None = None,
+) -> Exam:
     """The labelled images of `data` for `run`; none is decoded yet.
 
     Args:
         data: as `srattn.data.reader.load_data` takes it.
         split: "val", "test", "train" or "all". "auto" takes what the run held out where it was trained on `data`;
             else the val part, the test part, or all images of data that has no parts.
+        columns: of lists and tables; where `run` was trained on `data`, those that it was told, if none is given.
 
     Raises:
         SrattnError: no such data or part, or classes that the model does not know.
     """
     if is_built_in(data):
         return _digits(run, split, on_bad_image)
-    index = open_data(data)
-    parts = {name: items for name, items in index.parts.items() if items}
     own = run.config.get("data") is not None and str(run.config["data"]) == absolute(data)
+    if own and columns in (None, Columns()):
+        columns = Columns(*(run.config.get(f"{kind}_column") for kind in ("image", "label", "split")))
+    index = open_data(data, columns=columns)
+    parts = {name: items for name, items in index.parts.items() if items}
     fraction, seed = float(run.config.get("val_fraction", 0.2)), int(run.config.get("split_seed", 0))
     asked = run.config.get("val") if own else None
     asked = asked if asked in ("split", *parts.keys() - {"train"}) else None  # measured on other data: not this

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any, cast
 
 from srattn.data.augment import Augment
+from srattn.data.columns import Columns
 from srattn.data.dense import JointAugment, SceneLoader, parse_joint
 from srattn.data.dense.boxes import open_boxes
 from srattn.data.dense.depths import open_depths
@@ -166,6 +167,7 @@ def read_images(config: ResolvedConfig, augment: Augment, progress: Progress) ->
             workers=config.num_workers,
             notify=progress.checking,
             check_parts=lambda parts: _check_choice(config, parts),
+            columns=Columns(config.image_column, config.label_column, config.split_column),
         )
 
     if config.eval_size == config.size:

@@ -74,6 +74,7 @@ class TableRows:
         return Source(shown, data, self._class(label))
 
     def _class(self, label: Any) -> str | None:
+        label = int(label) if isinstance(label, float) and label.is_integer() else label
         if isinstance(label, int) and 0 <= label < len(self._classes):
             return self._classes[label]
         # The hub writes -1 where a test set keeps its labels back.
