@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from srattn.cli.main import main
+from srattn.engine.config import TrainConfig
+from srattn.engine.defaults import known, resolve
 
 TINY: dict[str, Any] = {
     "model": "pvt_v2_b0",
@@ -201,6 +203,59 @@ def test_a_recipe_under_the_command_line(
     monkeypatch.undo()
     assert main(["train", "--recipe", "digitz"]) == 2
     assert "did you mean 'digits'" in capsys.readouterr().err
+
+
+def test_a_file_overrules_what_is_said_before_it_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text("batch_size: 32\nlr: 0.25\nmodel_options: {stem_stride: 2}\n")
+    given = ["--batch_size=64", "--epochs", "3", "--model_options.stem_stride", "1", "--config", str(file)]
+    assert main(["train", *given, "--lr", "0.5", "--print_config"]) == 0
+    printed = capsys.readouterr()
+    shown = yaml.safe_load(printed.out)
+    assert (shown["batch_size"], shown["epochs"], shown["lr"]) == (32, 3, 0.5)
+    notes = printed.err.splitlines()
+    assert len(notes) == 2 and all(f"note: {file} comes after --" in line for line in notes)
+    assert "--batch_size and overrules it, 32 in place of 64; give --config before it" in notes[0]
+    assert "--model_options and overrules it" in notes[1]
+    assert main(["train", "--config", str(file), "--config", str(file), *given[:3], "--print_config"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"task": "classification", "size": 16, "model": "pvt_v2_b0", "lr": 2e-3, "label_smoothing": 0.1}),
+        (["--data", "nowhere", "--epochs", "3"], {"size": 128, "epochs": 3, "augment": "crop,flip"}),
+        (["--data", "nowhere", "--task", "segment"], {"task": "segmentation", "model": "mit_b0", "loss": "ce"}),
+        (["--model", "mit_b1"], {"model": "mit_b1", "model_options": {}, "size": 16}),
+        (["--init", "nowhere"], {"model": None, "model_options": {}, "size": None, "epochs": 28}),
+        (["--resume", "nowhere"], {"model": None, "task": None}),
+    ],
+)
+def test_a_printed_configuration_says_what_is_taken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], expected: dict[str, Any]
+) -> None:
+    assert main(["train", *options, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    shown = yaml.safe_load(text)
+    assert {name: shown[name] for name in expected} == expected
+    assert shown["threads"] is None and shown["eval_size"] is None  # the machine's, and that of training
+    (tmp_path / "printed.yaml").write_text(text)
+    assert main(["train", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    again = yaml.safe_load(capsys.readouterr().out)
+    assert again == shown
+    assert main(["train", *options, "--print_config=skip_default"]) == 0
+    assert "augment" not in capsys.readouterr().out
+
+
+def test_what_is_printed_is_the_run() -> None:
+    for options in ({}, {"model": "mit_b0"}, {"epochs": 2, "model_options": {"stem_stride": 2}}):
+        config = TrainConfig(**options)
+        resolved = resolve(config)
+        assert {name: getattr(resolved, name) for name in known(config)} == known(config)
+        assert resolve(TrainConfig(**{**options, **known(config)})) == resolved
 
 
 SMALL = ["--model_options.embed_dims", "[8,8,8,8]", "--model_options.depths", "[1,1,1,1]", "--size", "32"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import jsonargparse
 
@@ -18,7 +19,24 @@ _UNION = re.compile(
 
 
 class VerbParser(jsonargparse.ArgumentParser):
-    """jsonargparse's parser that raises SrattnError where the original prints a usage and exits."""
+    """jsonargparse's parser that raises SrattnError where the original prints a usage and exits.
+
+    Attributes:
+        words: the command line that is parsed.
+        filled: from options to what `--print_config` prints of them.
+    """
+
+    words: list[str]
+    filled: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, *others, **options)
+
+    def dump(self, cfg: Any, *others: Any, **options: Any) -> str:
+        if self.filled is not None and not options.get("skip_default"):
+            cfg = jsonargparse.Namespace({**cfg.as_dict(), **self.filled(cfg.as_dict())})
+        return super().dump(cfg, *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = _one_line(message)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jsonargparse
 import yaml
 
+from srattn.cli.parser import VerbParser
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
@@ -36,13 +37,16 @@ def add_config_argument(parser: jsonargparse.ArgumentParser) -> None:
         "--recipe",
         action=_Options,
         metavar="FILE, NAME",
-        help="options as YAML, such as the config.yaml of a run; or, given before all others, those of a recipe that "
-        "srattn recipes lists",
+        help="options as YAML, such as the config.yaml of a run, over what is said before it and under what is said "
+        "after; or, given before all others, those of a recipe that srattn recipes lists",
     )
+    if isinstance(parser, VerbParser):
+        parser.filled = _filled
 
 
 class _Options(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
-    """Options from a file or a recipe; what follows on the command line comes on top."""
+    """Options from a file or a recipe, over what comes before it on the command line, as jsonargparse has it, and under
+    what follows."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if option_string == "--recipe":
@@ -52,7 +56,32 @@ class _Options(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateI
             if given:
                 raise SrattnError(f"give --recipe first: it would overrule what is said of {given[0]} before it")
             values = yaml.safe_dump(recipes.load(values))
+        before = {name: cfg[name] for name in self._said_before(parser, cfg) if name in cfg}
         self.apply_config(parser, cfg, self.dest, values)
+        for name, value in before.items():
+            if cfg[name] != value:
+                print(
+                    f"srattn: note: {values} comes after --{name} and overrules it, {cfg[name]!r} in place of "
+                    f"{value!r}; give {option_string} before it to have it the other way round",
+                    file=sys.stderr,
+                )
+
+    def _said_before(self, parser: VerbParser, cfg: Any) -> list[str]:
+        """The options of a run that stand before this file on the command line."""
+        files = [place for place, word in enumerate(parser.words) if word.split("=")[0] in self.option_strings]
+        done = cfg.get(self.dest)
+        end = files[len(done) if isinstance(done, list) else 0]
+        names = [word.removeprefix("--").split("=")[0].split(".")[0] for word in parser.words[:end] if word[:2] == "--"]
+        return [name for name in dict.fromkeys(names) if name in _options()]
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    """What the options that are not given come to, as far as they say it themselves."""
+    from srattn.engine.config import TrainConfig
+    from srattn.engine.defaults import known
+
+    names = _options()
+    return known(TrainConfig(**{name: value for name, value in values.items() if name in names}))
 
 
 def _options() -> set[str]:

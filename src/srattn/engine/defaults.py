@@ -9,12 +9,12 @@ from typing import Any
 from srattn.data.dense.kinds import SceneKind, scene_folders, scene_kind
 from srattn.data.depth_files import MILLIMETRES, check_scale
 from srattn.data.index import part_called
-from srattn.data.reader import absolute, is_built_in
-from srattn.engine.config import ResolvedConfig, TrainConfig
+from srattn.data.reader import BUILT_IN, absolute, is_built_in
+from srattn.engine.config import OF_THE_MACHINE, ResolvedConfig, TrainConfig
 from srattn.engine.device import pick_device
 from srattn.engine.precision import fastest
 from srattn.errors import SrattnError
-from srattn.tasks.models import backbone_config, targets_of
+from srattn.tasks.models import Targets, backbone_config, targets_of
 from srattn.tasks.registry import task_called
 
 # 0.27 million parameters; 99.7 to 100 % of the held-out digits (seeds 0 to 2) in 40 seconds on one core.
@@ -122,23 +122,16 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     task = task_called(config.task)
     targets = targets_of(task)
     _check_options(config, task)
-    if targets == "labels":
-        defaults = dict(DIGITS if is_built_in(config.data) else FOLDER)
-    else:
-        defaults = dict(OF_TARGETS[targets])
+    defaults = _usual(targets, targets == "labels" and is_built_in(config.data))
     if config.model is None and config.init is not None:
         found = _of_weights(config.init)
         defaults |= found if targets == "labels" else {name: found[name] for name in ("model", "model_options")}
-    defaults.setdefault("label_smoothing", 0.1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's processes share the machine
     defaults.setdefault("threads", cores)
     defaults.setdefault("num_workers", min(cores, 8))
     values: dict[str, Any] = {**dataclasses.asdict(config), "task": task}
-    base = defaults.pop("model_options") if config.model is None else {}
-    defaults.pop("model_options", None)
-    values.update({name: default for name, default in defaults.items() if values[name] is None})
-    values["model_options"] = {**base, **values["model_options"]}
+    values |= _taken(config, defaults)
     values["eval_size"] = values["eval_size"] or values["size"]
     if config.precision == "auto":
         values["precision"] = fastest(pick_device(config.device))
@@ -161,6 +154,38 @@ def absolute_paths(config: TrainConfig) -> dict[str, Any]:
     if config.val is not None and config.val != "split" and part_called(config.val) is None:
         values["val"] = absolute(config.val)
     return values
+
+
+def known(config: TrainConfig) -> dict[str, Any]:
+    """What `resolve` takes for options that are None, as far as it follows from the other options alone: without a look
+    at data, weights or the machine. The size that it measures at stays open, since it follows that of training.
+
+    Raises:
+        SrattnError: an unknown task.
+    """
+    task = task_called(config.task)
+    if config.resume is not None:
+        return {}
+    defaults = _usual(targets_of(task), config.data in BUILT_IN)
+    if config.init is not None:  # which brings its own
+        for name in ("model", "model_options", "size", "channels"):
+            defaults.pop(name)
+    for name in OF_THE_MACHINE:
+        defaults.pop(name, None)
+    return {"task": task, **_taken(config, defaults)}
+
+
+def _usual(targets: Targets, built_in: bool) -> dict[str, Any]:
+    """The defaults for data that is learnt from."""
+    defaults = (DIGITS if built_in else FOLDER) if targets == "labels" else OF_TARGETS[targets]
+    return {"label_smoothing": 0.1, **defaults}
+
+
+def _taken(config: TrainConfig, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Of `defaults` those that `config` leaves open. Options of the default model apply to that model alone."""
+    taken = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    base = defaults.get("model_options", {}) if config.model is None else {}
+    return {**taken, "model_options": {**base, **config.model_options}}
 
 
 def _check_labels(data: str) -> None:
