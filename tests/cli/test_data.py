@@ -221,6 +221,18 @@ def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "without a partner: 1" in capsys.readouterr().out
 
 
+def test_masks_are_read_as_a_model_learnt_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, file = street(tmp_path / "street"), tmp_path / "model.safetensors"
+    for mask in root.glob("masks/*/*.png"):
+        Image.fromarray(np.asarray(Image.open(mask)) * 255).save(mask)
+    model = build_task_model("segmentation", "mit_b0", 2, "segformer", {"hidden": 8}, depths=[1] * 4)
+    save_weights(file, model, ["road", "car"], Preprocess(size=(32, 32)), task="segmentation", of_255="void")  # type: ignore[arg-type]
+    assert main(["data", "check", str(root)]) == 0
+    assert "255 in the masks is the object" in capsys.readouterr().out
+    assert main(["data", "check", str(root), "--model", str(file)]) == 0
+    assert "255 in the masks is no class" in capsys.readouterr().out
+
+
 def test_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = cells(tmp_path / "cells")
     assert main(["data", "check", str(root), "--picture", str(tmp_path / "a.png")]) == 0

@@ -103,6 +103,12 @@ def test_classes_are_matched_by_name(colours: tuple[Path, Path], capsys: pytest.
     assert values["classes"] == ["red", "blue"] and values["support"] == {"red": 4, "blue": 4}
     code, shown, _ = evaluate(capsys, "--model", file, "--data", root, "--format", "json")
     assert json.loads(shown)["images"] == 4  # val comes before test
+    for part in ("val", "test"):
+        rows = [f"{image},{image.parent.name},{part}\n" for image in sorted((root / part).rglob("*.png"))]
+        (root / "list.csv").write_text("path,label,split\n" + "".join(rows))
+        code, shown, _ = evaluate(capsys, "--model", file, "--data", root / "list.csv", "--format", "json")
+        assert code == 0 and json.loads(shown)["split"] == f"the {part} part"
+    (root / "list.csv").unlink()
     code, shown, _ = evaluate(capsys, "--model", file, "--data", root / "test", "--format", "json")
     assert json.loads(shown)["images"] == 8  # a folder without parts is taken whole
 

@@ -211,7 +211,8 @@ def test_what_255_was_in_the_masks_stays_with_a_model(options: Any, tmp_path: Pa
     for model in (tmp_path / "run", save_pretrained(tmp_path / "run", tmp_path / "saved")):
         loaded = open_model(str(model))
         assert loaded.of_255 == "void" and loaded.classes == ["background", "object"]
-        found = measure_scenes(loaded, str(tmp_path / "other"), "test")
+        found = measure_scenes(loaded, str(tmp_path / "other"))
+        assert found.split == "the test part"  # the only one there
         mask = found.data.val.scene(0)[1].mask
         assert mask is not None and mask.unique().tolist() == [0, 255]
         assert len(found.data.notes) == 1 and "255 is taken for no class" in found.data.notes[0]

@@ -68,14 +68,23 @@ def check_of(
 ) -> tuple[SceneReport, list[str]]:
     """Reads everything, and writes what is asked for; and where classes are not those of `--model`."""
     from srattn.cli.data import against
-    from srattn.data.dense.check import check_scenes
+    from srattn.data.dense.check import Learnt, check_scenes
     from srattn.files import atomic_path
 
+    learnt: Learnt | None = None
+    if kind == "masks" and args.model is not None:
+        from srattn.data.palette import standard_palette
+        from srattn.engine.open_model import open_model
+
+        model = open_model(args.model)
+        if model.of_255 == "void":  # else masks are read as they say themselves
+            learnt = model.palette or standard_palette(model.classes), model.of_255
     report = check_scenes(
         args.data,
         kind,
         classes=args.classes,
         void=args.void,
+        learnt=learnt,
         **_metres(args),
         val=args.val,
         val_fraction=args.val_fraction,
@@ -149,6 +158,8 @@ def print_scenes(report: SceneReport, safe: Callable[[str], str], listed: Callab
             f"sizes: {len(report.sizes):,} different; shorter side {sides[0]} to {sides[-1]} pixels, median "
             f"{sides[len(sides) // 2]}"
         )
+    if report.of_255 is not None:
+        print(f"255 in the masks is {'the object' if report.of_255 == 'object' else 'no class'}")
     listed("cannot be read", report.unreadable)
     listed("without a partner", report.alone)
     listed("of another size than their images", report.mismatched)

@@ -84,13 +84,15 @@ def open_exam(
     asked = run.config.get("val") if own else None
     asked = asked if asked in ("split", *parts.keys() - {"train"}) else None  # measured on other data: not this
     if split == "auto":
-        split = "val" if own or {"val", "test"} & parts.keys() else "all"
+        split = "val" if own or "val" in parts else "test" if "test" in parts else "all"
     if split == "all":
         items, words = [item for part in parts.values() for item in part], "all images"
     elif split == "test":
         items, words = parts.get("test", []), "the test part"
         if not items:
             raise SrattnError(f"{data} has no test part; its parts: {', '.join(parts) or 'none'}; give --split all")
+    elif split == "val" and not own and "val" in parts:  # there need not be a training part beside it
+        items, words = parts["val"], "the val part"
     else:
         train, held = divide(index, asked, fraction, seed)
         items, words = (train, "the training part") if split == "train" else (held, "the validation part")

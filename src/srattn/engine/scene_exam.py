@@ -217,11 +217,13 @@ def _renumbered(one: Unread, table: Tensor) -> Unread:
 def _part(found: Found, run: LoadedRun, split: Split, own: bool) -> tuple[list[Unread], str]:
     parts = {name: items for name, items in found.parts.items() if items}
     if split == "auto":
-        split = "val" if own or {"val", "test"} & parts.keys() else "all"
+        split = "val" if own or "val" in parts else "test" if "test" in parts else "all"
     if split == "all":
         items, words = [one for items in parts.values() for one in items], "all images"
     elif split == "test":
         items, words = parts.get("test", []), "the test part"
+    elif split == "val" and not own and "val" in parts:  # there need not be a training part beside it
+        items, words = parts["val"], "the validation part"
     else:
         asked = run.config.get("val") if own else None
         fraction, seed = float(run.config.get("val_fraction", 0.2)), int(run.config.get("split_seed", 0))

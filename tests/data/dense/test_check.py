@@ -24,7 +24,7 @@ from srattn.data.dense.preview import read_some_scenes
 from srattn.data.dense.shown import has_ignored
 from srattn.data.dense.survey import SceneReport, size_words
 from srattn.data.dense.target import Target
-from srattn.data.palette import UNCOUNTED
+from srattn.data.palette import UNCOUNTED, standard_palette
 from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
 
@@ -221,11 +221,27 @@ def test_sizes_in_words() -> None:
     assert found == {"smallest": 10.0, "median": 32.0, "largest": 100.0, "small": 2, "medium": 2, "large": 1}
 
 
-def test_counting_without_255_as_void() -> None:
+def test_255_is_void_however_many_classes_there_are(save_pairs: Maker) -> None:
     report = SceneReport("a", "masks")
     report.begin([str(number) for number in range(256)], None, ["train"])
     report.count("train", "x", (1, 2), Target(mask=torch.tensor([[255], [3]], dtype=torch.uint8)))
-    assert report.void == {"train": 0} and report.amounts["train"][255] == report.amounts["train"][3] == 1
+    assert report.void == {"train": 1} and sum(report.amounts["train"]) == report.amounts["train"][3] == 1
+    names = ",".join(f"c{number}" for number in range(256))
+    (reason,) = check_scenes(str(save_pairs({"train": 2, "val": 1})), "masks", classes=names).refused
+    assert "masks have at most 255 classes" in reason  # as the task says when a run makes it
+
+
+def test_255_is_what_a_model_learnt(save_pairs: Maker) -> None:
+    root = save_pairs({"train": 2, "val": 1})
+    for part, number in (("train", 0), ("train", 1), ("val", 0)):
+        mask = np.zeros((14, 18), np.uint8)
+        mask[3:5] = 255
+        Image.fromarray(mask).save(mask_at(root, part, number))
+    report = check_scenes(str(root), "masks")
+    assert report.of_255 == "object" and report.amounts["val"][1] == 36 and report.void["val"] == 0
+    report = check_scenes(str(root), "masks", learnt=(standard_palette(["ground", "car"]), "void"))
+    assert report.of_255 == "void" and report.amounts["val"] == [14 * 18 - 36, 0] and report.void["val"] == 36
+    assert report.to_dict()["of_255"] == "void"
 
 
 def test_kinds(save_pairs: Maker, save_voc: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,11 @@ from srattn.data.dense.pairs import DEPTHS, index_pairs
 from srattn.data.dense.people import open_people
 from srattn.data.dense.read import Found, Unread, divide_scenes
 from srattn.data.dense.survey import Example, SceneReport
-from srattn.data.dense.target import Target
+from srattn.data.dense.target import VOID, Target
 from srattn.data.depth_files import MILLIMETRES
 from srattn.data.keyed import permutation
 from srattn.data.likeness import digest, near, outline
+from srattn.data.palette import Of255, Palette
 from srattn.data.preprocess import to_tensor
 from srattn.data.samples import OnBadImage
 from srattn.errors import SrattnError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Notify = Callable[[int, int], None]
+Learnt = tuple[Palette, Of255]
 MAX_DEPTH = 10.0
 """Metres, as a run takes them if it is not told otherwise."""
 SHOWN = 12  # examples that are kept for the picture
@@ -60,6 +62,7 @@ def check_scenes(
     *,
     classes: str | None = None,
     void: Sequence[int] = (),
+    learnt: Learnt | None = None,
     depth_scale: float = MILLIMETRES,
     max_depth: float = MAX_DEPTH,
     val: str | None = None,
@@ -72,6 +75,8 @@ def check_scenes(
 
     Args:
         classes, void: as for `srattn.data.dense.masks.open_masks` and `srattn.data.dense.boxes.open_boxes`.
+        learnt: classes of a model that the masks are for, where nothing else names them, and what 255 was when it
+            learnt (see `srattn.data.dense.masks.read_masks`).
         depth_scale, max_depth: as for `srattn.data.dense.depths.open_depths`.
         val, val_fraction, on_bad_image: judge as a run with these would; for one with `on_bad_image` "error" anything
             unusable is a reason to refuse.
@@ -84,13 +89,16 @@ def check_scenes(
         raise SrattnError(f"{data} is not a folder of images with {kind}")
     try:
         if kind in ("masks", "depths"):
-            found = _open_pairs(report, classes, void, (depth_scale, max_depth), workers, notify)
+            found = _open_pairs(report, classes, void, learnt, (depth_scale, max_depth), workers, notify)
         else:
             found = _open_objects(report, classes)
     except SrattnError as error:
         report.refused.append(str(error))
         return report
     report.begin(found.classes, found.palette, list(found.parts), max_depth if kind == "depths" else None)
+    report.of_255 = found.of_255
+    if kind == "masks" and len(found.classes) > VOID:
+        report.refused.append(f"masks have at most {VOID} classes beside {VOID}, which is none; there are 256")
     usable = _read(report, found, workers, notify)
     for part, amounts in report.amounts.items() if kind != "depths" else ():
         none = (name for name, amount in zip(report.classes, amounts, strict=True) if not amount)
@@ -111,6 +119,7 @@ def _open_pairs(
     report: SceneReport,
     classes: str | None,
     void: Sequence[int],
+    learnt: Learnt | None,
     metres: tuple[float, float],
     workers: int,
     notify: Notify | None,
@@ -122,7 +131,9 @@ def _open_pairs(
     if report.kind == "masks":
         index = index_pairs(root)
         report.alone = list(index.skipped)
-        masks = read_masks(index, named_classes(classes, root), void, workers=workers, notify=half)
+        palette, of_255 = learnt or (None, None)
+        palette = named_classes(classes, root) or palette
+        masks = read_masks(index, palette, void, of_255=of_255, workers=workers, notify=half)
         report.unreadable = masks.problems[len(index.skipped) :]
         return masks.found()
     index = index_pairs(root, DEPTHS, "depth")

@@ -13,7 +13,7 @@ from srattn.data.dense.joints import Joints
 from srattn.data.dense.kinds import SceneKind
 from srattn.data.dense.survey_depths import DepthCount
 from srattn.data.dense.target import VOID, Target
-from srattn.data.palette import Palette, standard_palette
+from srattn.data.palette import Of255, Palette, standard_palette
 
 _NOTHING = ("background", "bg", "none")
 _UNITS = {"masks": "pixels", "boxes": "boxes", "depths": "pixels", "joints": "joints"}
@@ -39,6 +39,7 @@ class SceneReport:
             that are ignored.
         present: images that have the class, or people of whom the joint is visible, for each part.
         void: pixels of no class, for each part.
+        of_255: what 255 is in the masks, where it occurs.
         ignored: boxes that are neither learnt nor counted, for each part.
         depths: what is known of depths, for each part.
         box_sides: for each class the square roots of the areas of its boxes, in pixels of their image.
@@ -65,6 +66,7 @@ class SceneReport:
     amounts: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     present: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     void: dict[str, int] = dataclasses.field(default_factory=dict)
+    of_255: Of255 | None = None
     ignored: dict[str, int] = dataclasses.field(default_factory=dict)
     box_sides: list[list[float]] = dataclasses.field(default_factory=list)
     depths: dict[str, DepthCount] = dataclasses.field(default_factory=dict)
@@ -122,8 +124,8 @@ class SceneReport:
             return
         if target.mask is not None:
             found = torch.bincount(target.mask.flatten().int(), minlength=VOID + 1).tolist()
-            self.void[part] += found[VOID] if len(self.classes) <= VOID else 0
-            found = found[: len(self.classes)]
+            self.void[part] += found[VOID]
+            found = found[: len(self.classes)] if len(self.classes) <= VOID else [*found[:VOID], 0]
         else:
             boxes = torch.zeros(0, 5) if target.boxes is None else target.boxes
             if target.ignored is not None:
@@ -154,6 +156,8 @@ class SceneReport:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("examples", "palette", "amounts", "present", "box_sides", "depths", "bones"):
             del plain[name]
+        if self.kind != "masks":
+            del plain["of_255"]
         if self.kind != "joints":
             del plain["outside"], plain["unlabelled"]
         if self.kind != "boxes":
