@@ -20,6 +20,7 @@ from PIL import Image
 
 from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess
+from srattn.data.reader import open_data
 from srattn.data.sources import file_of
 from srattn.engine.predict import Classes
 from srattn.engine.rows import Joined, Source, open_rows
@@ -104,12 +105,35 @@ def test_parquet_paths_of_strangers_stay_below(tmp_path: Path, path: str) -> Non
     assert (second.name, second.label) == ("a.parquet:1", None)
 
 
+@pytest.mark.parametrize(
+    ("rows", "image", "label"),
+    [
+        ({"path": "a.png", "content": b"x", "label": 1}, "a.png", "1"),  # the name counts first
+        ({"path": "a.png", "jpg": b"x", "label": 1}, b"x", "1"),  # jpg is the more usual one
+        ({"image": 3, "file": "a.png", "cls": 1}, "a.png", "1"),  # a number is no image
+        ({"content": b"x", "label": [1, 2], "target": "cat"}, b"x", "cat"),  # nothing is called so: bytes
+        ({"photo": {"bytes": b"x", "path": "p"}, "label": "cat"}, b"x", "cat"),
+    ],
+)
+def test_columns_of_parquet_are_those_of_training(
+    tmp_path: Path, rows: dict[str, Any], image: bytes | str, label: str
+) -> None:
+    path = tmp_path / "a.parquet"
+    write_table(path, [rows])
+    (read,) = open_rows([str(path)]).read(0, 1)
+    index = open_data(str(path))
+    (item,) = index.parts["train"]
+    expected = image if isinstance(image, bytes) else tmp_path / image
+    assert read.data == item.source == expected
+    assert read.label == index.classes[item.label] == label
+
+
 def test_parquet_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(SrattnError, match="no whole Parquet file"):
         open_rows([str(tmp_path / "a.parquet")])
     write_table(tmp_path / "b.parquet", [{"text": "x", "label": 1}])
-    with pytest.raises(SrattnError, match="none holds images"):
+    with pytest.raises(SrattnError, match=r"no column for the image .*; it has text, label; rename one$"):
         open_rows([str(tmp_path / "b.parquet")])
 
 

@@ -7,11 +7,11 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from srattn.data.columns import Columns, find_columns
+from srattn.data.columns import IMAGE, LABEL, Columns, find_columns
 from srattn.data.decode import BadImage
 from srattn.data.download import cache_folder
 from srattn.data.index import Index, part_called
@@ -49,7 +49,7 @@ def index_parquet(
         try:
             with opened(path) as file:
                 schema = file.schema_arrow
-                names = find_columns(schema.names, columns, str(path), labelled)
+                names = table_columns(schema, columns, str(path), labelled)
                 classes = classes or class_names(schema.metadata, names[1])
                 hold -= _size(file.metadata, names[0])
                 found = _rows(file, path, names, whole, skipped)
@@ -59,6 +59,44 @@ def index_parquet(
     if not rows:
         raise SrattnError(f"no image in {len(files)} Parquet file(s){f'; {skipped[0]}' if skipped else ''}")
     return assign(rows, classes or read_classes(files[0].parent), labelled, skipped)
+
+
+def table_columns(
+    schema: Any, columns: Columns, where: str, labelled: bool = True, named: bool = True
+) -> tuple[str, str, str]:
+    """As `find_columns`, for columns that have types: of the usual names those that can hold an image, or a label.
+
+    Where no such name is there, the first column of bytes holds the images.
+
+    Args:
+        schema: a `pyarrow.Schema`.
+
+    Raises:
+        SrattnError: as `find_columns`.
+    """
+    from pyarrow.types import is_nested
+
+    def first(names: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
+        return next((name for name in names if name in schema.names and fits(schema.field(name).type)), None)
+
+    image = columns.image or first(IMAGE, _may_be_image) or first(schema.names, _has_bytes)
+    label = columns.label or first(LABEL, lambda kind: not is_nested(kind))
+    return find_columns(schema.names, Columns(image, label, columns.split), where, labelled, named)
+
+
+def _may_be_image(kind: Any) -> bool:
+    """Whether a column is one of bytes or of paths."""
+    from pyarrow.types import is_large_string, is_string
+
+    return _has_bytes(kind) or is_string(kind) or is_large_string(kind)
+
+
+def _has_bytes(kind: Any) -> bool:
+    from pyarrow.types import is_binary, is_large_binary, is_struct
+
+    if is_struct(kind):
+        return any(field.name == "bytes" and _has_bytes(field.type) for field in kind)
+    return is_binary(kind) or is_large_binary(kind)
 
 
 @contextlib.contextmanager

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srattn.data.columns import IMAGE, LABEL
+from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
-from srattn.data.parquet import class_names, group_rows, opened, source_of
+from srattn.data.parquet import class_names, group_rows, opened, source_of, table_columns
 from srattn.engine.rows.base import Source, file_stamp
-from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +32,8 @@ class TableRows:
         with opened(path) as file:
             schema, facts = file.schema_arrow, file.metadata
             self._ends = list(itertools.accumulate(facts.row_group(i).num_rows for i in range(facts.num_row_groups)))
-            self._columns = (_image_column(path, schema), *_other_columns(schema))
+            image, label, _ = table_columns(schema, Columns(), str(path), labelled=False, named=False)
+            self._columns = image, label, _name_column(schema)
             self._classes = class_names(schema.metadata, self._columns[1]) or []
         # Where a reading stands: its group, the next row, and the rest of the rows of the group.
         self._group, self._next = -1, 0
@@ -81,34 +81,9 @@ class TableRows:
         return None if label is None or (label == -1 and self._classes) else str(label)
 
 
-def _image_column(path: Path, schema: pa.Schema) -> str:
-    """A column of bytes, of the usual names if one is."""
-    import pyarrow as pa
+def _name_column(schema: pa.Schema) -> str:
+    """The first of the usual columns of names that holds text or whole numbers; "" where there is none."""
+    from pyarrow.types import is_integer, is_string
 
-    def is_image(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
-        return _is_bytes(kind)
-
-    found = _first(schema, (*IMAGE, *schema.names), is_image)
-    if not found:
-        raise SrattnError(f"{path} has the columns {schema.names[:12]}; none holds images as bytes")
-    return found
-
-
-def _other_columns(schema: pa.Schema) -> tuple[str, str]:
-    """Of labels and of names; "" where there is none."""
-    from pyarrow.types import is_integer, is_nested, is_string
-
-    label = _first(schema, LABEL, lambda kind: not is_nested(kind))
-    return label, _first(schema, _NAME, lambda kind: is_string(kind) or is_integer(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _first(schema: pa.Schema, names: Sequence[str], fits: Callable[[Any], bool]) -> str:
-    return next((name for name in names if name in schema.names and fits(schema.field(name).type)), "")
+    kinds = {name: schema.field(name).type for name in _NAME if name in schema.names}
+    return next((name for name, kind in kinds.items() if is_string(kind) or is_integer(kind)), "")
