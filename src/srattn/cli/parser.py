@@ -23,10 +23,12 @@ class VerbParser(jsonargparse.ArgumentParser):
 
     Attributes:
         words: the command line that is parsed.
+        tells: whether notes on it are printed: not when it is parsed a second time.
         filled: from options to what `--print_config` prints of them.
     """
 
     words: list[str]
+    tells: bool = True
     filled: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
@@ -44,7 +46,11 @@ class VerbParser(jsonargparse.ArgumentParser):
 
     def given(self, arguments: Sequence[str]) -> set[str]:
         """The options that a command line names, itself or in a file of --config, whatever their value."""
-        return set(self.parse_args(list(arguments), defaults=False).as_dict())
+        self.tells = False
+        try:
+            return set(self.parse_args(list(arguments), defaults=False).as_dict())
+        finally:
+            self.tells = True
 
     def _hint(self, message: str) -> str:
         if found := re.search(r"unrecognized arguments: (\S+)", message):

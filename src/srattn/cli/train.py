@@ -59,7 +59,7 @@ class _Options(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateI
         before = {name: cfg[name] for name in self._said_before(parser, cfg) if name in cfg}
         self.apply_config(parser, cfg, self.dest, values)
         for name, value in before.items():
-            if cfg[name] != value:
+            if cfg[name] != value and parser.tells:
                 print(
                     f"srattn: note: {values} comes after --{name} and overrules it, {cfg[name]!r} in place of "
                     f"{value!r}; give {option_string} before it to have it the other way round",
