@@ -31,16 +31,18 @@ multiply-adds were done at.
 
 ## How a model comes to its speed on a CPU
 
-In eval mode, without gradients, the blocks and patch embeddings of PVT, PVT v2, MiT and Twins, and the feed-forwards of
-CvT and MViTv2, run in kernels that are compiled for the machine at first use (a C++ compiler is all they need; without
-one torch does the work, and `srattn info` says why). There is nothing to switch on, and the parameters stay where they
-are. `torch.compile` leaves these modules whole and compiles what is between them; the rows of `srattn compile` below
-are from before that was so.
+In eval mode, without gradients, the blocks and patch embeddings of PVT, PVT v2, MiT, Twins, CvT and MViTv2 run in
+kernels that are compiled for the machine at first use (a C++ compiler is all they need; without one torch does the
+work, and `srattn info` says why). There is nothing to switch on, and the parameters stay where they are.
+`torch.compile` leaves these modules whole and compiles what is between them; the rows of `srattn compile` below are
+from before that was so.
 
 - Attention and feed-forward are computed a few rows of the map at a time: what is hidden, queries, scores and heads
   never leave the private cache. Memory grows with the map alone.
 - Query and output projections are absorbed into the few keys and values where that needs fewer multiply-adds.
 - Reductions and patch embeddings are matrix products over rows that are gathered on the way.
+- Queries, keys and values that are convolved (CvT, MViTv2) are so in the same call as their projections and heads: the
+  batch norm is part of the convolution, and relative positions are further channels of the products.
 - In bfloat16 (`model.to(torch.bfloat16)` or autocast) the products read bfloat16 where the processor has AVX-512
   instructions for it, in its matrix units (AMX) where it has those.
 - In training the feed-forward computes what is hidden twice, in the cache, instead of keeping it.

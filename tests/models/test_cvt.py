@@ -90,7 +90,7 @@ def test_masks_and_the_class_token_which_is_always_a_key() -> None:
 
 
 def test_the_plan_counts_the_class_token() -> None:
-    rows = list(srattn.plan(build_model("cvt_13", device="meta")))
+    rows = list(srattn.plan(build_model("cvt_13", device="meta"), training=True))
     assert [(row.tokens, row.keys, row.blocks) for row in rows] == [
         ((56, 56), (28, 28), 1),
         ((28, 28), (14, 14), 2),

@@ -6,10 +6,12 @@ from torch import Tensor, nn
 
 from srattn.layers import native
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.block_kernels import StageKernels, knows_attention, knows_mlp, lay_out_block
+from srattn.layers.block_kernels import StageKernels, knows_attention, lay_out_block
+from srattn.layers.convolved_kernels import knows_convolved
 from srattn.layers.drop import DropPath
 from srattn.layers.hooks import is_listened_to
 from srattn.layers.layer_norm import normed
+from srattn.layers.mlp_kernels import knows_mlp
 from srattn.layers.opaque import Opaque
 from srattn.ops import attend, plan
 from srattn.ops.native import Operand
@@ -83,7 +85,7 @@ class Blocks(Opaque, nn.ModuleList):
 
 
 def _knows_half(block: Block, operand: Operand) -> bool:
-    return knows_attention(block, operand) or knows_mlp(block, operand)
+    return knows_attention(block, operand) or knows_mlp(block, operand) or knows_convolved(block, operand)
 
 
 def _knows_all(blocks: Blocks, operand: Operand) -> bool:

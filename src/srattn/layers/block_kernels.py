@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
+from srattn.layers.convolved_kernels import lay_out_convolved
 from srattn.layers.drop import DropPath
-from srattn.layers.feed_forward import ConvMlp, FeedForward, Mlp
-from srattn.layers.local_perception import is_depthwise_3x3
+from srattn.layers.feed_forward import FeedForward
+from srattn.layers.mlp_kernels import BlockLike, knows_mlp, lay_out_mlp, linear_of, norm_of
 from srattn.layers.native import knows_norm
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.layers.window import LocallyGroupedAttention
 from srattn.ops import native
-from srattn.ops.native import (
-    AttentionKernel,
-    BlocksKernel,
-    FeedForwardKernel,
-    Linear,
-    NormWeights,
-    Operand,
-    PatchKernel,
-)
+from srattn.ops.native import AttentionKernel, BlocksKernel, ConvolvedKernel, FeedForwardKernel, Operand, PatchKernel
 from srattn.ops.windows import from_windows, to_windows
-
-if TYPE_CHECKING:
-    from srattn.layers.block import Block
-
-
-class BlockLike(Protocol):
-    """What has a feed-forward behind a norm."""
-
-    @property
-    def norm2(self) -> nn.Module: ...
-    @property
-    def mlp(self) -> nn.Module: ...
-    @property
-    def drop_path(self) -> nn.Module: ...
 
 
 class BlockKernels:
@@ -47,9 +25,15 @@ class BlockKernels:
     As `srattn.layers.native` asks, it holds the block's parts and not the block.
     """
 
-    def __init__(self, block: Block, attention: AttentionKernel | None, mlp: FeedForwardKernel | None) -> None:
-        self.attention, self.mlp = attention, mlp
-        self.kernel = BlocksKernel([(attention, mlp)])
+    def __init__(
+        self,
+        block: BlockLike,
+        attention: AttentionKernel | None,
+        mlp: FeedForwardKernel | None,
+        convolved: ConvolvedKernel | None = None,
+    ) -> None:
+        self.attention, self.mlp, self.convolved = attention, mlp, convolved
+        self.kernel = None if attention is None and mlp is None else BlocksKernel([(attention, mlp)])
         self.attention_half, self.mlp_half = (block.norm1, block.attn), (block.norm2, block.mlp)
         self.window = block.attn.size if isinstance(block.attn, LocallyGroupedAttention) else None
         self.mlp_alone = None if self.window is None or mlp is None else BlocksKernel([(None, mlp)])
@@ -57,7 +41,12 @@ class BlockKernels:
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels."""
         (norm1, attn), (norm2, mlp) = self.attention_half, self.mlp_half
-        if self.attention is not None and self.window is not None:
+        if self.convolved is not None:
+            y = self.convolved(x.contiguous())
+            y = y if self.kernel is None else self.kernel(y, [(0, 0)])
+        elif self.kernel is None:
+            y = x + attn(norm1(x))
+        elif self.attention is not None and self.window is not None:
             y = self._within_windows(x, self.window)
         elif self.attention is not None:
             y = self.kernel(x.contiguous(), [_keys(attn, x)])
@@ -71,18 +60,8 @@ class BlockKernels:
         if height % window[0] or width % window[1]:  # what is appended is zero behind the norm, not before
             x = x + attn(norm1(x))
             return x if self.mlp_alone is None else self.mlp_alone(x.contiguous(), [(0, 0)])
+        assert self.kernel is not None
         return from_windows(self.kernel(to_windows(x, window), [window]), height, width)
-
-
-class FeedForwardHalf:
-    """x + mlp(norm2(x)) of a block whose attention is of another form."""
-
-    def __init__(self, mlp: FeedForwardKernel) -> None:
-        self.kernel = BlocksKernel([(None, mlp)])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (B, H, W, dim) to the same shape and type."""
-        return self.kernel(x.contiguous(), [(0, 0)])
 
 
 class StageKernels:
@@ -103,20 +82,16 @@ def _keys(attn: nn.Module, x: Tensor) -> tuple[int, int]:
     return attn.reduced_size(*x.shape[1:3])
 
 
-def lay_out_block(block: Block, operand: Operand) -> BlockKernels | None:
+def lay_out_block(block: BlockLike, operand: Operand) -> BlockKernels | None:
     """None where neither half is of a form that the kernels know."""
     attention = _lay_out_attention(block, operand) if knows_attention(block, operand) else None
-    mlp = _lay_out_mlp(block.norm2, block.mlp, operand) if knows_mlp(block, operand) else None
-    return None if attention is None and mlp is None else BlockKernels(block, attention, mlp)
+    mlp = lay_out_mlp(block.norm2, block.mlp, operand) if knows_mlp(block, operand) else None
+    convolved = lay_out_convolved(block, operand)
+    known = any(half is not None for half in (attention, mlp, convolved))
+    return BlockKernels(block, attention, mlp, convolved) if known else None
 
 
-def lay_out_feed_forward(block: BlockLike, operand: Operand) -> FeedForwardHalf | None:
-    """None where the feed-forward is of a form that the kernels do not know."""
-    known = knows_mlp(block, operand)
-    return FeedForwardHalf(_lay_out_mlp(block.norm2, block.mlp, operand)) if known else None
-
-
-def knows_attention(block: Block, operand: Operand = "float32") -> bool:
+def knows_attention(block: BlockLike, operand: Operand = "float32") -> bool:
     """Whether the kernels compute the attention half: self-attention on one map, without position bias or adapters; or
     within windows that a map is divided into (and the feed-forward sees one token at a time, if they know it)."""
     attn, mlp = block.attn, block.mlp
@@ -144,48 +119,17 @@ def _knows_self_attention(attn: nn.Module, operand: Operand) -> bool:
     return type(reduction.proj) is nn.Linear and knows_norm(reduction.norm)
 
 
-def knows_mlp(block: BlockLike, operand: Operand = "float32") -> bool:
-    """Whether the kernels compute the feed-forward half: the norm before it, and the rest."""
-    mlp = block.mlp
-    if type(block.drop_path) is not DropPath or type(mlp) not in (ConvMlp, Mlp) or not knows_norm(block.norm2):
-        return False
-    assert isinstance(mlp, ConvMlp | Mlp)
-    if type(mlp.drop) is not nn.Dropout or type(mlp.fc1) is not nn.Linear or type(mlp.fc2) is not nn.Linear:
-        return False
-    if mlp.fc1.out_features % native.lanes() or mlp.fc2.out_features != mlp.fc1.in_features:
-        return False
-    if not native.takes_pairs(operand, mlp.fc1.in_features):
-        return False
-    return mlp.dwconv is None or is_depthwise_3x3(mlp.dwconv)
-
-
-def _norm(norm: nn.Module) -> NormWeights:
-    assert isinstance(norm, nn.LayerNorm)
-    return NormWeights(norm.weight, norm.bias, norm.eps)
-
-
-def _linear(module: nn.Module) -> Linear:
-    assert isinstance(module, nn.Linear)
-    return Linear(module.weight, module.bias)
-
-
-def _lay_out_mlp(norm: nn.Module, mlp: nn.Module, operand: Operand) -> FeedForwardKernel:
-    assert isinstance(mlp, ConvMlp | Mlp)
-    taps = None if mlp.dwconv is None else Linear(mlp.dwconv.weight, mlp.dwconv.bias)
-    return FeedForwardKernel(_norm(norm), _linear(mlp.fc1), _linear(mlp.fc2), taps, mlp.extra_relu, operand)
-
-
-def _lay_out_attention(block: Block, operand: Operand) -> AttentionKernel:
-    norm, attn = _norm(block.norm1), block.attn
+def _lay_out_attention(block: BlockLike, operand: Operand) -> AttentionKernel:
+    norm, attn = norm_of(block.norm1), block.attn
     attn = attn.window if isinstance(attn, LocallyGroupedAttention) else attn
     assert isinstance(attn, SpatialReductionAttention)
     reduction, kernel, cells = attn.reduction, None, None
     if isinstance(reduction, StridedReduction):
         weight = reduction.proj.weight.unflatten(1, (*reduction.ratio, attn.dim)).permute(0, 3, 1, 2)
-        after = _norm(reduction.norm)
+        after = norm_of(reduction.norm)
         kernel = PatchKernel(weight, reduction.proj.bias, reduction.ratio, (0, 0), after, norm, operand)
     elif isinstance(reduction, PooledReduction):
         cells, weight = reduction.cells, reduction.proj.weight[:, :, None, None]
-        kernel = PatchKernel(weight, reduction.proj.bias, (1, 1), (0, 0), _norm(reduction.norm), None, operand)
-    q, k, v, out = map(_linear, (attn.q, attn.k, attn.v, attn.proj))
+        kernel = PatchKernel(weight, reduction.proj.bias, (1, 1), (0, 0), norm_of(reduction.norm), None, operand)
+    q, k, v, out = map(linear_of, (attn.q, attn.k, attn.v, attn.proj))
     return AttentionKernel(norm, attn.num_heads, attn.scale, q, k, v, out, kernel, cells, operand)

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from srattn.layers.attention import HeadsPlan, SpatialReductionAttention
-from srattn.layers.block import Block
-from srattn.layers.block_kernels import knows_attention, knows_mlp
+from srattn.layers.block_kernels import knows_attention
+from srattn.layers.convolutional_projection import ConvolutionalAttention
+from srattn.layers.convolved_kernels import knows_convolved
 from srattn.layers.feed_forward import FeedForward
+from srattn.layers.mlp_kernels import BlockLike, knows_mlp
 from srattn.layers.native import operand_of
+from srattn.layers.pooling_attention import PoolingAttention
 from srattn.layers.window import LocallyGroupedAttention
 from srattn.ops import native
 from srattn.ops.feed_forward import words
@@ -49,14 +52,14 @@ class Place(NamedTuple):
 
 
 def plan_block(
-    block: Block, place: Place, batch: int, training: bool, device: str, parts: Sequence[HeadsPlan]
+    block: BlockLike, place: Place, batch: int, training: bool, device: str, parts: Sequence[HeadsPlan]
 ) -> BlockPlan:
     """The plan of a block on a `device` such as "cpu" ("meta" counts as one).
 
     `parts` is what the attention plans for itself.
     """
     height, width = place.grid
-    dtype = block.norm1.weight.dtype
+    dtype = next(block.attn.parameters()).dtype
     device = "cpu" if device == "meta" else device
     against = _reason_against(device, dtype, training)
     operand = operand_of(dtype) or "float32"
@@ -64,6 +67,10 @@ def plan_block(
     if against is None and knows_attention(block, operand) and place.is_divided():
         attention = _plan_attention(block, place.tokens, batch * place.copies, parts[0].keys, operand)
         height, width = place.tokens  # the feed-forward takes windows as its maps too
+    elif against is None and knows_convolved(block, operand):
+        attention = _plan_convolved(block.attn, place.tokens, batch, parts[0].keys, operand)
+    if isinstance(block.attn, PoolingAttention):
+        height, width = block.attn.query_size(height, width)
     if not isinstance(block.mlp, FeedForward):
         return BlockPlan(attention, "")
     if against is None and knows_mlp(block, operand):
@@ -102,7 +109,7 @@ def _reason_against(device: str, dtype: torch.dtype, training: bool) -> str | No
 
 
 def _plan_attention(
-    block: Block, tokens: tuple[int, int], batch: int, keys: tuple[int, int], operand: native.Operand
+    block: BlockLike, tokens: tuple[int, int], batch: int, keys: tuple[int, int], operand: native.Operand
 ) -> AttentionPlan:
     attn = block.attn.window if isinstance(block.attn, LocallyGroupedAttention) else block.attn
     assert isinstance(attn, SpatialReductionAttention)
@@ -116,3 +123,26 @@ def _plan_attention(
     if absorbed < projected:
         counts += ", and more time to lay out its keys and values"
     return AttentionPlan("projected", batch * projected, moved, f"{counts}; queries and heads stay in the cache")
+
+
+def _plan_convolved(
+    attn: nn.Module, tokens: tuple[int, int], batch: int, keys: tuple[int, int], operand: native.Operand
+) -> AttentionPlan:
+    """Beside it stand the reductions and W^K and W^V, which `HeadsPlan.shared` counts."""
+    assert isinstance(attn, ConvolutionalAttention | PoolingAttention)
+    dim, out = attn.q.in_features, attn.q.out_features
+    n, m, heads = math.prod(attn.query_size(*tokens)), math.prod(keys), attn.num_heads
+    if isinstance(attn, ConvolutionalAttention):
+        n, m = n + attn.class_token, m + attn.class_token
+        _, macs = native.attention_macs(n, m, out, heads, out, operand)
+        moved = n * (3 * dim + 2 * out) + 4 * m * dim  # x twice, its norm, the output; convolved keys and values
+        order = "convolved, then projected"
+    else:
+        all_tokens, places = math.prod(tokens), sum(keys)
+        _, macs = native.attention_macs(n, m, out, heads, out, operand)
+        macs += (all_tokens * dim - n * out) * out  # W^Q is of the tokens that are not pooled yet
+        macs += n * (out * (9 + places) + heads * m * places)
+        moved = all_tokens * (2 * dim + 6 * out) + n * out + 4 * m * out  # x twice, its projections; keys and values
+        order = "projected, then pooled and normalised"
+    reason = f"kernel: {order}, {heads} heads x {m} keys in one call; scores, queries and heads stay in the cache"
+    return AttentionPlan("projected", batch * macs, 4 * batch * moved, reason)

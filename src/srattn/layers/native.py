@@ -30,7 +30,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Layout = TypeVar("Layout")
 
 
-WATCHED = ("eps", "scale", "num_heads", "extra_relu", "stride", "padding", "dilation", "padding_mode", "groups", "size")
+WATCHED = (
+    "eps", "scale", "num_heads", "extra_relu", "size", "ratio",
+    "stride", "padding", "dilation", "padding_mode", "groups",
+)  # fmt: skip
 """Numbers of modules that a layout depends on, beside their parameters."""
 
 
@@ -45,9 +48,12 @@ class _Prepared:
         self.inside = inner[1:]
         self.kinds = [type(m) for m in inner]
         self.children = [(m._modules, name, child) for m in inner for name, child in m._modules.items()]
-        self.names = [(names, [*names]) for m in inner for names in (m._modules, m._parameters)]
+        self.names = [(names, [*names]) for m in inner for names in (m._modules, m._parameters, m._buffers)]
         self.numbers = [(vars(m), name, vars(m)[name]) for m in inner for name in WATCHED if name in vars(m)]
         self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
+        self.parameters += [  # and the statistics of batch norms, which are as much of a layout
+            (m._buffers, name) for m in inner for name, b in m._buffers.items() if b is None or b.is_floating_point()
+        ]
         # A tensor in a parameter's place is followed by nobody; an `Opaque` module's number is none.
         self.bare = any(isinstance(v, Tensor) for m in inner for name, v in vars(m).items() if name != "number")
         self.tensors: list[weakref.ref[Tensor]] = []

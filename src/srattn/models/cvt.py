@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from srattn.layers import native
 from srattn.layers.block import Block
-from srattn.layers.block_kernels import lay_out_feed_forward
 from srattn.layers.convolutional_embed import ConvolutionalEmbed
 from srattn.layers.convolutional_projection import ConvolutionalAttention
+from srattn.layers.convolved_kernels import lay_out_halves
 from srattn.layers.feed_forward import Mlp
 from srattn.models.backbone import Backbone, Stage
 from srattn.models.numbers import check_stages, spread
@@ -27,13 +27,14 @@ class ClassTokenBlock(Block):
     """A block on tokens (B, 1 + H W, C), the class token first; the attention gets it apart from the map."""
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        tokens = self.norm1(x)
-        patches = tokens[:, 1:].unflatten(1, grid)  # (B, H, W, C)
-        x = x + self.drop_path(self.attn(patches, class_token=tokens[:, :1]))
-        kernel = native.layout_of(self, x, lay_out_feed_forward)
-        if kernel is not None:
-            return kernel(x.unsqueeze(1)).squeeze(1)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        attention, mlp = native.layout_of(self, x, lay_out_halves) or (None, None)
+        if attention is None:
+            tokens = self.norm1(x)
+            patches = tokens[:, 1:].unflatten(1, grid)  # (B, H, W, C)
+            x = x + self.drop_path(self.attn(patches, class_token=tokens[:, :1]))
+        else:
+            x = attention(x.contiguous(), grid)
+        return x + self.drop_path(self.mlp(self.norm2(x))) if mlp is None else mlp(x.unsqueeze(1)).squeeze(1)
 
 
 class ConvolutionalVisionTransformer(Backbone):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers import native
-from srattn.layers.block_kernels import lay_out_feed_forward
+from srattn.layers.convolved_kernels import lay_out_halves
 from srattn.layers.drop import DropPath
 from srattn.layers.feed_forward import Mlp
 from srattn.layers.patch_embed import Embedding, OverlapPatchEmbed
@@ -43,18 +43,22 @@ class PoolingBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H', W', C')."""
+        attention, mlp = native.layout_of(self, x, lay_out_halves) or (None, None)
+        x = self._attended(x) if attention is None else attention(x.contiguous())
+        if mlp is not None and self.mlp_shortcut is None:
+            return mlp(x)
+        y = self.norm2(x)
+        shortcut = x if self.mlp_shortcut is None else self.mlp_shortcut(y)
+        return shortcut + self.drop_path(self.mlp(y))
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """The shortcut, pooled as the queries are, and attention of the norm."""
         y = self.norm1(x)
         shortcut = x if self.attn_shortcut is None else self.attn_shortcut(y)
         stride = self.attn.query_reduction.ratio
         if stride != (1, 1):
             shortcut = F.max_pool2d(shortcut.permute(0, 3, 1, 2), 3, stride, 1).permute(0, 2, 3, 1)
-        x = shortcut + self.drop_path(self.attn(y))
-        kernel = native.layout_of(self, x, lay_out_feed_forward) if self.mlp_shortcut is None else None
-        if kernel is not None:
-            return kernel(x)
-        y = self.norm2(x)
-        shortcut = x if self.mlp_shortcut is None else self.mlp_shortcut(y)
-        return shortcut + self.drop_path(self.mlp(y))
+        return shortcut + self.drop_path(self.attn(y))
 
 
 class NoEmbedding(Embedding):

@@ -9,8 +9,8 @@ import torch
 
 from srattn.errors import SrattnError
 from srattn.layers.attention import HeadsPlan
-from srattn.layers.block import Block
 from srattn.layers.block_plan import BlockPlan, Place, plan_block
+from srattn.layers.mlp_kernels import BlockLike
 from srattn.layers.reduction import as_pair
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
@@ -107,7 +107,8 @@ def plan(
     grid, rows = size, []
     for index, stage in enumerate(backbone.iter_stages()):
         tokens = stage.patch_embed.size(*grid)
-        blocks = {part: block for block in stage.modules() if isinstance(block, Block) for part in block.attn.modules()}
+        found_blocks = [module for module in stage.modules() if isinstance(module, BlockLike)]
+        blocks = {part: block for block in found_blocks for part in block.attn.modules()}
         kinds: Counter[PlanRow] = Counter()
         for found in backbone.attended(index, tokens):
             parts = found.attn.plan_heads(*found.tokens, batch * found.copies, training=training, device=device)

@@ -164,16 +164,16 @@ class AttentionKernel:
             self.held.structure.patch = reduction.held.structure
             self.held.tensors += reduction.held.tensors
         d, dv = width // heads, dim // heads
-        self.held.put("key", _joined(key.weight.split(d), operand))
-        self.held.put("key_bias", _heads_bias(key.bias, d))
-        self.held.put("value", _joined(value.weight.split(dv), operand))
-        self.held.put("value_bias", _heads_bias(value.bias, dv))
+        self.held.put("key", joined(key.weight.split(d), operand))
+        self.held.put("key_bias", heads_bias(key.bias, d))
+        self.held.put("value", joined(value.weight.split(dv), operand))
+        self.held.put("value_bias", heads_bias(value.bias, dv))
         self.held.put("query", panels(query.weight, operand))
         self.held.put("query_bias", padded(query.bias))
         self.held.put("out", panels(out.weight, operand))
         self.held.put("out_bias", padded(out.bias))
-        self.held.put("query_heads", _joined([w.T for w in query.weight.split(d)], operand))
-        self.held.put("out_heads", _joined(out.weight.split(dv, 1), operand))
+        self.held.put("query_heads", joined([w.T for w in query.weight.split(d)], operand))
+        self.held.put("out_heads", joined(out.weight.split(dv, 1), operand))
 
     def __call__(self, x: Tensor, keys: tuple[int, int]) -> Tensor:
         """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys` is the grid of the keys."""
@@ -277,12 +277,12 @@ def zeros(linear: Linear) -> Tensor:
     return torch.zeros(linear.weight.shape[0], dtype=torch.float32, device="cpu")
 
 
-def _joined(weights: Sequence[Tensor], operand: Operand) -> Tensor:
+def joined(weights: Sequence[Tensor], operand: Operand) -> Tensor:
     """Panels of each head, one after the other."""
     return torch.cat([panels(weight, operand) for weight in weights])
 
 
-def _heads_bias(bias: Tensor | None, columns: int) -> Tensor | None:
+def heads_bias(bias: Tensor | None, columns: int) -> Tensor | None:
     if bias is None:
         return None
     return torch.cat([part for each in bias.split(columns) if (part := padded(each)) is not None])

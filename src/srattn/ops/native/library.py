@@ -65,6 +65,38 @@ class Step(ctypes.Structure):
     ]
 
 
+class Branch(ctypes.Structure):
+    """The way of the queries, of the keys or of the values, which pass a convolution."""
+
+    _fields_ = [
+        *((name, c_long) for name in ["stride_h", "stride_w"]),
+        *((name, c_void_p) for name in ["taps", "taps_bias"]),
+        ("norm", Norm),
+        *((name, c_void_p) for name in ["weight", "bias"]),
+    ]
+
+
+class Convolved(ctypes.Structure):
+    """Attention whose queries, keys and values pass convolutions, `first` or after their projections."""
+
+    _fields_ = [
+        *((name, c_long) for name in ["dim", "out", "heads", "first", "token"]),
+        ("norm", Norm),
+        ("scale", c_float),
+        *((name, Branch) for name in ["query", "key", "value"]),
+        *((name, c_void_p) for name in ["weight", "shortcut", "bias", "shortcut_bias"]),
+    ]
+
+
+class Place(ctypes.Structure):
+    """The grids of tokens, queries and keys, and the positions between the last two, if any."""
+
+    _fields_ = [
+        *((name, c_long * 2) for name in ["in", "queries", "keys"]),
+        *((name, c_void_p) for name in ["rows", "columns"]),
+    ]
+
+
 _unavailable: dict[Operand, str] = {}
 _multiplies_in_units: dict[Operand, bool] = {}
 
@@ -92,8 +124,9 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     library.srattn_cut.argtypes = [POINTER(FeedForward), c_long, c_long, c_long, POINTER(c_long), POINTER(c_long)]
     library.srattn_patches.argtypes = [POINTER(Patch), c_void_p, POINTER(c_long), *longs, c_void_p, *longs[:2], *ints]
     library.srattn_blocks.argtypes = [POINTER(Step), c_long, c_void_p, c_void_p] + [c_long] * 4 + [c_int, c_long, c_int]
+    library.srattn_convolved.argtypes = [c_void_p, POINTER(Place), c_void_p, c_void_p, c_long, *ints]
     library.srattn_sample.argtypes, library.srattn_sample.restype = [c_void_p, c_void_p, c_long], c_ulong
-    for which, structure in enumerate((Patch, FeedForward, Attention, Step)):
+    for which, structure in enumerate((Patch, FeedForward, Attention, Step, Convolved, Place)):
         if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment
             _unavailable[operand] = f"the compiled structure of {structure.__name__} differs from Python's"
             return None

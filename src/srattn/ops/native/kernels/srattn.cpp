@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "block.h"
+#include "convolved.h"
 #if !defined(SRATTN_BF16)
 #include "batch_norm.h"
 #include "depthwise.h"
@@ -46,7 +47,9 @@ void srattn_pack(const float* w, long n, long k, long column_step, long row_step
   pack(w, n, k, column_step, row_step, out);
 }
 long srattn_sizes(int which) {
-  return which == 0 ? sizeof(Patch) : which == 1 ? sizeof(FeedForward) : which == 2 ? sizeof(Attention) : sizeof(Step);
+  constexpr long sizes[] = {sizeof(Patch), sizeof(FeedForward), sizeof(Attention), sizeof(Step), sizeof(Convolved),
+                            sizeof(Place)};
+  return sizes[which];
 }
 void srattn_cut(const FeedForward* f, long height, long width, long cache, long* rows, long* chunk) {
   Cut c = cut(*f, height, width, cache);
@@ -66,6 +69,11 @@ int srattn_blocks(const Step* steps, long count, const void* x, void* y, long ba
   fetches_ahead = batch == 1;
   Maps maps{batch, height, width, dim};
   auto run = [&](auto* from, auto* to) { blocks(steps, count, from, to, maps, cache, threads); };
+  GUARDED(half ? run((const Half*)x, (Half*)y) : run((const float*)x, (float*)y))
+}
+int srattn_convolved(const Convolved* a, const Place* p, const void* x, void* y, long batch, int half, int threads) {
+  fetches_ahead = batch == 1;
+  auto run = [&](auto* from, auto* to) { convolved(*a, *p, from, to, batch, threads); };
   GUARDED(half ? run((const Half*)x, (Half*)y) : run((const float*)x, (float*)y))
 }
 }
