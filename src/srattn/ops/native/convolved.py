@@ -108,9 +108,14 @@ class ConvolvedKernel:
             queries, keys = (_reduced(grid, stride) for stride in self.strides)
             place = Held(Place(grid, queries, keys))
             if self.tables is not None:
-                for name, table, n, m in zip(("rows", "columns"), self.tables, queries, keys, strict=True):
-                    vectors = stretched(table, table_length(n, m))[distances(n, m, table.device)]  # (n, m, d)
-                    place.put(name, joined(list(vectors), self.operand))
+                rows, columns = (
+                    stretched(table, table_length(n, m)) for table, n, m in zip(self.tables, queries, keys, strict=True)
+                )
+                vectors = rows[distances(queries[0], keys[0], rows.device)]  # (rows of queries, rows of keys, d)
+                place.put("rows", joined(list(vectors), self.operand))
+                place.put("columns", panels(columns, self.operand))
+                place.put("between", distances(queries[1], keys[1], columns.device).to(torch.int32))
+                place.structure.distances = len(columns)
             self._last = last = grid, place.structure, place.tensors
         return last[1]
 

@@ -93,7 +93,8 @@ class Place(ctypes.Structure):
 
     _fields_ = [
         *((name, c_long * 2) for name in ["in", "queries", "keys"]),
-        *((name, c_void_p) for name in ["rows", "columns"]),
+        *((name, c_void_p) for name in ["rows", "columns", "between"]),
+        ("distances", c_long),
     ]
 
 

@@ -35,7 +35,9 @@ struct Convolved {
 struct Place {
   Grid in, queries, keys;
   const Operand* rows;     // for each row of queries, panels (rows of keys, depth of a head)
-  const Operand* columns;  // for each column of queries, panels (columns of keys, depth of a head)
+  const Operand* columns;  // panels (`distances` between columns, depth of a head)
+  const int* between;      // (columns of queries, columns of keys): which of the distances is theirs
+  long distances;
 };
 
 // What the window of token `t` sees of a map, tokens `step` numbers apart; `outside` beyond its edges.
@@ -49,19 +51,50 @@ static inline void window(const Branch& b, const Number* x, long step, const Gri
   }
 }
 
-// `count` tokens from `t` on, the convolution of channels from..from+channels of a map whose tokens have `all`.
+// Columns from..to of row `y` of a convolution of stride 1: every token is read once.
 template <typename Out>
-static void convolve(const Branch& b, const Operand* x, long all, const Grid& in, const Grid& out, long t, long count,
-                     long from, long channels, const Operand* zero, Out* to, long to_step) {
-  const float *taps = b.taps + from, *bias = b.taps_bias ? b.taps_bias + from : nullptr;
-  for (long end = t + count; t < end; ++t, to += to_step) {
-    const Operand* seen[9];
-    window(b, x + from, all, in, out, t, zero, seen);
-    lanes_of(channels, [&](long c, auto left) {
-      vec sum = bias ? take(bias + c, left) : vec{};
+static void convolve_row(const Branch& b, const float* x, long all, const Grid& in, long y, long from, long to, long first,
+                         long channels, const float* zero, Out* out, long out_step) {
+  auto row = [&](long r) { return r >= 0 && r < in.height ? x + r * in.width * all : nullptr; };
+  const float *up = row(y - 1), *mid = row(y), *low = row(y + 1);
+  lanes_of(channels, [&](long c, auto lanes) {
+    vec w[9], bias = b.taps_bias ? take(b.taps_bias + first + c, lanes) : vec{};
 #pragma GCC unroll 9
-      for (long k = 0; k < 9; ++k) sum += take(seen[k] + c, left) * take(taps + k * all + c, left);
-      put(to + c, sum, left);
+    for (long k = 0; k < 9; ++k) w[k] = take(b.taps + k * all + first + c, lanes);
+    vec before = bias, here = bias;  // sums of the outputs before and at the column that is read
+    for (long col = std::max<long>(from - 1, 0), end = std::min(to + 1, in.width); col < end; ++col) {
+      auto read = [&](const float* r) { return take(r ? r + col * all + c : zero, lanes); };
+      vec u = read(up), m = read(mid), l = read(low);
+      before += u * w[2] + m * w[5] + l * w[8];
+      here += u * w[1] + m * w[4] + l * w[7];
+      if (col > from) put(out + (col - 1 - from) * out_step + c, before, lanes);
+      before = here, here = bias + u * w[0] + m * w[3] + l * w[6];
+    }
+    if (to == in.width) put(out + (to - 1 - from) * out_step + c, before, lanes);
+  });
+}
+
+// `count` tokens from `t` on, the convolution of channels first..first+channels of a map whose tokens have `all`.
+template <typename Out>
+static void convolve(const Branch& b, const float* map, long all, const Grid& in, const Grid& out, long t, long count,
+                     long first, long channels, const float* zero, Out* to, long to_step) {
+  const float* x = map + first;
+  long now;
+  for (long end = t + count; t < end; t += now, to += now * to_step) {
+    if (b.stride_h == 1 && b.stride_w == 1) {
+      long y = t / in.width, from = t % in.width;
+      now = std::min(end - t, in.width - from);
+      convolve_row(b, x, all, in, y, from, from + now, first, channels, zero, to, to_step);
+      continue;
+    }
+    now = 1;
+    const float* seen[9];
+    window(b, x, all, in, out, t, zero, seen);
+    lanes_of(channels, [&](long c, auto lanes) {
+      vec sum = b.taps_bias ? take(b.taps_bias + first + c, lanes) : vec{};
+#pragma GCC unroll 9
+      for (long k = 0; k < 9; ++k) sum += take(seen[k] + c, lanes) * take(b.taps + k * all + first + c, lanes);
+      put(to + c, sum, lanes);
     });
   }
 }
@@ -91,10 +124,10 @@ struct ConvolvedImage {
   Number* y;
   long d, tokens, queries, keys;  // channels of a head, and numbers with the class token
   Kept kept;
-  Operand *normed, *reduced[2];   // `first`: norm(x), convolved keys and values
-  Operand* maps[3];               // else: projected queries, keys and values
-  float *shortcut, *heads;
-  Operand* zero;
+  float* normed;                  // `first`: norm(x)
+  Operand* reduced[2];            // and its convolved keys and values
+  float *maps[3], *shortcut;      // else: projected queries, keys and values, and what stands in x's place
+  float *heads, *zero;
 
   ConvolvedImage(const Convolved& a, const Place& p, const Number* x, Number* y)
       : a(a), p(p), x(x), y(y), d(a.out / a.heads), tokens(p.in.count() + a.token),
@@ -108,15 +141,15 @@ struct ConvolvedImage {
     long held = a.first ? room({tokens * a.dim, z, z}) : room({map, map, map, a.shortcut ? map : 0});
     Pieces pieces(common.take(held + room({a.heads * kept.size(), widest})));
     if (a.first) {
-      normed = pieces.take<Operand>(tokens * a.dim);
+      normed = pieces.take<float>(tokens * a.dim);
       for (Operand*& to : reduced) to = pieces.take<Operand>(z);
     } else {
-      for (Operand*& to : maps) to = pieces.take<Operand>(map);
+      for (float*& to : maps) to = pieces.take<float>(map);
       shortcut = pieces.take<float>(a.shortcut ? map : 0);
     }
     heads = pieces.take<float>(a.heads * kept.size());
-    zero = pieces.take<Operand>(widest);
-    std::memset(zero, 0, widest * sizeof(Operand));
+    zero = pieces.take<float>(widest);
+    std::memset(zero, 0, 4 * widest);
     each(tokens, 96, threads, [&](long from, long count) { a.first ? norm(from, count) : project(from, count); });
     if (a.first)
       each(keys, 96, threads, [&](long from, long count) {
@@ -148,27 +181,19 @@ struct ConvolvedImage {
   // Tokens from..from+count of the projected maps, and of the shortcut.
   void project(long from, long count) {
     MatrixUnits units;
-    Pieces pieces(worker.take(room({count * a.dim, count * a.out})));
-    Operand* xn = pieces.take<Operand>(count * a.dim);
-    float* wide = pieces.take<float>(count * a.out);
+    Operand* xn = Pieces(worker.take(count * a.dim)).take<Operand>(count * a.dim);
     norm_rows(x + from * a.dim, count, a.dim, a.norm, xn);
     const Branch* branches[] = {&a.query, &a.key, &a.value};
     for (int i = 0; i < 3; ++i) {
-      Operand* to = maps[i] + from * a.out;
-      float* made = in_place_of(to, wide);
       Tail tail;
       tail.bias = branches[i]->bias;
-      gemm(count, a.out, a.dim, xn, a.dim, branches[i]->weight, a.dim, 0, made, a.out, tail);
-      if (NARROW) copy(made, count * a.out, to);
+      gemm(count, a.out, a.dim, xn, a.dim, branches[i]->weight, a.dim, 0, maps[i] + from * a.out, a.out, tail);
     }
     if (!a.shortcut) return;
     Tail tail;
     tail.bias = a.shortcut_bias;
     gemm(count, a.out, a.dim, xn, a.dim, a.shortcut, a.dim, 0, shortcut + from * a.out, a.out, tail);
   }
-
-  // Memory for the float32 numbers of operands: theirs, where they are of one size.
-  static float* in_place_of(Operand* to, float* room) { return NARROW ? room : reinterpret_cast<float*>(to); }
 
   // Rows from..from+count of what a branch projects: convolved tokens, and the class token as it is.
   void gather(const Branch& b, const Grid& out, long from, long count, Operand* to) {
@@ -216,17 +241,19 @@ struct ConvolvedImage {
   }
 
   // The queries' products with the positions, behind their `d` channels in `wide` (count, heads, depth).
-  void add_positions(long from, long count, const Operand* q, float* wide) {
-    long by_row = packed_columns(p.keys.height) * paired(d), by_column = packed_columns(p.keys.width) * paired(d);
+  void add_positions(long from, long count, const Operand* q, float* wide, float* room) {
+    long by_row = packed_columns(p.keys.height) * paired(d), step = kept.depth, h = a.heads;
+    gemm(count * h, p.distances, d, q, d, p.columns, d, 0, room, p.distances, Tail());
     for (long i = 0, now; i < count; i += now) {
       long row = (from + i) / p.queries.width, column = (from + i) % p.queries.width;
       now = std::min(count - i, p.queries.width - column);
-      float* to = wide + i * a.heads * kept.depth + d;
-      gemm(now * a.heads, p.keys.height, d, q + i * a.out, d, p.rows + row * by_row, d, 0, to, kept.depth, Tail());
-      to += p.keys.height;
-      for (long t = 0; t < now; ++t)
-        gemm(a.heads, p.keys.width, d, q + (i + t) * a.out, d, p.columns + (column + t) * by_column, d, 0,
-             to + t * a.heads * kept.depth, kept.depth, Tail());
+      float* to = wide + i * h * step + d;
+      gemm(now * h, p.keys.height, d, q + i * a.out, d, p.rows + row * by_row, d, 0, to, step, Tail());
+      for (long t = 0; t < now * h; ++t) {
+        const int* between = p.between + (column + t / h) * p.keys.width;
+        for (long k = 0; k < p.keys.width; ++k)
+          to[t * step + p.keys.height + k] = room[(i * h + t) * p.distances + between[k]];
+      }
     }
   }
 
@@ -249,15 +276,18 @@ struct ConvolvedImage {
     MatrixUnits units;
     constexpr bool ASIDE = !std::is_same<Number, float>::value;  // sums are float32
     long all = count * a.out, spread = p.rows ? count * a.heads * kept.depth : 0, wide = count * kept.wide;
-    long narrow_size = std::max(all, count * a.dim);
-    Pieces pieces(worker.take(room({narrow_size, all, all, all, ASIDE ? all : 0, spread, spread, wide, wide})));
-    Operand* narrow = pieces.take<Operand>(narrow_size);
-    float *q = pieces.take<float>(all), *o = pieces.take<float>(all), *add = pieces.take<float>(all);
-    float* sums = ASIDE ? pieces.take<float>(all) : reinterpret_cast<float*>(y + from * a.out);
+    long narrow_size = std::max(all, count * a.dim), aside = ASIDE ? all : 0;
+    long between = p.rows ? count * a.heads * p.distances : 0;
+    Pieces pieces(worker.take(
+        room({narrow_size, all, all, all, aside, spread, spread, between, wide, wide, count * d, count})));
+    Operand *narrow = pieces.take<Operand>(narrow_size), *found = pieces.take<Operand>(all);
+    float *q = pieces.take<float>(all), *add = pieces.take<float>(all);
+    float* sums = ASIDE ? pieces.take<float>(aside) : reinterpret_cast<float*>(y + from * a.out);
     float* further = pieces.take<float>(spread);
     Operand* further_narrow = pieces.take<Operand>(spread);
-    float* scores = pieces.take<float>(wide);
+    float *distances = pieces.take<float>(between), *scores = pieces.take<float>(wide);
     Operand* weights = in_place(scores, pieces.take<Operand>(wide));
+    float *o = pieces.take<float>(count * d), *factors = pieces.take<float>(count);
     if (a.first) {
       gather(a.query, p.queries, from, count, narrow);
       Tail tail;
@@ -273,22 +303,28 @@ struct ConvolvedImage {
         std::memcpy(further + i * kept.depth, q + i * d, 4 * d);
         std::fill(further + i * kept.depth + d, further + (i + 1) * kept.depth, 0.0f);
       }
-      add_positions(from, count, left, further);
+      add_positions(from, count, left, further, distances);
       left = narrowed(further, spread, further_narrow);
     }
     for (long head = 0; head < a.heads; ++head) {
       const auto [keys_of, values, bias] = head_at(kept, heads + head * kept.size());
-      Tail tail, into;
+      Tail tail;
       tail.bias = bias;
       gemm(count, kept.wide, kept.depth, left + head * kept.depth, a.heads * kept.depth, keys_of, kept.depth, 0, scores,
            kept.wide, tail);
-      softmax_rows(scores, count, kept.wide, weights);
-      if (!a.first) into.add = q + head * d, into.add_step = a.out;
-      gemm(count, d, weighed(keys), weights, kept.wide, values, weighed(keys), 0, o + head * d, a.out, into);
+      weigh_rows(scores, count, kept.wide, weights, factors);
+      gemm(count, d, weighed(keys), weights, kept.wide, values, weighed(keys), 0, o, d, Tail());
+      for (long i = 0; i < count; ++i) {
+        long at = i * a.out + head * d;
+        lanes_of(d, [&](long c, auto lanes) {
+          vec v = take(o + i * d + c, lanes) * splat(factors[i]);
+          put(found + at + c, a.first ? v : v + take(q + at + c, lanes), lanes);
+        });
+      }
     }
     Tail tail;
     tail.bias = a.bias, tail.add = beside(from, count, add), tail.add_step = a.out;
-    gemm(count, a.out, a.out, narrowed(o, all, narrow), a.out, a.weight, a.out, 0, sums, a.out, tail);
+    gemm(count, a.out, a.out, found, a.out, a.weight, a.out, 0, sums, a.out, tail);
     if (ASIDE) copy(sums, all, y + from * a.out);
   }
 };

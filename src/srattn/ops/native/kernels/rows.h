@@ -58,6 +58,21 @@ static void softmax_rows(float* x, long rows, long keys, Operand* out) {
   }
 }
 
+// As softmax_rows, but that the sums are left out: each row's result is to be multiplied by its factor. One pass less.
+static void weigh_rows(float* x, long rows, long keys, Operand* out, float* factors) {
+  for (long row = 0; row < rows; ++row, x += keys, out += keys) {
+    vec most = load(x);
+    for (long i = LANES; i < keys; i += LANES) most = maximum(most, load(x + i));
+    vec top = splat(largest_of(most)), total = {};
+    for (long i = 0; i < keys; i += LANES) {
+      vec e = exponential_for(out, load(x + i) - top);
+      total += e;
+      store(out + i, e);
+    }
+    factors[row] = 1.0f / sum_of(total);
+  }
+}
+
 template <typename Out>
 static void gelu_all(const float* x, long count, Out* out) {
   long i = 0;
