@@ -25,6 +25,11 @@ class Halves(NamedTuple):
     mlp: FeedForwardHalf | None
 
 
+def knows_half(block: BlockLike, operand: Operand) -> bool:
+    """Whether the kernels compute at least one half."""
+    return knows_convolved(block, operand) or knows_mlp(block, operand)
+
+
 def lay_out_halves(block: BlockLike, operand: Operand) -> Halves | None:
     """None where neither half is of a form that the kernels know."""
     attention = lay_out_convolved(block, operand)

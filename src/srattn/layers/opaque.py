@@ -22,7 +22,7 @@ _enrolled: weakref.WeakValueDictionary[int, Opaque] = weakref.WeakValueDictionar
 
 
 class Opaque(nn.Module):
-    """A module of one tensor to one tensor that torch.compile can be kept from looking into.
+    """A module of one tensor (and a few whole numbers) to one tensor that torch.compile can be kept from looking into.
 
     Its `number` says which module it is: a tensor, since graphs are made for numbers but are shared by modules of one
     form, and the weights go into the operator, since a graph owns none.
@@ -44,10 +44,11 @@ class Opaque(nn.Module):
         self.number = torch.tensor(number, device="cpu")
         _enrolled[number] = self
 
-    def as_operator(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """`self.forward(x)`, whose result has this size and x's type, as one operator; for inference alone."""
+    def as_operator(self, x: Tensor, size: Sequence[int], grid: Sequence[int] = ()) -> Tensor:
+        """`self.forward(x)`, or `self.forward(x, grid)`, whose result has this size and x's type, as one operator; for
+        inference alone."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        return _module(x, size, self.number, list(self.parameters()), dtype)
+        return _module(x, size, self.number, list(self.parameters()), dtype, grid)
 
     def has_weights(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are the module's own parameters, in their order."""
@@ -74,21 +75,32 @@ def _places_of(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
 
 @torch.library.custom_op("srattn::module", mutates_args=())
 def _module(
-    x: Tensor, size: Sequence[int], number: Tensor, weights: Sequence[Tensor], autocast: torch.dtype | None
+    x: Tensor,
+    size: Sequence[int],
+    number: Tensor,
+    weights: Sequence[Tensor],
+    autocast: torch.dtype | None,
+    grid: Sequence[int],
 ) -> Tensor:
     """The forward of an enrolled module with these weights, which are its own unless something stands in for them."""
     module = _enrolled[int(number)]
+    inputs = (x, tuple(grid)) if grid else (x,)
     with contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast):
         if module.has_weights(weights):
-            result = module.forward(x)
+            result = module.forward(*inputs)
         else:  # torch.func.functional_call, around the compiled model or within it
             names = [name for name, _ in module.named_parameters()]
-            result = torch.func.functional_call(module, dict(zip(names, weights, strict=True)), x)
+            result = torch.func.functional_call(module, dict(zip(names, weights, strict=True)), inputs)
     return result.to(x.dtype, memory_format=torch.contiguous_format, copy=result is x)
 
 
 @_module.register_fake
 def _(
-    x: Tensor, size: Sequence[int], number: Tensor, weights: Sequence[Tensor], autocast: torch.dtype | None
+    x: Tensor,
+    size: Sequence[int],
+    number: Tensor,
+    weights: Sequence[Tensor],
+    autocast: torch.dtype | None,
+    grid: Sequence[int],
 ) -> Tensor:
     return x.new_empty(size)

@@ -14,7 +14,7 @@ from srattn.layers import native
 from srattn.layers.block import Block
 from srattn.layers.convolutional_embed import ConvolutionalEmbed
 from srattn.layers.convolutional_projection import ConvolutionalAttention
-from srattn.layers.convolved_kernels import lay_out_halves
+from srattn.layers.convolved_kernels import knows_half, lay_out_halves
 from srattn.layers.feed_forward import Mlp
 from srattn.models.backbone import Backbone, Stage
 from srattn.models.numbers import check_stages, spread
@@ -27,6 +27,8 @@ class ClassTokenBlock(Block):
     """A block on tokens (B, 1 + H W, C), the class token first; the attention gets it apart from the map."""
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        if native.stays_whole(self, ClassTokenBlock, x, knows_half):
+            return self.as_operator(x, x.shape, grid)
         attention, mlp = native.layout_of(self, x, lay_out_halves) or (None, None)
         if attention is None:
             tokens = self.norm1(x)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srattn.layers import native
-from srattn.layers.convolved_kernels import lay_out_halves
+from srattn.layers.convolved_kernels import knows_half, lay_out_halves
 from srattn.layers.drop import DropPath
 from srattn.layers.feed_forward import Mlp
+from srattn.layers.opaque import Opaque
 from srattn.layers.patch_embed import Embedding, OverlapPatchEmbed
 from srattn.layers.pooling_attention import PoolingAttention
 from srattn.layers.reduction import as_pair
@@ -24,7 +25,7 @@ from srattn.models.numbers import check_stages, spread
 from srattn.models.registry import register_model
 
 
-class PoolingBlock(nn.Module):
+class PoolingBlock(Opaque):
     """Attention and feed-forward behind norms; where one changes the width, its shortcut is a projection of the norm.
 
     The shortcut around pooled queries is max-pooled, 3x3.
@@ -43,6 +44,9 @@ class PoolingBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H', W', C')."""
+        if native.stays_whole(self, PoolingBlock, x, knows_half):
+            size = self.attn.query_size(*x.shape[1:3])
+            return self.as_operator(x, (x.shape[0], *size, self.mlp.fc2.out_features))
         attention, mlp = native.layout_of(self, x, lay_out_halves) or (None, None)
         x = self._attended(x) if attention is None else attention(x.contiguous())
         if mlp is not None and self.mlp_shortcut is None:
