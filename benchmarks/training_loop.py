@@ -103,6 +103,11 @@ class Watch:
                 self.gpu = standing_still(self._profiler.events())
             raise Enough
 
+    def close(self) -> None:
+        if self.places is not None:
+            self.places.over.set()
+            self.places.join()
+
     def milliseconds(self) -> list[float]:
         return [1e3 * (b - a) for a, b in zip(self.times, self.times[1:], strict=False)]
 
@@ -140,6 +145,8 @@ def measure(config: TrainConfig, watch: Watch) -> dict[str, Any]:
         pass
     else:
         raise SystemExit("the run ended before all steps were seen: give it more epochs, or fewer --steps")
+    finally:
+        watch.close()
     taken = watch.milliseconds()
     quartiles = statistics.quantiles(taken, n=4)
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

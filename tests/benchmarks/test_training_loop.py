@@ -40,3 +40,10 @@ def test_what_overlaps_is_not_counted_twice(module: Any) -> None:
     spans = [(0.0, 100.0), (50.0, 80.0), (150.0, 200.0), (190.0, 1000.0)]
     assert module.idle(spans) == {"milliseconds": 1.0, "still": 0.05, "longest_ms": 0.05}
     assert module.idle([]) == {}
+
+
+def test_nobody_looks_on_when_it_is_over(module: Any, tmp_path: Path) -> None:
+    watch = module.Watch(warm=1, steps=50, recorded=2)
+    with pytest.raises(SystemExit):
+        module.measure(config(tmp_path, epochs=1, batch_size=500), watch)
+    assert watch.places is not None and not watch.places.is_alive()

@@ -186,6 +186,6 @@ def test_a_line_of_pixels_is_named_and_passed_over(
 ) -> None:
     Image.new("RGB", (70_000, 1)).save(tmp_path / "line.png")  # its shorter side at 32 pixels would be 72 megapixels
     images = [str(tmp_path / "line.png"), str(mask_folder / "images" / "val" / "00.png")]
-    assert main(["predict", *images, "--model", str(segmenter), "--out", str(tmp_path / "out")]) == 0
+    assert main(["predict", *images, "--model", str(segmenter), "--out", str(tmp_path / "out")]) == 3
     assert "line.png" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 1

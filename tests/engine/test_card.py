@@ -12,7 +12,7 @@ from srattn.engine.card import _PATHS, recipe_of
 from srattn.engine.config import TrainConfig
 from srattn.engine.weights import LoadedRun
 
-NAMES = {"task", "model", "head", "loss", "augment", "device"}
+NAMES = {"task", "model", "head", "loss", "augment", "device", "image_column", "label_column", "split_column"}
 """Options of free text that are never a path."""
 
 

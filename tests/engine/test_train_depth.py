@@ -115,7 +115,7 @@ def test_refusals_name_the_way_out(tmp_path: Path) -> None:
     for options, words in (
         ({"head": "fcos"}, "no head 'fcos'.*; depth has: glpn"),
         ({"head_options": {"max_dept": 3}}, "did you mean 'max_depth'"),
-        ({"head_options": {"max_depth": 0.0}}, "positive depth"),
+        ({"head_options": {"max_depth": 0.0}}, "max_depth takes a number above 0"),
         ({"data": str(tmp_path)}, "no images with depths"),
     ):
         with pytest.raises(SrattnError, match=words):

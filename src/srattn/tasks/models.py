@@ -19,7 +19,7 @@ from srattn.tasks.dense import DepthModel, SegmentationModel, build_dense, glpn,
 from srattn.tasks.detection.model import build_detection, faster_rcnn, fcos, mask_rcnn, retinanet
 from srattn.tasks.detection.stages.model import TwoStageModel
 from srattn.tasks.pose.model import HEADS as POSE_HEADS
-from srattn.tasks.pose.model import PoseModel, build_pose, pose_model
+from srattn.tasks.pose.model import PoseModel, build_pose, pose_model, pose_options
 
 Targets = Literal["labels", "masks", "boxes", "depths", "joints"]
 
@@ -56,7 +56,10 @@ def check_options(
     check_values("--model_options", variant(backbone).family, options or {})
     kinds = heads_of(task)
     if kinds and (not head or head in kinds):
-        check_values("--head_options", _head_maker(task, head or kinds[0]), head_options or {})
+        head, given = head or kinds[0], dict(head_options or {})
+        if head in POSE_HEADS:  # whose other parameters are no options
+            given = {name: value for name, value in given.items() if name in pose_options(head)}
+        check_values("--head_options", _head_maker(task, head), given)
 
 
 def _head_maker(task: str, head: str) -> Callable[..., Any]:
