@@ -32,7 +32,8 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         resolved = resolve(TrainConfig(data=data))
         values = dataclasses.asdict(resolved)
         unused = {"val", "on_empty_class", "init", "distill", "eval_batch_size", "out", "resume"}
-        unused |= {"classes", "depth_scale", "head", "loss", "image_column", "label_column", "split_column"}
+        unused |= {"classes", "class_weights", "depth_scale", "head", "loss"}
+        unused |= {"image_column", "label_column", "split_column"}
         assert {name for name, value in values.items() if value is None} == unused
         assert Path(data).name == Path(resolved.data).name
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from srattn.engine import Interrupted, TrainConfig, load_run, train
 from srattn.engine.compiled import compile_parts
+from srattn.engine.defaults import resolve
 from srattn.engine.learner import Learner
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
@@ -43,6 +44,35 @@ def test_a_step_in_parts_is_the_same_step(tiny: dict[str, Any], plain: Any, tmp_
     # Sums in another order: a few float32 roundings, grown over six updates.
     assert parts.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=1e-5)
     assert parts.history[0]["val_loss"] == pytest.approx(plain.history[0]["val_loss"], rel=1e-5)
+
+
+def test_weights_of_classes(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    """In parts of unequal weight it is the same step; what is measured knows nothing of weights."""
+    numbers: list[float] = [1, 5, 0.1, 1, 1, 1, 1, 1, 2, 0]
+    whole, parts = (
+        train(TrainConfig(**tiny | ONE, class_weights=numbers, accumulate=n, out=str(tmp_path / str(n))))
+        for n in (1, 3)
+    )
+    for name in ("train_loss", "val_loss"):
+        assert parts.history[0][name] == pytest.approx(whole.history[0][name], rel=1e-5)
+        assert abs(whole.history[0][name] - plain.history[0][name]) > 1e-3
+    assert load_run(whole.folder).classes == load_run(plain.folder).classes
+    same = train(TrainConfig(**tiny | ONE, class_weights=[2] * 10, out=str(tmp_path / "same")))
+    assert same.history[0]["val_loss"] == pytest.approx(plain.history[0]["val_loss"], rel=1e-5)
+    assert train(TrainConfig(**tiny | ONE, class_weights="balanced", out=str(tmp_path / "b"))).history
+
+
+@pytest.mark.parametrize("given", ["even", [], [1, -1], [0, 0], [float("nan"), 1]])
+def test_what_weighs_no_classes_is_refused(given: Any) -> None:
+    with pytest.raises(SrattnError, match="class_weights are balanced, or a number from 0 up for each class"):
+        TrainConfig(class_weights=given)
+
+
+def test_weights_are_for_classes_without_a_teacher() -> None:
+    with pytest.raises(SrattnError, match="class_weights and --distill exclude each other"):
+        resolve(TrainConfig(class_weights="balanced", distill="box"))
+    with pytest.raises(SrattnError, match="--class_weights has no meaning for detection"):
+        resolve(TrainConfig(class_weights="balanced", task="detect"))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

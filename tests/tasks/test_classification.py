@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from srattn.errors import SrattnError
 from srattn.tasks import Classification
+from srattn.tasks.classification import weights_of
 
 CLASSES = ["a", "b", "c"]
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 0.0, 0.5]])
@@ -21,6 +23,38 @@ def test_smoothing_spreads_a_part_of_the_target() -> None:
     expected = 0.7 * plain - 0.3 * logs.mean()
     assert torch.allclose(Classification(CLASSES, 0.3).loss(LOGITS, TARGETS), expected)
     assert torch.allclose(Classification(CLASSES).loss(LOGITS, TARGETS), plain)
+
+
+def test_weights_count_images_by_their_class() -> None:
+    weights, logs = torch.tensor([1.0, 4.0, 0.5]), LOGITS.log_softmax(1)
+    task = Classification(CLASSES, weights=weights)
+    each = -logs[torch.arange(4), TARGETS]
+    expected = (weights[TARGETS] * each).sum() / weights[TARGETS].sum()
+    assert torch.allclose(task.loss(LOGITS, TARGETS), expected)
+    assert torch.allclose(task.loss(LOGITS, TARGETS), F.cross_entropy(LOGITS, TARGETS, weights))
+    shares = F.one_hot(TARGETS, 3).float()
+    assert torch.allclose(task.loss(LOGITS, shares), expected)
+    mixed = torch.tensor([[0.25, 0.75, 0.0]])
+    loss = -(mixed * weights * LOGITS[:1].log_softmax(1)).sum() / (mixed * weights).sum()
+    assert torch.allclose(task.loss(LOGITS[:1], mixed), loss)
+    assert torch.allclose(task.loss(LOGITS.bfloat16(), TARGETS), task.loss(LOGITS.bfloat16().float(), TARGETS))
+    assert task.loss(LOGITS.double(), TARGETS).dtype == torch.float64
+    assert float(Classification(CLASSES, weights=torch.tensor([1.0, 0, 0])).loss(LOGITS[1:], TARGETS[1:])) == 0.0
+    smooth = Classification(CLASSES, 0.3, weights=weights).loss(LOGITS, TARGETS)
+    assert torch.allclose(smooth, F.cross_entropy(LOGITS, TARGETS, weights, label_smoothing=0.3))
+    assert Classification(CLASSES).weigh is None
+    alone = Classification(CLASSES, weights=torch.ones(3)).loss(LOGITS, TARGETS)
+    assert torch.allclose(alone, Classification(CLASSES).loss(LOGITS, TARGETS))
+
+
+def test_balanced_classes_weigh_the_same() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+    weights = weights_of("balanced", labels, CLASSES)
+    assert torch.allclose(weights * torch.bincount(labels), torch.full((3,), 10 / 3))
+    assert float(weights[labels].mean()) == pytest.approx(1)
+    assert weights_of([1, 2.5, 0], labels, CLASSES).tolist() == [1, 2.5, 0]
+    with pytest.raises(SrattnError, match="2 numbers for 3 classes, which are, in order: a, b, c"):
+        weights_of([1, 2], labels, CLASSES)
 
 
 def test_tallies_add_up_to_the_whole() -> None:

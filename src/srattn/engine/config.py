@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import yaml
@@ -122,6 +123,9 @@ class TrainConfig:
     """The largest norm of all gradients together; 0 for no limit."""
     label_smoothing: float | None = None
     """The part of each target that is spread over all classes; 0.1 of labels, none of masks and boxes, if not given."""
+    class_weights: list[float] | str | None = None
+    """classification: how much an image counts by its class, a number for each in their order, or balanced: each class
+    as much as the others, however many images it has."""
     ema_decay: float = 0.0
     """Above 0: an exponential moving average of the weights is what is measured and kept."""
     seed: int = 0
@@ -273,5 +277,17 @@ def _check_ranges(config: TrainConfig) -> None:
         raise SrattnError(
             f"{config.optimiser} needs whole matrices, which fsdp divides: take optimiser adamw, or distributed ddp"
         )
+    if config.class_weights is not None:
+        _check_weights(config.class_weights)
     if not -(2**63) <= config.seed < 2**63:
         raise SrattnError(f"seed must fit in 64 bits, got {config.seed}")
+
+
+def _check_weights(given: Sequence[float] | str) -> None:
+    """Refuses what cannot be weights of classes."""
+    if given == "balanced":
+        return
+    if isinstance(given, str) or not given or not all(math.isfinite(w) and w >= 0 for w in given) or not any(given):
+        raise SrattnError(
+            f"class_weights are balanced, or a number from 0 up for each class, such as '[1, 2.5]', got {given!r}"
+        )

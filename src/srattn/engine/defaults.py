@@ -206,6 +206,7 @@ def _check_options(config: TrainConfig, task: str) -> None:
         ("void", config.void, ("masks",)),
         ("classes", config.classes, ("masks", "boxes")),
         ("label_smoothing", config.label_smoothing, ("labels", "masks")),
+        ("class_weights", config.class_weights, ("labels",)),
         ("depth_scale", config.depth_scale, ("depths",)),
         ("head", config.head, tuple(OF_TARGETS)),
         ("head_options", config.head_options, tuple(OF_TARGETS)),
@@ -215,6 +216,8 @@ def _check_options(config: TrainConfig, task: str) -> None:
     ):
         if given not in (None, [], {}, "", 0.0) and targets not in belongs:
             raise SrattnError(f"--{name} has no meaning for {task}, which learns from {targets}; leave it out")
+    if config.class_weights is not None and config.distill is not None:
+        raise SrattnError("--class_weights and --distill exclude each other: a teacher's answers have no class")
     if config.depth_scale is not None:
         check_scale(config.depth_scale)
     if targets != "labels" and not os.path.isdir(config.data):

@@ -35,6 +35,7 @@ from srattn.engine.watch import watch_others
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models.backbone import Backbone
+from srattn.tasks.classification import weights_of
 from srattn.tasks.models import targets_of, task_options
 from srattn.tasks.registry import make_task, task_called
 
@@ -217,6 +218,8 @@ def _prepare(
     loader = make_loader(config, augment, data, world)
     model, notes = prepare_model(config, data.classes, weights=weights)
     options = {**task_options(model), **({} if config.loss is None else {"loss": config.loss})}
+    if config.class_weights is not None:
+        options["weights"] = weights_of(config.class_weights, data.train.labels, data.classes)
     task = make_task(config.task, data.classes, config.label_smoothing, **options)
     task = with_teacher(task, config, augment.preprocess, data.classes)
     for line in (*getattr(data, "notes", ()), *notes):

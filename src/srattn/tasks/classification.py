@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ class Classification:
 
     Attributes:
         label_smoothing: part of each target that is spread over all classes, training only.
+        weights: (K,), how much an image counts by its class, training only; the loss is divided by their sum.
     """
 
     classes: list[str]
     label_smoothing: float = 0.0
     name: str = "classification"
     headline: str = "accuracy"
+    weights: Tensor | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -34,7 +37,28 @@ class Classification:
 
     def loss(self, outputs: Tensor, targets: Tensor, inputs: Tensor | None = None) -> Tensor:
         """`outputs` (B, K) logits, `targets` (B,) or (B, K)."""
-        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        if self.weights is None:
+            return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        if outputs.dtype != torch.float64:
+            outputs = outputs.float()
+        weights = self._weights_on(outputs.device).to(outputs.dtype)
+        targets = targets.to(outputs.dtype) if targets.ndim == 2 else targets
+        total = F.cross_entropy(outputs, targets, weights, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / self._weigh(targets).clamp(min=1e-12)
+
+    @property
+    def weigh(self) -> Callable[[Tensor], Tensor] | None:
+        """What the loss of some targets is divided by, where that is not their number."""
+        return None if self.weights is None else self._weigh
+
+    def _weigh(self, targets: Tensor) -> Tensor:
+        weights = self._weights_on(targets.device)
+        return (targets @ weights.to(targets.dtype) if targets.ndim == 2 else weights[targets]).sum()
+
+    def _weights_on(self, device: torch.device) -> Tensor:
+        assert self.weights is not None
+        self.weights = self.weights.to(device)  # kept there: a recorded step copies nothing
+        return self.weights
 
     def tally(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Sums of the loss without smoothing, so that it compares with validation, and of correct answers.
@@ -93,3 +117,23 @@ class ClassificationMetrics:
             "support": dict(zip(self.classes, support.tolist(), strict=True)),
             "confusion": self._confusion.tolist(),
         }
+
+
+def weights_of(given: Sequence[float] | str, labels: Tensor, classes: Sequence[str]) -> Tensor:
+    """Weights of the classes, float32 (K,).
+
+    Args:
+        given: a number for each, or "balanced": N / (K n) for a class with n of all N labels, 1 in the mean of these.
+
+    Raises:
+        SrattnError: another number of weights than of classes.
+    """
+    if isinstance(given, str):
+        counts = torch.bincount(labels, minlength=len(classes)).clamp(min=1)
+        return (len(labels) / (len(classes) * counts)).float()
+    if len(given) != len(classes):
+        raise SrattnError(
+            f"class_weights has {len(given)} numbers for {len(classes)} classes, which are, in order: "
+            f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+        )
+    return torch.tensor(given, dtype=torch.float32)
