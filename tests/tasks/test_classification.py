@@ -52,7 +52,11 @@ def test_balanced_classes_weigh_the_same() -> None:
     weights = weights_of("balanced", labels, CLASSES)
     assert torch.allclose(weights * torch.bincount(labels), torch.full((3,), 10 / 3))
     assert float(weights[labels].mean()) == pytest.approx(1)
-    assert weights_of([1, 2.5, 0], labels, CLASSES).tolist() == [1, 2.5, 0]
+    for scale in (1.0, 1e-3):
+        found = weights_of([scale, 2.5 * scale, 0], labels, CLASSES)
+        assert torch.allclose(found, torch.tensor([1, 2.5, 0]) / 1.35)
+    with pytest.raises(SrattnError, match="leave no image to learn from"):
+        weights_of([0, 0, 1], labels[:8], CLASSES)
     with pytest.raises(SrattnError, match="2 numbers for 3 classes, which are, in order: a, b, c"):
         weights_of([1, 2], labels, CLASSES)
 

@@ -120,20 +120,25 @@ class ClassificationMetrics:
 
 
 def weights_of(given: Sequence[float] | str, labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """Weights of the classes, float32 (K,).
+    """Weights of the classes, float32 (K,), whose mean over the labels is 1: only what they are to each other matters.
 
     Args:
-        given: a number for each, or "balanced": N / (K n) for a class with n of all N labels, 1 in the mean of these.
+        given: a number for each, or "balanced": in reverse to how often a class occurs.
 
     Raises:
-        SrattnError: another number of weights than of classes.
+        SrattnError: another number of weights than of classes, or no label with one above 0.
     """
     if isinstance(given, str):
-        counts = torch.bincount(labels, minlength=len(classes)).clamp(min=1)
-        return (len(labels) / (len(classes) * counts)).float()
+        given = (1 / torch.bincount(labels, minlength=len(classes)).clamp(min=1)).tolist()
     if len(given) != len(classes):
         raise SrattnError(
             f"class_weights has {len(given)} numbers for {len(classes)} classes, which are, in order: "
             f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
         )
-    return torch.tensor(given, dtype=torch.float32)
+    weights = torch.tensor(given, dtype=torch.float64)
+    mean = weights[labels].mean()
+    if not mean > 0:
+        raise SrattnError(
+            f"class_weights {list(given)} leave no image to learn from: give a class that has some more than 0"
+        )
+    return (weights / mean).float()
