@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -139,3 +141,23 @@ def test_batches_for_a_gpu_are_laid_into_page_locked_memory(digits, monkeypatch:
     for pin in (False, True):
         batch = next(Loader(digits, augment, 8, 0, pin=pin).train(0))
         assert [id(t) for t in pinned] == ([id(batch.inputs), id(batch.labels)] if pin else [])
+
+
+def test_what_is_left_lying_about_is_closed_without_waiting() -> None:
+    """By whoever tidies memory, who may hold what a worker waits for."""
+    lock, begun = threading.Lock(), threading.Event()
+
+    def slow(number: int) -> int:
+        if number:
+            begun.set()
+            with lock:
+                return number
+        return number
+
+    with lock:
+        found = ahead(slow, range(9), 2)
+        assert next(found) == 0 and begun.wait(10)
+        closing = threading.Thread(target=found.close, daemon=True)  # type: ignore[attr-defined]
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()

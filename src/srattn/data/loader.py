@@ -142,7 +142,7 @@ class Loader:
                     return
                 yield batch
         finally:
-            batches.close()  # type: ignore[attr-defined]  # the threads end now, not when memory is tidied
+            batches.close()  # type: ignore[attr-defined]  # the threads are told to end now, not when memory is tidied
 
     def _train_batch(self, indices: Tensor, epoch: int) -> Batch:
         if not len(indices):
