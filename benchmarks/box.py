@@ -128,7 +128,7 @@ def facts_of(
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     measured = found.to_dict()
-    left_out = ("versions", "machine", "unreadable", "workers", "batch_size")
+    left_out = ("versions", "machine", "unreadable", "workers", "batch_size", "images_per_second")
     return {
         "name": "cifar10",
         "bytes": size,

@@ -30,8 +30,8 @@ PAGE = Path(__file__).with_suffix(".md")
 FIGURES = ROOT / "benchmarks" / "results" / "finetuning.json"
 PICTURE = Path(__file__).parent / "pictures" / "finetuning.png"
 WAYS: dict[str, dict[str, Any]] = {
-    "from the box": {"init": "box-small", "lr": 5e-4},
-    "from the box, head alone": {"init": "box-small", "freeze": ["backbone"], "lr": 5e-3},
+    "from box-small": {"init": "box-small", "lr": 5e-4},
+    "from box-small, head alone": {"init": "box-small", "freeze": ["backbone"], "lr": 5e-3},
     "from scratch": {"lr": 2e-3},
 }
 COMMON: dict[str, Any] = {"augment": "shift=3,flip", "batch_size": 16, "warmup_epochs": 1, "on_bad_image": "error"}
@@ -115,6 +115,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             label = row["way"] if row["seed"] == figures["runs"][0]["seed"] else None
             values = [100 * value for value in row["accuracy"]]
             axes.plot(range(1, len(values) + 1), values, color=colours[row["way"]], label=label, lw=1.4)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("held-out accuracy in %")
         axes.legend(loc="lower right")
@@ -155,7 +156,7 @@ INTRODUCTION = """# Fine-tuning
 <!-- Written by docs/finetuning.py; change that. -->
 
 A few dozen photos of each class are enough where the model has seen other images before. The package brings two,
-trained on CIFAR-10: `box`, which answers best, and `box-small`, which a processor trains in a fraction of the time.
+trained on CIFAR-10: `box`, which answers best, and `box-small`, which has a third of its parameters.
 
 ```sh
 photos/train/RBC/*.png  photos/train/WBC/*.png ...      # one folder for each class

@@ -74,5 +74,5 @@ def test_one_command(page: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     assert [(row["way"], row["seed"]) for row in figures["runs"]] == [(way, s) for s in (0, 1) for way in page.WAYS]
     assert all(row["classes"] == ["blue", "red"] and row["train_images"] == 6 for row in figures["runs"])
     text = places["page"].read_text()
-    assert "from the box, head alone | 2 |" in text and "6 photos for training and 4 held out" in text
+    assert "from box-small, head alone | 2 |" in text and "6 photos for training and 4 held out" in text
     assert (tmp_path / "picture.png").stat().st_size > 5000
