@@ -42,7 +42,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    options = {"model": "mit_b0", "model_options": BODY, "head_options": {"hidden": 8}, "size": 32, "epochs": 1}
+    options = {"model": "mit_b0", "model_options": BODY, "head_options": {"hidden": 8}, "size": 40, "epochs": 1}
     result = train(
         TrainConfig(task="depth", data=str(rooms), out=str(run), threads=1, batch_size=4, num_workers=0, **options)
     )
@@ -55,8 +55,6 @@ def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     record = json.loads((out / "predictions.json").read_text())["images"][0]["metres"]
     assert metres.shape == (32, 40) and float(metres.max()) == pytest.approx(record["most"], abs=1e-3)
     capsys.readouterr()
-    assert main(["export", str(run), "--out", str(tmp_path / "model.pt2")]) == 2
-    assert "a model for depth" in (said := capsys.readouterr().err) and "--task features" in said
     for looking in ([], ["--flip"], ["--native"]):
         assert main(["predict", str(rooms / "images/0.png"), "--model", str(run), *looking]) == 0
         assert " m" in capsys.readouterr().out
@@ -72,6 +70,15 @@ def test_depth(rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "true distance pixels delta1 abs_rel rmse" in words and "9 to 10 m" in words
     rmse = next(line for line in words.split("rmse_log")[0].split("abs_rel ") if "rmse" in line)
     assert "%" not in rmse  # metres, and no share
+    file = tmp_path / "model.pt2"
+    assert main(["export", str(run), "--out", str(file)]) == 0
+    assert "outputs depths" in capsys.readouterr().out
+    assert main(["eval", "--model", str(file), "--data", str(rooms), "--format", "json", "--num_workers", "0"]) == 0
+    of_file = json.loads(capsys.readouterr().out)
+    assert all(of_file[name] == pytest.approx(values[name], rel=1e-4) for name in ("delta1", "rmse", "loss"))
+    assert main(["predict", str(rooms / "images"), "--model", str(file), "--out", str(tmp_path / "of_file")]) == 0
+    again = read_depth(tmp_path / "of_file" / files[0].relative_to(out))
+    assert (again - metres).abs().max() <= 0.0011  # millimetres, which may round otherwise
 
 
 def test_a_file_alone_is_measured_in_its_own_reach_and_the_units_of_the_data(
@@ -106,6 +113,12 @@ def test_people_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*given, "--picture", str(picture)]) == 0 and picture.stat().st_size > 1000
     words = " ".join(capsys.readouterr().out.split())
     assert "joint pck oks" in words and "left_hand" in words
+    file, values = tmp_path / "model.pt2", []
+    assert main(["export", str(run), "--out", str(file)]) == 0 and "outputs joints, maps" in capsys.readouterr().out
+    for model in (run, file):
+        assert main([*given[:2], str(model), *given[3:], "--format", "json"]) == 0
+        values.append(json.loads(capsys.readouterr().out))
+    assert all(values[1][name] == pytest.approx(values[0][name], rel=1e-3) for name in ("loss", "oks_ap", "pck"))
 
 
 @pytest.mark.parametrize("kind", ["depths", "joints"])

@@ -65,6 +65,28 @@ def scenes() -> dict[str, LoadedRun]:
 
 
 @pytest.fixture(scope="session")
+def deep() -> dict[str, LoadedRun]:
+    """By task, a model of depths and one of three joints."""
+    from srattn.tasks.dense import glpn
+    from srattn.tasks.pose.model import pose_model
+
+    short = {"embed_dims": (4, 8), "num_heads": (1, 2), "mlp_ratios": (1, 1), "depths": (1, 1), "sr_ratios": (2, 1)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        depths: Any = glpn("pvt_v2_b0", hidden=8, **short)
+        joints: Any = pose_model("pvt_v2_b0", 3, "heatmap", {"width": 8}, **short)
+        with torch.no_grad():
+            joints.head.classifier.weight.normal_()  # fresh heatmaps are nearly flat
+    return {
+        task: LoadedRun(model.eval(), names, Preprocess(size=(64, 64), fit=fit), {}, Path(task), task)
+        for task, model, names, fit in (
+            ("depth", depths, ["depth"], "shorter"),
+            ("pose", joints, ["nose", "left_eye", "right_eye"], "inside"),
+        )
+    }  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
 def talk() -> Talk:
     """`talk(app, work)`: what `work(client)` returns, between the start and the stop of the application."""
 

@@ -171,3 +171,49 @@ def test_masks_and_boxes(
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert problems == []
         page.close()
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("task", ["depth", "pose"])
+def test_depths_and_joints(
+    task: str, width: int, deep: dict[str, LoadedRun], browser: Any, picture_of: Callable[..., bytes], tmp_path: Path
+) -> None:
+    pytest.importorskip("kornia", reason="windows around people are kornia's")
+    file = tmp_path / "noise.png"
+    file.write_bytes(picture_of(size=(120, 80)))
+    with served(deep[task]) as url:
+        page, problems = watched(browser, width, 800, url)
+        page.goto(url)
+        page.locator("#model").filter(has_text="pvt_v2_b0").wait_for()
+        page.get_by_label("Choose a picture").set_input_files(str(file))
+        page.locator("#result").wait_for()
+        image = page.locator("#image").bounding_box()
+        drawn = page.get_by_label("Show the depths" if task == "depth" else "Show the joints")
+        if task == "depth":
+            page.locator("#mask").wait_for()
+            assert page.locator("#mask").bounding_box() == pytest.approx(image, abs=0.5)
+            names = page.locator("#classes .name").all_text_contents()
+            assert names == ["nearest", "in the middle", "farthest"]
+            far = [float(text.split()[0]) for text in page.locator("#classes li > span:not(.name)").all_text_contents()]
+            assert far == sorted(far) and page.locator("#status").text_content().startswith(f"From {far[0]:.2f} m")
+            shown = page.locator("#mask")
+        else:
+            page.get_by_label("Least score").fill("0.05")
+            circles = page.locator("#boxes circle")
+            assert circles.count() == page.locator("#classes li").count() == 3
+            for number, joint in enumerate(page.evaluate("predicted.people[0].joints")):
+                box = circles.nth(number).bounding_box()
+                middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+                assert middle[0] == pytest.approx(image["x"] + joint["x"] / 120 * image["width"], abs=1)
+                assert middle[1] == pytest.approx(image["y"] + joint["y"] / 80 * image["height"], abs=1)
+            assert page.locator("#boxes line").count() == 3
+            shown = page.locator("#boxes svg")
+        shot(page, f"{task}-{width}")
+        drawn.uncheck()
+        assert not shown.is_visible()
+        drawn.check()
+        page.get_by_role("application").click(position={"x": image["width"] / 2, "y": image["height"] / 2})
+        page.locator("#words").filter(has_text="mean of all heads").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert problems == []
+        page.close()

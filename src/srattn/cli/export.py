@@ -24,7 +24,9 @@ _MOST_IMAGES, _MOST_SCENES = 64, 8
 _CALIBRATE, _CALIBRATE_SCENES = 320, 48
 _BLOCK = 20
 _NAMED = 5
-_TASKS: dict[str, Any] = {"classification": "classify", "segmentation": "segment", "detection": "detect"}
+_TASKS: dict[str, Any] = {
+    "classification": "classify", "segmentation": "segment", "detection": "detect", "depth": "depth", "pose": "pose",
+}  # fmt: skip
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -40,11 +42,12 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dynamic",
         type=str | None,
-        help="sizes that may vary: height,width; or none. By default both for masks, whose images keep their shape",
+        help="sizes that may vary: height,width; or none. By default both for masks and depths, whose images "
+        "keep their shape",
     )
     parser.add_argument(
         "--task",
-        type=Literal["classify", "features", "segment", "detect"] | None,
+        type=Literal["classify", "features", "segment", "detect", "depth", "pose"] | None,
         help="the model's own, which is the default, or features: the maps of all stages",
     )
     parser.add_argument(
@@ -177,7 +180,12 @@ def _settled(args: jsonargparse.Namespace, given: Options, loaded: LoadedRun) ->
         outputs = "detections" if args.nms == "in" else "boxes"
     if args.size is None:
         given = dataclasses.replace(given, size=loaded.preprocess.size)
-    if args.dynamic is None and task == "segment" and given.format != "torch-compiled" and not given.preprocess:
+    if (
+        args.dynamic is None
+        and task in ("segment", "depth")
+        and given.format != "torch-compiled"
+        and not given.preprocess
+    ):
         given = dataclasses.replace(given, dynamic=("height", "width"))
     return dataclasses.replace(given, task=task, outputs=outputs)
 

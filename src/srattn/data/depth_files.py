@@ -67,24 +67,44 @@ def write_depth(
     Raises:
         SrattnError: a depth beyond what 16 bits hold, no pixel, a path of other suffix; see `srattn.files.atomic_path`.
     """
+    if Path(path).suffix.lower() != ".png":
+        raise SrattnError(f"{path}: depths are written as PNG, which changes no number; end the name in .png")
+    image = depth_image(depth, scale, str(path))
+    with atomic_path(path, overwrite) as aside:
+        image.save(aside, "PNG")
+
+
+def depth_image(depth: Tensor, scale: float = MILLIMETRES, name: str = "the depth") -> Image.Image:
+    """Depths (H, W) in metres as a grey picture of 16 bits, as `write_depth` writes it.
+
+    Raises:
+        SrattnError: a depth beyond what 16 bits hold, or no pixel.
+    """
     import numpy as np
     from PIL import Image
 
-    if Path(path).suffix.lower() != ".png":
-        raise SrattnError(f"{path}: depths are written as PNG, which changes no number; end the name in .png")
     check_scale(scale)
     if depth.ndim != 2 or not depth.numel() or not depth.is_floating_point():
-        raise SrattnError(f"{path}: depths are floating-point (H, W), got {depth.dtype} {tuple(depth.shape)}")
+        raise SrattnError(f"{name}: depths are floating-point (H, W), got {depth.dtype} {tuple(depth.shape)}")
     known = torch.isfinite(depth) & (depth > 0)
     units = (torch.where(known, depth, 0).double().cpu() / scale).round()
     units = torch.where(known.cpu(), units.clamp(min=1), 0)
     if (most := float(units.max())) > _MOST:
         raise SrattnError(
-            f"{path}: a depth of {most * scale:g} metres is more than {_MOST} units of {scale:g}; take a larger scale"
+            f"{name}: a depth of {most * scale:g} metres is more than {_MOST} units of {scale:g}; take a larger scale"
         )
-    image = Image.fromarray(units.numpy().astype(np.uint16))
-    with atomic_path(path, overwrite) as aside:
-        image.save(aside, "PNG")
+    return Image.fromarray(units.numpy().astype(np.uint16))
+
+
+def scale_for(max_depth: float) -> float:
+    """Metres a unit that hold every depth up to `max_depth`: millimetres, beyond 65.535 metres KITTI's 1 / 256.
+
+    Beyond that powers of two.
+    """
+    scale = MILLIMETRES
+    while max_depth / scale > _MOST:
+        scale = 2 * scale if scale > MILLIMETRES else 1 / 256
+    return scale
 
 
 def check_scale(scale: float) -> float:

@@ -1,8 +1,11 @@
-"""What a file of masks or boxes answers, as steps of its graph, and the way back to what the model itself answers.
+"""What a file answers of a scene, as steps of its graph, and the way back to what the model itself answers.
 
 - "logits" (B, K, h, w) on the model's grid; "classes" uint8 (B, H, W), the likeliest of every pixel of the input;
 - "rows" as `srattn.heads.rows` says; "boxes" and "scores" (B, N, 4) and (B, N, K) of all places; "detections" (B, M, 6)
-  after non-maximum suppression, as `srattn.tasks.detection.decode` gives them.
+  after non-maximum suppression, as `srattn.tasks.detection.decode` gives them;
+- "depths" (B, H, W), metres for every pixel of the input;
+- "joints" (B, K, 3): x and y in pixels of the input, and a score, as `srattn.tasks.pose.decode` has it, and beside them
+  "maps", what they were read from: heatmaps (B, K, h, w), or SimCC's logits (B, K, columns + rows).
 
 Boxes are in pixels of the input: of the picture, where a graph takes pictures. There they may reach beyond its edges,
 into what it was filled up with.
@@ -19,6 +22,7 @@ from srattn.export.pictures import axes
 from srattn.heads.rows import BEFORE_LOGITS, split_rows
 from srattn.ops.boxes import clip_boxes
 from srattn.tasks.detection.coding import boxes_of_distances, boxes_of_steps
+from srattn.tasks.pose.decode import decode
 
 NAMES: dict[str, list[str]] = {
     "logits": ["logits"],
@@ -26,6 +30,8 @@ NAMES: dict[str, list[str]] = {
     "rows": ["rows"],
     "boxes": ["boxes", "scores"],
     "detections": ["detections"],
+    "depths": ["depths"],
+    "joints": ["joints", "maps"],
 }
 SURE = 30.0
 """A logit of what a file says without a probability: that of all others together is below 1e-10."""
@@ -54,6 +60,11 @@ def boxes_of(rows: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     coding = boxes_of_steps if parts.centreness is None else boxes_of_distances
     height, width = parts.size.unbind(2)
     return clip_boxes(coding(parts.reference, parts.regression), height, width), scores
+
+
+def joints_of(maps: Tensor, columns: int | None, height: int, width: int) -> Tensor:
+    """Heatmaps or SimCC's logits to joints (B, K, 3) in pixels of an input of that size."""
+    return decode(maps, columns) * torch.tensor([width, height, 1.0], device=maps.device)
 
 
 def in_picture(boxes: Tensor, preprocess: Preprocess, height: int, width: int) -> Tensor:
@@ -100,7 +111,12 @@ def rows_of_detections(detections: Tensor, count: int, size: tuple[int, int]) ->
 
 
 def parts_of(answers: list[Tensor], answer: str) -> list[Tensor]:
-    """Outputs in parts whose numbers are of one kind, so that an error is held against its own: the columns of rows."""
+    """Outputs in parts whose numbers are of one kind, so that an error is held against its own: the columns of rows.
+
+    Of joints it is what they were read from: a place jumps where two cells are nearly as high.
+    """
+    if answer == "joints":
+        return answers[1:]
     if answer != "rows":
         return answers
     return list(answers[0].split([4, BEFORE_LOGITS - 4, answers[0].shape[2] - BEFORE_LOGITS], 2))

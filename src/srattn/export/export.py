@@ -27,7 +27,7 @@ from srattn.export.formats import NAMES as FORMATS
 from srattn.export.formats import get_format
 from srattn.export.formats.torch_compiled import TRUST
 from srattn.export.graph import INPUT, Graph, backbone_of, check_model, least_dynamic, make_graph, make_program
-from srattn.export.options import SUFFIXES, WHOLE, Options
+from srattn.export.options import COLOURED, SUFFIXES, WHOLE, Options
 from srattn.export.quantise.openvino_int8 import load_nncf
 from srattn.export.quantise.steps import quantise
 from srattn.files import atomic_path, check_writable, flush_to_disk
@@ -62,7 +62,7 @@ def export_model(
     left at `out`.
 
     Args:
-        model: a classifier, or a model of masks or boxes; `options.task` says which.
+        model: a classifier, or a model of masks, boxes, depths or joints; `options.task` says which.
         labels: class names; numbers by default.
         palette: colours of the classes of pixels and boxes; standard ones by default.
         preprocess: what the model's images go through; it is written into the file, and into the graph where
@@ -134,8 +134,7 @@ def _facts(
 ) -> Facts:
     options = graph.options
     names = list(labels) if labels is not None else [str(i) for i in range(model.num_classes)]
-    coloured = options.task in ("segment", "detect")
-    colours = (palette or standard_palette(names)).colours if coloured else ()
+    colours = (palette or standard_palette(names)).colours if options.task in COLOURED else ()
     return Facts(
         options=options,
         labels=[] if options.task == "features" else names,

@@ -10,7 +10,7 @@ from typing import Any
 from srattn.data.palette import Palette
 from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
-from srattn.export.options import LEAST_DYNAMIC, OUTPUTS, SUFFIXES, Options
+from srattn.export.options import COLOURED, LEAST_DYNAMIC, OUTPUTS, SUFFIXES, Options
 from srattn.version import __version__
 
 _LARGEST = 16 << 20
@@ -56,7 +56,8 @@ class Facts:
     @property
     def task(self) -> str:
         """What `srattn.engine.weights.LoadedRun` calls it."""
-        return {"segment": "segmentation", "detect": "detection"}.get(self.options.task, "classification")
+        names = {"segment": "segmentation", "detect": "detection", "depth": "depth", "pose": "pose"}
+        return names.get(self.options.task, "classification")
 
     def palette(self) -> Palette | None:
         """Names and colours of the classes of pixels and boxes.
@@ -64,7 +65,7 @@ class Facts:
         Raises:
             SrattnError: they are none.
         """
-        if self.task == "classification":
+        if self.options.task not in COLOURED:
             return None
         try:
             return Palette(tuple(self.labels), tuple((r, g, b) for r, g, b in self.colours))

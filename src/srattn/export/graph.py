@@ -17,9 +17,11 @@ from srattn.export.fast import Form, absorbed_in, fast_form
 from srattn.export.options import LEAST_DYNAMIC, WHOLE, Options
 from srattn.export.pictures import Pictures
 from srattn.models.backbone import Backbone
-from srattn.tasks.dense import DenseModel, SegmentationModel
+from srattn.tasks.dense import DenseModel, DepthModel, SegmentationModel
+from srattn.tasks.depth import depth_map
 from srattn.tasks.detection.model import DetectionModel
 from srattn.tasks.detection.stages.model import TwoStageModel
+from srattn.tasks.pose.model import PoseModel
 
 INPUT = "images"
 LARGEST = 8192
@@ -63,6 +65,10 @@ class Graph(nn.Module):
         (found,) = self._computed(lambda x: [model(x)], images)
         if answer == "classes":
             return answers.classes_of(found, height, width)
+        if answer == "depths":  # of pictures of any size on their own pixels
+            return found if self.pictures is None else depth_map(found, (height, width))
+        if answer == "joints":
+            return answers.joints_of(found, model.columns, height, width), found
         if answer not in ("boxes", "detections"):
             return found
         boxes, scores = answers.boxes_of(found, model.num_classes)
@@ -108,15 +114,24 @@ def check_model(model: nn.Module, options: Options) -> None:
         able = "segment"
     elif isinstance(model, DetectionModel):
         able = "detect"
+    elif isinstance(model, DepthModel):
+        able = "depth"
+    elif isinstance(model, PoseModel):
+        able = "pose"
     elif isinstance(model, Backbone):
         able = "classify"
     else:
         way_out = "; --task features exports the maps of its backbone" if isinstance(model, DenseModel) else ""
         raise SrattnError(
-            f"export knows classifiers and models of masks and boxes, got {type(model).__name__}{way_out}"
+            "export knows classifiers and models of masks, boxes, depths and joints, got "
+            f"{type(model).__name__}{way_out}"
         )
     if options.task != able:
         raise SrattnError(f"this model can be exported with --task {able} or features, got {options.task}")
+    if isinstance(model, PoseModel) and model.columns is not None:
+        size = tuple(model.head.config["size"])  # type: ignore[index]
+        if options.size != size:
+            raise SrattnError(f"a SimCC head is made for images of {size[0]}x{size[1]}: leave out --size, or give that")
     if isinstance(model, TwoStageModel):
         raise SrattnError(
             "a detector of two stages is no graph, since its sizes depend on what it finds: fcos and retinanet can be "

@@ -17,6 +17,7 @@ from srattn.export import answers
 from srattn.export.export import files_of
 from srattn.export.facts import Facts
 from srattn.export.formats import format_of, get_format
+from srattn.heads.keypoints import bins
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,6 +89,7 @@ class ExportedModel(nn.Module):
         self.config = {key: value for key, value in facts.model.items() if key not in ("norm_eps", "edge")}
         self.norm_eps, self.edge = facts.model.get("norm_eps"), facts.model.get("edge")
         self.num_classes = len(facts.labels)
+        self.task_options = _task_options(facts)
         # What answers are remembered by: these bytes stand for the weights.
         digest = hashlib.sha256()
         for file in files_of(path):
@@ -145,7 +147,8 @@ class ExportedModel(nn.Module):
         """What the model itself answers.
 
         Logits (B, classes) of a classifier; logits (B, K, h, w) of pixels, of a file that says classes alone those of
-        one that is sure; rows of boxes, of a file with boxes those that have each box for a reference.
+        one that is sure; rows of boxes, of a file with boxes those that have each box for a reference; depths
+        (B, H, W); of joints what they are read from.
         """
         found, answer = self.outputs(images), self.facts.options.answer
         if answer == "classes":
@@ -155,7 +158,7 @@ class ExportedModel(nn.Module):
         if answer == "detections":
             boxes = torch.cat([self._seen(found[0][..., :4], images), found[0][..., 4:]], 2)
             return answers.rows_of_detections(boxes, self.num_classes, self._size(images))
-        return found[0]
+        return found[-1]
 
     def _size(self, images: Tensor) -> tuple[int, int]:
         """Of the model's input."""
@@ -167,6 +170,23 @@ class ExportedModel(nn.Module):
         if not self.facts.options.preprocess:
             return boxes
         return answers.of_picture(boxes, self.facts.preprocess, images.shape[2], images.shape[3])
+
+
+def _task_options(facts: Facts) -> dict[str, Any]:
+    """As `srattn.tasks.models.task_options`, from what the stamp says of the head.
+
+    Raises:
+        SrattnError: it does not say that.
+    """
+    try:
+        head = facts.model.get("head", {})
+        if facts.task == "depth":
+            return {"max_depth": float(head["max_depth"])}
+        if facts.task == "pose":
+            return {"columns": bins(int(head["size"][1]), float(head["split"])) if "split" in head else None}
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise SrattnError(f"the file does not describe its head: {error!r}") from None
+    return {}
 
 
 class InGraph(Preprocess):

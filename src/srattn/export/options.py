@@ -9,14 +9,18 @@ from srattn.data.preprocess import Preprocess
 from srattn.errors import SrattnError
 
 FormatName = Literal["torch", "torch-compiled", "onnx", "openvino"]
-Task = Literal["classify", "features", "segment", "detect"]
+Task = Literal["classify", "features", "segment", "detect", "depth", "pose"]
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "classify": ("logits",),
     "features": ("maps",),
     "segment": ("logits", "classes"),
     "detect": ("boxes", "detections", "rows"),
+    "depth": ("depths",),
+    "pose": ("joints",),
 }
 """What a file of each task can answer, the default first; see `srattn.export.answers`."""
+COLOURED = ("segment", "detect")
+"""Tasks whose classes have colours."""
 SUFFIXES: dict[str, str] = {"torch": ".pt2", "torch-compiled": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "torch": ("float32", "bfloat16"),
@@ -43,8 +47,8 @@ class Options:
         size: height and width in pixels; the choice of absorbed attention is made for it.
         batch: images at a time, or None for any number.
         dynamic: which of "height" and "width" may differ from `size`.
-        task: "classify" gives logits, "features" the maps of all stages; "segment" and "detect" are for models of masks
-            and boxes.
+        task: "classify" gives logits, "features" the maps of all stages; "segment", "detect", "depth" and
+            "pose" are for models of masks, boxes, depths and joints.
         outputs: one of `OUTPUTS` of the task, the default if empty.
         precision: one of `PRECISIONS` of the format. "int8" has whole numbers of 8 bits for weights and activations
             and needs images to calibrate on, "int8-weights" for weights alone.
@@ -108,6 +112,11 @@ class Options:
         if self.preprocess and self.dynamic:
             raise SrattnError(
                 "--preprocess resizes every picture to --size, so the model sees one size: leave out --dynamic"
+            )
+        if self.task == "pose" and (self.preprocess or self.dynamic):
+            raise SrattnError(
+                "joints are found in windows of one size, each around one person, which are cut before: leave out "
+                "--preprocess and --dynamic"
             )
         if self.dynamic and self.format == "torch-compiled":
             raise SrattnError(

@@ -5,7 +5,8 @@ in any case. A file in whole numbers is made from one in float that was held aga
 Where the graph resizes pictures, rounding pixels at a slightly other threshold counts as eager does.
 
 A choice is not far or near: classes of pixels may be any whose logit is as good as the best within what logits may
-differ by, and boxes that are left after suppression are held against the rule itself (`judge_detections`).
+differ by, boxes that are left after suppression are held against the rule itself (`judge_detections`), and joints
+against the maps that the file read them from, which in turn are held against eager.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srattn.errors import SrattnError
-from srattn.export.answers import parts_of
+from srattn.export.answers import joints_of, parts_of
 from srattn.export.graph import Graph, example_for, least_dynamic
 from srattn.export.options import Options
 from srattn.export.pictures import Pictures
@@ -71,6 +72,8 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
                 allowed = [max(a, LEEWAY * apart(f, t)) for a, f, t in zip(allowed, found, truth, strict=True)]
             tensors = {f"truth_{i}": t.contiguous() for i, t in enumerate(truth)}
             tensors["allowed"] = torch.tensor(allowed, dtype=torch.float64)
+            if options.answer == "joints":
+                tensors["columns"] = torch.tensor(graph.model.columns or 0)  # type: ignore[operator]
             path = folder / f"case_{place}.safetensors"
             save_file({"images": images.contiguous(), **tensors}, path)
             files.append(str(path))
@@ -124,7 +127,7 @@ def judge(answers: Sequence[Tensor], case: dict[str, Tensor], answer: str = "log
     Raises:
         SrattnError: other shapes, or one of the answers is too far away.
     """
-    truth = [case[f"truth_{i}"] for i in range(len(case) - 2)]
+    truth = [case[f"truth_{i}"] for i in range(sum(name.startswith("truth_") for name in case))]
     allowed = case["allowed"].tolist()
     shape = "x".join(map(str, case["images"].shape))
     if answer == "classes":
@@ -141,6 +144,8 @@ def judge(answers: Sequence[Tensor], case: dict[str, Tensor], answer: str = "log
             )
         if error > worst[0]:
             worst = (error, most)
+    if answer == "joints":
+        _judge_joints(answers[0], answers[1], case)
     return worst
 
 
@@ -165,6 +170,15 @@ def _regret(classes: Tensor, logits: Tensor, images: Tensor) -> float:
     whole = F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
     lacks = whole.amax(1) - whole.gather(1, classes.long().unsqueeze(1)).squeeze(1)
     return float(lacks.max() / 2 / logits.abs().max().clamp(min=1e-30))
+
+
+def _judge_joints(joints: Tensor, maps: Tensor, case: dict[str, Tensor]) -> None:
+    """Holds joints (B, K, 3) against what the file itself says that they were read from."""
+    height, width = case["images"].shape[2:]
+    wanted = joints_of(maps, int(case["columns"]) or None, height, width)
+    _check_shapes([joints], [wanted])
+    if not bool(((joints - wanted).abs() <= NEAR * max(height, width)).all()):
+        raise SrattnError("the file finds joints in other places than its own maps have them; nothing was written")
 
 
 def judge_detections(detections: Tensor, boxes: Tensor, scores: Tensor, choice: Choice) -> None:

@@ -25,6 +25,7 @@ from srattn.serve.fault import Fault
 from srattn.serve.intake import read_pictures
 from srattn.serve.metrics import CONTENT_TYPE
 from srattn.serve.options import Options
+from srattn.serve.people import boxes_of
 from srattn.serve.picture import Picture
 from srattn.serve.service import Service
 from srattn.version import __version__
@@ -107,7 +108,8 @@ def _add_answers(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None
             return await _within(options.timeout_s, answer(pictures), Fault(504, "the answer took too long"))
 
     async def predict(request: Request, **options: Any) -> JSONResponse:
-        answers = await pictures_of(request, tuple(options), None, lambda found: service.predict(found, **options))
+        most = None if options.get("people") is None else 1  # whose boxes they are
+        answers = await pictures_of(request, tuple(options), most, lambda found: service.predict(found, **options))
         return JSONResponse({"task": service.task.task, "model": service.model, "answers": answers})
 
     summary, predictions = schema.PREDICTIONS[service.task.task]
@@ -120,7 +122,7 @@ def _add_answers(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None
         "be read, none is answered and the error names it.",
         responses={200: {"model": predictions}, **schema.errors(*codes)},
         openapi_extra=schema.picture_body(several=True),
-    )(_with_options(service.task.task, predict))
+    )(_with_options(service, predict))
 
     @app.post(
         "/embed",
@@ -178,7 +180,9 @@ def _add_answers(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None
         )
 
 
-def _with_options(task: str, predict: Callable[..., Awaitable[JSONResponse]]) -> Callable[..., Awaitable[JSONResponse]]:
+def _with_options(
+    service: Service, predict: Callable[..., Awaitable[JSONResponse]]
+) -> Callable[..., Awaitable[JSONResponse]]:
     """`predict` with the options that the task has."""
 
     async def classes(
@@ -194,7 +198,29 @@ def _with_options(task: str, predict: Callable[..., Awaitable[JSONResponse]]) ->
     ) -> JSONResponse:
         return await predict(request, threshold=threshold)
 
-    return {"classification": classes, "segmentation": masks, "detection": boxes}[task]
+    async def depths(
+        request: Request,
+        drawing: Annotated[bool, Query(description="with a picture to look at, bright for near")] = False,
+    ) -> JSONResponse:
+        return await predict(request, drawing=drawing)
+
+    async def joints(
+        request: Request,
+        people: Annotated[
+            str | None,
+            Query(
+                description="boxes of the people on one picture in pixels, x1,y1,x2,y2;x1,y1,x2,y2; without them a "
+                "picture is one person",
+                examples=["10,20,110,220;150,15,240,230"],
+            ),
+        ] = None,
+    ) -> JSONResponse:
+        return await predict(request, people=None if people is None else boxes_of(people, service.options.images))
+
+    handlers = {
+        "classification": classes, "segmentation": masks, "detection": boxes, "depth": depths, "pose": joints,
+    }  # fmt: skip
+    return handlers[service.task.task]
 
 
 def _add_facts(app: FastAPI, service: Service, guarded: Sequence[Any]) -> None:

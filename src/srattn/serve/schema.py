@@ -79,6 +79,56 @@ class Boxes(BaseModel):
     answers: list[Boxed]
 
 
+class Metres(BaseModel):
+    least: float = Field(examples=[0.8])
+    median: float = Field(examples=[2.4])
+    most: float = Field(examples=[6.1])
+
+
+class Deep(Named):
+    metres: Metres
+    scale: float = Field(description="metres that a unit of `depth` is", examples=[0.001])
+    depth: str = Field(
+        description="the distance of each of the picture's pixels: a grey PNG of 16 bits, as base64",
+        examples=["iVBORw0KGgo..."],
+    )
+    drawing: str | None = Field(None, description="to look at, bright for near: a grey PNG of 8 bits, as base64")
+
+
+class Depths(BaseModel):
+    """The answer for each picture, in their order."""
+
+    task: str = Field(examples=["depth"])
+    model: str = Field(examples=["pvt_v2_b0"])
+    answers: list[Deep]
+
+
+class Joint(BaseModel):
+    name: str = Field(examples=["left_eye"])
+    x: float = Field(description="in pixels of the picture, from its left edge", examples=[120.5])
+    y: float = Field(description="from its upper edge", examples=[64.25])
+    score: float = Field(ge=0, le=1.000001, examples=[0.93])
+
+
+class Person(BaseModel):
+    box: list[float] = Field(
+        description="x1, y1, x2, y2, what of it lies on the picture", examples=[[10, 20, 110, 220]]
+    )
+    joints: list[Joint]
+
+
+class Posed(Named):
+    people: list[Person] = Field(description="in the order of their boxes")
+
+
+class Poses(BaseModel):
+    """The answer for each picture, in their order."""
+
+    task: str = Field(examples=["pose"])
+    model: str = Field(examples=["pvt_v2_b0"])
+    answers: list[Posed]
+
+
 class Embedded(Named):
     vector: list[float] = Field(examples=[[0.12, -0.7, 1.4]])
 
@@ -123,8 +173,9 @@ class ModelFacts(BaseModel):
     task: str = Field(examples=["classification"])
     model: str = Field(examples=["pvt_v2_b0"])
     version: str = Field(description="of srattn", examples=["1.2.3"])
-    classes: list[str] = Field(examples=[["cat", "dog"]])
+    classes: list[str] = Field(description="joints, of a model of those", examples=[["cat", "dog"]])
     colours: list[str] | None = Field(None, description="of the classes of masks and boxes", examples=[["#e69f00"]])
+    bones: list[list[int]] | None = Field(None, description="pairs of joints by number", examples=[[[0, 1]]])
     size: list[int] = Field(description="height and width that the model sees", examples=[[224, 224]])
     embeds: bool = Field(description="whether /embed answers")
     stages: list[StageFacts] = Field(description="what /explain can be asked for; empty if it does not answer")
@@ -137,6 +188,8 @@ PREDICTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "classification": ("Classes of pictures", Predictions),
     "segmentation": ("Masks of pictures", Masks),
     "detection": ("Boxes of objects on pictures", Boxes),
+    "depth": ("Depths of pictures", Depths),
+    "pose": ("Joints of people on pictures", Poses),
 }
 """Of each task what /predict gives."""
 

@@ -81,8 +81,10 @@ class Service:
 
     async def predict(self, pictures: Sequence[Picture], **options: Any) -> list[dict[str, Any]]:
         """An answer for each picture, in their order; `options` are those of the task."""
-        seen = await self._see(pictures, self.run.preprocess)
-        pairs = list(zip(await self._ask("predict", seen), seen, strict=True))
+        limit = self.options.max_pixels
+        seen = await self._in_pool(self.task.see, [(each, limit, options) for each in pictures])
+        values = iter(await self._ask("predict", seen))
+        pairs = [(list(itertools.islice(values, len(each.inputs))), each) for each in seen]
         told = functools.partial(self.task.answer, **options)
         answers = await self._in_pool(told, pairs) if self.task.slow else [told(*pair) for pair in pairs]
         return [_named(each) | answer for each, answer in zip(seen, answers, strict=True)]
@@ -130,7 +132,8 @@ class Service:
                 job.cancel()  # of no use any more, if one of them failed
 
     async def _ask(self, kind: str, seen: Sequence[Seen]) -> list[Any]:
-        futures = [self._worker.submit((kind, tuple(each.pixels.shape)), each.pixels) for each in seen]
+        inputs = [pixels for each in seen for pixels in each.inputs]
+        futures = [self._worker.submit((kind, tuple(pixels.shape)), pixels) for pixels in inputs]
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     @torch.inference_mode()

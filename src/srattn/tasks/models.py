@@ -116,7 +116,10 @@ def rebuild(config: Mapping[str, Any], **place: Any) -> nn.Module:
 
 
 def task_options(model: nn.Module) -> dict[str, Any]:
-    """What the task of a whole model has to know of it, as options of `srattn.tasks.make_task`."""
+    """What the task of a whole model has to know of it, as options of `srattn.tasks.make_task`.
+
+    One that is none of ours, such as an exported file, says it by its own `task_options`.
+    """
     if isinstance(model, DepthModel):
         return {"max_depth": model.max_depth}
     if isinstance(model, SegmentationModel):
@@ -124,7 +127,9 @@ def task_options(model: nn.Module) -> dict[str, Any]:
         return {"auxiliary": weight} if weight else {}
     if isinstance(model, TwoStageModel):
         return {"stages": 2, "masks": model.has_masks}
-    return {"columns": model.columns} if isinstance(model, PoseModel) else {}
+    if isinstance(model, PoseModel):
+        return {"columns": model.columns}
+    return dict(getattr(model, "task_options", {}))
 
 
 def backbone_config(config: Mapping[str, Any]) -> dict[str, Any]:

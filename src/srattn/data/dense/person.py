@@ -100,13 +100,19 @@ def person_windows(image: Image.Image, boxes: Tensor, preprocess: Preprocess) ->
         float32 (N, C, H, W), normalised, and the matrices (N, 2, 3) from the image to each window, with which
         `srattn.tasks.pose.in_image` brings joints back.
     """
-    image = preprocess.inverted(image)
-    pixels, size = to_tensor(image), preprocess.size
+    windows, matrices = person_pixels(image, boxes, preprocess)
+    return preprocess.normalise(windows.float() / 255), matrices
+
+
+def person_pixels(image: Image.Image, boxes: Tensor, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+    """As `person_windows`, the windows uint8 (N, C, H, W) and not normalised."""
+    pixels, size = to_tensor(preprocess.inverted(image)), preprocess.size
     matrices = [person_matrix(box[:4], size) for box in boxes]
     if not matrices:
-        return torch.zeros(0, preprocess.channels, *size), torch.zeros(0, 2, 3, dtype=torch.float64)
+        none = torch.zeros(0, preprocess.channels, *size, dtype=torch.uint8)
+        return none, torch.zeros(0, 2, 3, dtype=torch.float64)
     windows = [cut_window(pixels, matrix, size, preprocess.mean) for matrix in matrices]
-    return preprocess.normalise(torch.stack(windows).float() / 255), torch.stack(matrices)
+    return torch.stack(windows), torch.stack(matrices)
 
 
 def cut_window(pixels: Tensor, matrix: Tensor, size: tuple[int, int], fill: Sequence[float]) -> Tensor:

@@ -12,6 +12,8 @@ from srattn.export.answers import parts_of
 
 MOST = 120.0
 """Decibels of what does not differ."""
+_STEP = 4.0
+"""Pixels of the input: a cell of a heatmap."""
 
 
 def decibels(found: Sequence[list[Tensor]], truth: Sequence[list[Tensor]], answer: str) -> float:
@@ -31,18 +33,21 @@ def decibels(found: Sequence[list[Tensor]], truth: Sequence[list[Tensor]], answe
 
 
 def same(found: Sequence[list[Tensor]], truth: Sequence[list[Tensor]], answer: str) -> float:
-    """The share of images, or pixels, of which the same class is the likeliest; 1 where there is no such choice."""
+    """The share of images, or pixels, of which the same class is the likeliest; 1 where there is no such choice.
+
+    Of joints the share that lies within `_STEP` of the same place.
+    """
     hits = total = 0
     for f, t in zip(found, truth, strict=True):
         if answer == "logits":
-            a, b = f[0].argmax(1), t[0].argmax(1)
-            if t[0].shape[1] == 1:
-                a, b = f[0] > 0, t[0] > 0
+            hit = f[0].argmax(1) == t[0].argmax(1) if t[0].shape[1] > 1 else (f[0] > 0) == (t[0] > 0)
         elif answer == "classes":
-            a, b = f[0], t[0]
+            hit = f[0] == t[0]
+        elif answer == "joints":
+            hit = (f[0][..., :2] - t[0][..., :2]).norm(dim=2) <= _STEP
         else:
             continue
-        hits, total = hits + int((a == b).sum()), total + a.numel()
+        hits, total = hits + int(hit.sum()), total + hit.numel()
     return hits / total if total else 1.0
 
 

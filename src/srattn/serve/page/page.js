@@ -42,7 +42,7 @@ function fail(error) {
 function settle() { part("error").hidden = true; part("status").textContent = ""; }
 
 // A line of the list: a name, a share in words, and a bar of it.
-function line(name, share, colour) {
+function line(name, share, colour, said = percent(share)) {
   const row = document.createElement("li");
   const label = document.createElement("span");
   const words = document.createElement("span");
@@ -55,7 +55,7 @@ function line(name, share, colour) {
     swatch.style.backgroundColor = colour;
     label.prepend(swatch);
   }
-  words.textContent = percent(share);
+  words.textContent = said;
   bar.max = 1;
   bar.value = share;
   bar.setAttribute("aria-hidden", "true"); // the number beside it says the same
@@ -64,6 +64,14 @@ function line(name, share, colour) {
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const length = (metres) => `${metres.toFixed(2)} m`;
+
+function shape(kind, numbers) {
+  const found = document.createElementNS("http://www.w3.org/2000/svg", kind);
+  for (const [name, value] of Object.entries(numbers)) found.setAttribute(name, value);
+  return found;
+}
+
 const colourOf = (name) => facts.colours[facts.classes.indexOf(name)];
 
 // By task: what is asked for, what the list and the drawing are called, and how an answer is shown, which gives words.
@@ -105,6 +113,37 @@ const tasks = {
       return [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "Nothing was found.";
     },
   },
+  depth: {
+    query: { drawing: true }, title: "Distances", drawing: "mask", called: "depths",
+    show({ metres, drawing }) {
+      const words = { least: "nearest", median: "in the middle", most: "farthest" };
+      const lines = Object.entries(words).map(([key, name]) => line(name, metres[key] / metres.most, "", length(metres[key])));
+      part("classes").replaceChildren(...lines);
+      part("mask").src = `data:image/png;base64,${drawing}`;
+      return `From ${length(metres.least)} to ${length(metres.most)}; bright is near.`;
+    },
+  },
+  pose: {
+    query: {}, title: "Joints", drawing: "boxes", called: "joints",
+    show({ people, width, height }) {
+      const least = Number(part("least").value), radius = Math.max(width, height) / 120;
+      part("least-value").textContent = least.toFixed(2);
+      const sure = people.map(({ joints }) => joints.map((joint) => joint.score >= least ? joint : null));
+      const shown = sure.flat().filter(Boolean);
+      part("classes").replaceChildren(...shown.map(({ name, score }) => line(name, score)));
+      const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
+      for (const joints of sure) {
+        for (const [from, to] of facts.bones.map((ends) => ends.map((end) => joints[end]))) {
+          if (from && to) drawing.append(shape("line", { x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": radius / 2 }));
+        }
+        for (const joint of joints) {
+          if (joint) drawing.append(shape("circle", { cx: joint.x, cy: joint.y, r: radius, "stroke-width": radius / 3 }));
+        }
+      }
+      part("boxes").replaceChildren(drawing);
+      return `${shown.length} of ${people.length * facts.classes.length} joints are as sure as that.`;
+    },
+  },
 };
 
 // Shows the answer of /predict.
@@ -123,12 +162,13 @@ async function load() {
   settle();
   part("model").textContent = facts.model;
   const names = facts.classes ?? [], more = names.length > 12 ? ", …" : "";
-  if (names.length) part("status").textContent = `It knows ${names.length} classes: ${names.slice(0, 12).join(", ")}${more}`;
+  const kind = facts.task === "pose" ? "joints" : "classes";
+  if (names.length) part("status").textContent = `It knows ${names.length} ${kind}: ${names.slice(0, 12).join(", ")}${more}`;
   document.title = `${facts.model} – srattn`;
-  const { title, drawing } = tasks[facts.task];
+  const { title, drawing, called } = tasks[facts.task];
   part("classes-title").textContent = title;
   part("drawn-row").hidden = !drawing;
-  part("drawn-name").textContent = `Show the ${drawing}`;
+  part("drawn-name").textContent = `Show the ${called ?? drawing}`;
   part("least-row").hidden = drawing !== "boxes";
   const stages = facts.stages.map(({ stage, grid }) => new Option(`${stage} (${grid.join(" × ")})`, stage));
   part("stage").replaceChildren(...stages);
