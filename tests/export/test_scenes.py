@@ -20,7 +20,7 @@ from srattn.export.graph import Graph, make_graph, make_program
 from srattn.export.opened import open_export
 from srattn.export.options import SUFFIXES
 from srattn.heads.rows import split_rows
-from srattn.tasks.dense import segmentation_model
+from srattn.tasks.dense import DenseModel, segmentation_model
 from srattn.tasks.detection import Choice
 from srattn.tasks.detection.decode import decode
 from srattn.tasks.detection.model import fcos, retinanet
@@ -250,8 +250,11 @@ def test_of_a_model_of_another_kind_there_are_features(tmp_path: Path) -> None:
     from srattn.tasks.dense import glpn
 
     model = glpn("pvt_v2_b0", **TINY)
-    with pytest.raises(SrattnError, match="got DepthModel; --task features exports the maps of its backbone"):
+    with pytest.raises(SrattnError, match="--task depth or features, got classify"):
         export_model(model, tmp_path / "model.pt2", Options(format="torch"))
+    other = DenseModel(model.backbone, nn.Identity())
+    with pytest.raises(SrattnError, match="got DenseModel; --task features exports the maps of its backbone"):
+        export_model(other, tmp_path / "model.pt2", Options(format="torch"))
     options = Options(format="torch", task="features", size=(64, 64), batch=1)
     facts = export_model(model, tmp_path / "model.pt2", options, labels=[]).facts
     assert facts.outputs == [f"map_{n}" for n in range(1, 5)] and facts.verified["error"] < 1e-5

@@ -316,8 +316,8 @@ def test_a_model_without_classes_is_refused() -> None:
 
 def test_tasks_without_an_answer_are_refused() -> None:
     run = levels_run()
-    run.task = "depth"
-    words = "answers classification, segmentation, detection; levels is a model of the task 'depth'"
+    run.task = "sorting"
+    words = "answers classification, segmentation, detection, depth, pose; levels is a model of the task 'sorting'"
     with pytest.raises(SrattnError, match=words):
         make_app(run)
 

@@ -66,10 +66,9 @@ function line(name, share, colour, said = percent(share)) {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const length = (metres) => `${metres.toFixed(2)} m`;
 
-function shape(kind, numbers) {
-  const found = document.createElementNS("http://www.w3.org/2000/svg", kind);
-  for (const [name, value] of Object.entries(numbers)) found.setAttribute(name, value);
-  return found;
+function set(element, numbers) {
+  for (const [name, value] of Object.entries(numbers)) element.setAttribute(name, value);
+  return element;
 }
 
 const colourOf = (name) => facts.colours[facts.classes.indexOf(name)];
@@ -131,7 +130,9 @@ const tasks = {
       const sure = people.map(({ joints }) => joints.map((joint) => joint.score >= least ? joint : null));
       const shown = sure.flat().filter(Boolean);
       part("classes").replaceChildren(...shown.map(({ name, score }) => line(name, score)));
-      const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
+      const drawing = set(part("boxes").querySelector("svg"), { viewBox: `0 0 ${width} ${height}` });
+      const shape = (kind, numbers) => set(document.createElementNS(drawing.namespaceURI, kind), numbers);
+      drawing.replaceChildren();
       for (const joints of sure) {
         for (const [from, to] of facts.bones.map((ends) => ends.map((end) => joints[end]))) {
           if (from && to) drawing.append(shape("line", { x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": radius / 2 }));
@@ -140,7 +141,6 @@ const tasks = {
           if (joint) drawing.append(shape("circle", { cx: joint.x, cy: joint.y, r: radius, "stroke-width": radius / 3 }));
         }
       }
-      part("boxes").replaceChildren(drawing);
       return `${shown.length} of ${people.length * facts.classes.length} joints are as sure as that.`;
     },
   },
