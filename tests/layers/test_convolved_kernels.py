@@ -14,15 +14,15 @@ import srattn
 from srattn.errors import SrattnError
 from srattn.layers import native
 from srattn.layers.batch_norm import TokenBatchNorm, convert_sync_batchnorm
-from srattn.layers.block import Block
+from srattn.layers.block import Block, Blocks, ClassTokenBlock
 from srattn.layers.convolutional_projection import ConvolutionalAttention
 from srattn.layers.convolved_kernels import Halves, knows_convolved, lay_out_convolved, lay_out_halves
 from srattn.layers.feed_forward import Mlp
 from srattn.layers.pooling_attention import PoolingAttention
 from srattn.models import build_model
-from srattn.models.cvt import ClassTokenBlock
 from srattn.models.mvitv2 import PoolingBlock
 from srattn.ops import native as kernels
+from srattn.ops.native import BlocksKernel
 from tests.layers.test_native import check, flags, half_precision, used
 from tests.truth import spread_out
 
@@ -45,7 +45,7 @@ def convolving(dim: int = 32, heads: int = 2, ratio: int | Grid = 2, kind: type[
 class OfTokens(nn.Module):
     """A block with a class token as a module of one tensor: the token and the map, one below the other."""
 
-    def __init__(self, block: Block, grid: Grid) -> None:
+    def __init__(self, block: nn.Module, grid: Grid) -> None:
         super().__init__()
         self.block, self.grid = block, grid
 
@@ -136,7 +136,7 @@ def test_inputs_that_are_not_contiguous(layout: str) -> None:
     check(OfTokens(convolving(kind=ClassTokenBlock), (6, 8)).eval(), tokens)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 9), (14, 14)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (14, 14), (3, 11), (4, 52)])  # 33 keys, and 208, are no whole tiles
 def test_products_of_bfloat16(products: str, size: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     flags(monkeypatch, "avx512_bf16")
     for options in CONVOLVING:
@@ -287,6 +287,54 @@ def test_what_torch_computes() -> None:
     block = pooling()
     block.attn.position = nn.Module()
     assert not knows_convolved(block)
+
+
+def stage(kind: type[Block] = Block, count: int = 3) -> Any:
+    """The blocks of a stage; those with a class token as a module of one tensor."""
+    blocks = Blocks([convolving(kind=kind, ratio=1 + i % 2) for i in range(count)]).eval()
+    return blocks if kind is Block else OfTokens(blocks, (5, 6)).eval()
+
+
+STAGES = (Block, (2, 5, 6, 32)), (ClassTokenBlock, (2, 31, 32))
+
+
+@pytest.mark.parametrize(("kind", "size"), STAGES)
+def test_a_stage_is_one_call(kind: type[Block], size: tuple[int, ...]) -> None:
+    """In float32 from block to block, and of no size but its own."""
+    blocks, x = stage(kind), torch.randn(size)
+    with mock.patch.object(BlocksKernel, "__call__", autospec=True, side_effect=BlocksKernel.__call__) as one:
+        check(blocks, x)
+    assert one.call_count == 2, "once in each call of the stage"
+    half = x.bfloat16()
+    half_precision(blocks.bfloat16(), half)
+
+
+@pytest.mark.parametrize(("kind", "size"), STAGES)
+def test_a_stage_after_one_of_its_blocks_alone(kind: type[Block], size: tuple[int, ...]) -> None:
+    """Blocks are laid out once, for calls of their own and for the stage's, whose sizes differ."""
+    blocks, x = stage(kind), torch.randn(size)
+    inner = blocks if kind is Block else blocks.block
+    check(blocks, x)
+    for _ in range(3):
+        other = (4, 7)
+        for block in inner:
+            if kind is Block:
+                check(block, torch.randn(1, *other, 32))
+            else:
+                check(OfTokens(block, other).eval(), torch.randn(1, 29, 32))
+        check(blocks, x)
+
+
+@pytest.mark.parametrize(("kind", "size"), STAGES)
+def test_a_stage_with_a_block_of_another_form(kind: type[Block], size: tuple[int, ...]) -> None:
+    blocks, x = stage(kind), torch.randn(size)
+    inner = blocks if kind is Block else blocks.block
+    inner[1].mlp.fc1 = nn.Sequential(inner[1].mlp.fc1).eval()
+    check(blocks, x)
+    heard: list[int] = []
+    inner[2].attn.register_forward_hook(lambda *args: heard.append(1))
+    check(blocks, x)
+    assert len(heard) == 4, "in each call, and in that of the copy"
 
 
 def layout(block: nn.Module, x: torch.Tensor) -> Any:

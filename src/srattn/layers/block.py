@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from srattn.layers import native
 from srattn.layers.attention import SpatialReductionAttention
-from srattn.layers.block_kernels import StageKernels, knows_attention, lay_out_block
-from srattn.layers.convolved_kernels import knows_convolved
+from srattn.layers.block_kernels import BlockParts, StageKernels, knows_attention, lay_out_block
+from srattn.layers.convolutional_projection import ConvolutionalAttention
+from srattn.layers.convolved_kernels import knows_convolved, knows_half, lay_out_halves
 from srattn.layers.drop import DropPath
 from srattn.layers.hooks import is_listened_to
 from srattn.layers.layer_norm import normed
@@ -70,17 +71,34 @@ class Block(Opaque):
         return not dropped and not is_listened_to(attn)
 
 
-class Blocks(Opaque, nn.ModuleList):
-    """Blocks one after the other: maps (B, H, W, dim) to the same shape; one call of the kernels that know them all."""
+class ClassTokenBlock(Block):
+    """A block on tokens (B, 1 + H W, C), the class token first; the attention gets it apart from the map."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        if native.stays_whole(self, ClassTokenBlock, x, knows_half):
+            return self.as_operator(x, x.shape, grid)
+        attention, mlp = native.layout_of(self, x, lay_out_halves) or (None, None)
+        if attention is None:
+            tokens = self.norm1(x)
+            patches = tokens[:, 1:].unflatten(1, grid)  # (B, H, W, C)
+            x = x + self.drop_path(self.attn(patches, class_token=tokens[:, :1]))
+        else:
+            x = attention(x.contiguous(), grid)
+        return x + self.drop_path(self.mlp(self.norm2(x))) if mlp is None else mlp(x.unsqueeze(1)).squeeze(1)
+
+
+class Blocks(Opaque, nn.ModuleList):
+    """Blocks one after the other: maps (B, H, W, dim) to the same shape, or tokens with a class token and their map's
+    grid; one call of the kernels that know them all."""
+
+    def forward(self, x: Tensor, *grid: tuple[int, int]) -> Tensor:
         kernels = native.layout_of(self, x, lay_out_blocks)
         if kernels is not None:
-            return kernels(x)
+            return kernels(x, *grid)
         if native.stays_whole(self, Blocks, x, _knows_all):
-            return self.as_operator(x, x.shape)
+            return self.as_operator(x, x.shape, *grid)
         for block in self:
-            x = block(x)
+            x = block(x, *grid)
         return x
 
 
@@ -89,11 +107,15 @@ def _knows_half(block: Block, operand: Operand) -> bool:
 
 
 def _knows_all(blocks: Blocks, operand: Operand) -> bool:
-    return len(blocks) > 0 and all(type(block) is Block and _knows_whole(block, operand) for block in blocks)
+    kinds = {type(block) for block in blocks}
+    return kinds in ({Block}, {ClassTokenBlock}) and all(_knows_whole(block, operand) for block in blocks)
 
 
-def _knows_whole(block: Block, operand: Operand) -> bool:
+def _knows_whole(block: nn.Module, operand: Operand) -> bool:
     """Both halves, the attention being to the whole map."""
+    assert isinstance(block, Block)
+    if type(block.attn) is ConvolutionalAttention:
+        return knows_convolved(block, operand) and knows_mlp(block, operand)
     if type(block.attn) is not SpatialReductionAttention:
         return False
     return knows_attention(block, operand) and knows_mlp(block, operand)
@@ -103,5 +125,11 @@ def lay_out_blocks(blocks: Blocks, operand: Operand) -> StageKernels | None:
     """None where a block is none of ours or has a half that the kernels do not know."""
     if not _knows_all(blocks, operand):
         return None
-    parts = [native.part_of_layout(block, operand, lay_out_block) for block in blocks]
-    return None if None in parts else StageKernels([part for part in parts if part is not None])
+    parts: list[BlockParts] = []
+    for block in blocks:
+        make = lay_out_halves if type(block) is ClassTokenBlock else lay_out_block
+        found = native.part_of_layout(block, operand, make)
+        if found is None:
+            return None
+        parts.append(found.inner)
+    return StageKernels(parts, [cast(Block, block).attn for block in blocks])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from srattn.layers.attention import SpatialReductionAttention
+from srattn.layers.convolutional_projection import ConvolutionalAttention
 from srattn.layers.convolved_kernels import lay_out_convolved
 from srattn.layers.drop import DropPath
 from srattn.layers.feed_forward import FeedForward
@@ -15,8 +16,18 @@ from srattn.layers.native import knows_norm
 from srattn.layers.reduction import PooledReduction, Reduction, StridedReduction
 from srattn.layers.window import LocallyGroupedAttention
 from srattn.ops import native
-from srattn.ops.native import AttentionKernel, BlocksKernel, ConvolvedKernel, FeedForwardKernel, Operand, PatchKernel
+from srattn.ops.native import (
+    AttentionHalf,
+    AttentionKernel,
+    BlocksKernel,
+    ConvolvedKernel,
+    FeedForwardKernel,
+    Operand,
+    PatchKernel,
+)
 from srattn.ops.windows import from_windows, to_windows
+
+BlockParts = tuple[AttentionHalf | None, FeedForwardKernel | None]
 
 
 class BlockKernels:
@@ -33,7 +44,8 @@ class BlockKernels:
         convolved: ConvolvedKernel | None = None,
     ) -> None:
         self.attention, self.mlp, self.convolved = attention, mlp, convolved
-        self.kernel = None if attention is None and mlp is None else BlocksKernel([(attention, mlp)])
+        self.inner = attention if convolved is None or not convolved.keeps_size else convolved, mlp
+        self.kernel = None if self.inner == (None, None) else BlocksKernel([self.inner])
         self.attention_half, self.mlp_half = (block.norm1, block.attn), (block.norm2, block.mlp)
         self.window = block.attn.size if isinstance(block.attn, LocallyGroupedAttention) else None
         self.mlp_alone = None if self.window is None or mlp is None else BlocksKernel([(None, mlp)])
@@ -41,9 +53,11 @@ class BlockKernels:
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, H, W, dim) to the same shape and type; float32 within the kernels."""
         (norm1, attn), (norm2, mlp) = self.attention_half, self.mlp_half
-        if self.convolved is not None:
+        if self.convolved is not None and not self.convolved.keeps_size:
             y = self.convolved(x.contiguous())
             y = y if self.kernel is None else self.kernel(y, [(0, 0)])
+        elif self.convolved is not None and self.kernel is not None:
+            y = self.kernel(x.contiguous(), [(x.shape[1], x.shape[2])])
         elif self.kernel is None:
             y = x + attn(norm1(x))
         elif self.attention is not None and self.window is not None:
@@ -67,19 +81,24 @@ class BlockKernels:
 class StageKernels:
     """Blocks one after the other, both halves of each by the kernels, which are called once."""
 
-    def __init__(self, blocks: Sequence[BlockKernels]) -> None:
-        self.attentions = [block.attention_half[1] for block in blocks]
-        self.kernel = BlocksKernel([(block.attention, block.mlp) for block in blocks])
+    def __init__(self, parts: Sequence[BlockParts], attentions: Sequence[nn.Module]) -> None:
+        self.attentions, self.kernel = attentions, BlocksKernel(parts)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (B, H, W, dim) to the same shape and type; float32 within the kernels, and from block to block."""
+    def __call__(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """x (B, H, W, dim), or with a class token (B, 1 + H W, dim) and the map's grid, to the same shape and type;
+        float32 within the kernels, and from block to block."""
+        if grid is not None:
+            return self.kernel(x.contiguous().unsqueeze(1), [grid] * len(self.attentions)).squeeze(1)
         return self.kernel(x.contiguous(), [_keys(attn, x) for attn in self.attentions])
 
 
 def _keys(attn: nn.Module, x: Tensor) -> tuple[int, int]:
-    """The grid of the keys for a map x."""
+    """The grid of the keys for a map x, or of the map where the keys are convolved."""
+    height, width = x.shape[1:3]
+    if isinstance(attn, ConvolutionalAttention):
+        return height, width
     assert isinstance(attn, SpatialReductionAttention)
-    return attn.reduced_size(*x.shape[1:3])
+    return attn.reduced_size(height, width)
 
 
 def lay_out_block(block: BlockLike, operand: Operand) -> BlockKernels | None:

@@ -15,7 +15,7 @@ from srattn.layers.mlp_kernels import BlockLike, FeedForwardHalf, knows_mlp, lay
 from srattn.layers.native import knows_norm
 from srattn.layers.pooling_attention import HeadPooling, PoolingAttention
 from srattn.ops import native
-from srattn.ops.native import ConvolvedKernel, Linear, Operand, Way
+from srattn.ops.native import ConvolvedKernel, FeedForwardKernel, Linear, Operand, Way
 
 
 class Halves(NamedTuple):
@@ -23,6 +23,11 @@ class Halves(NamedTuple):
 
     attention: ConvolvedKernel | None
     mlp: FeedForwardHalf | None
+
+    @property
+    def inner(self) -> tuple[ConvolvedKernel | None, FeedForwardKernel | None]:
+        """The halves as parts of one call."""
+        return self.attention, None if self.mlp is None else self.mlp.mlp
 
 
 def knows_half(block: BlockLike, operand: Operand) -> bool:

@@ -34,6 +34,7 @@ class FeedForwardHalf:
     """x + mlp(norm2(x)) of a block whose attention is of another form."""
 
     def __init__(self, mlp: FeedForwardKernel) -> None:
+        self.mlp = mlp
         self.kernel = BlocksKernel([(None, mlp)])
 
     def __call__(self, x: Tensor) -> Tensor:

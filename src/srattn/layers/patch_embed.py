@@ -53,7 +53,8 @@ class PatchEmbed(Opaque, Embedding):
         kernel = native.layout_of(self, x, _lay_out)
         if kernel is not None:
             return kernel(native.as_computed(x), (rows, columns))
-        if native.stays_whole(self, PatchEmbed, x, _knows):
+        of = type(self) if type(self).forward is PatchEmbed.forward else PatchEmbed
+        if native.stays_whole(self, of, x, _knows):
             return self.as_operator(native.as_computed(x), (x.shape[0], rows, columns, self.proj.out_channels))
         extra_h, extra_w = rows * self.stride - height, columns * self.stride - width
         if self.edge == "pad" and (is_exporting() or extra_h or extra_w):

@@ -54,12 +54,12 @@ class Stage(nn.Module):
         """(B, C_in, H, W) to tokens (B, H', W', C) with their positions."""
         return self.position(self.patch_embed(x))
 
-    def run(self, tokens: Tensor) -> Tensor:
-        """The blocks and the norm on (B, H, W, C)."""
+    def run(self, tokens: Tensor, *context: Any) -> Tensor:
+        """The blocks (with what else their forward takes) and the norm on (B, H, W, C)."""
         if not torch.is_grad_enabled():
-            return self.norm(self.blocks(tokens))
+            return self.norm(self.blocks(tokens, *context))
         for block in self.blocks:
-            tokens = self.run_block(block, tokens)
+            tokens = self.run_block(block, tokens, *context)
         return self.norm(tokens)
 
     def run_block(self, block: nn.Module, tokens: Tensor, *context: Any) -> Tensor:

@@ -10,33 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from srattn.layers import native
-from srattn.layers.block import Block
+from srattn.layers.block import Block, ClassTokenBlock
 from srattn.layers.convolutional_embed import ConvolutionalEmbed
 from srattn.layers.convolutional_projection import ConvolutionalAttention
-from srattn.layers.convolved_kernels import knows_half, lay_out_halves
 from srattn.layers.feed_forward import Mlp
 from srattn.models.backbone import Backbone, Stage
 from srattn.models.numbers import check_stages, spread
 from srattn.models.registry import register_model
 
 Ratio = int | tuple[int, int]
-
-
-class ClassTokenBlock(Block):
-    """A block on tokens (B, 1 + H W, C), the class token first; the attention gets it apart from the map."""
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        if native.stays_whole(self, ClassTokenBlock, x, knows_half):
-            return self.as_operator(x, x.shape, grid)
-        attention, mlp = native.layout_of(self, x, lay_out_halves) or (None, None)
-        if attention is None:
-            tokens = self.norm1(x)
-            patches = tokens[:, 1:].unflatten(1, grid)  # (B, H, W, C)
-            x = x + self.drop_path(self.attn(patches, class_token=tokens[:, :1]))
-        else:
-            x = attention(x.contiguous(), grid)
-        return x + self.drop_path(self.mlp(self.norm2(x))) if mlp is None else mlp(x.unsqueeze(1)).squeeze(1)
 
 
 class ConvolutionalVisionTransformer(Backbone):
@@ -125,8 +107,7 @@ class ConvolutionalVisionTransformer(Backbone):
             return stage(x), None
         patches = stage.embed(x)  # (B, H, W, C)
         tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], 1)
-        for block in stage.blocks:
-            tokens = stage.run_block(block, tokens, patches.shape[1:3])
+        tokens = stage.run(tokens, patches.shape[1:3])
         return tokens[:, 1:].reshape(patches.shape).permute(0, 3, 1, 2), tokens[:, 0]
 
     def final(self, x: Tensor, class_token: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from srattn.ops.native.build import Operand as Operand
 from srattn.ops.native.build import processor_flags as processor_flags
+from srattn.ops.native.calls import AttentionHalf as AttentionHalf
 from srattn.ops.native.calls import AttentionKernel as AttentionKernel
 from srattn.ops.native.calls import BlocksKernel as BlocksKernel
 from srattn.ops.native.calls import FeedForwardKernel as FeedForwardKernel

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +179,22 @@ class AttentionKernel:
         """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys` is the grid of the keys."""
         return BlocksKernel([(self, None)])(x, [keys])
 
+    def put_into(self, step: Step, tokens: int, grid: tuple[int, int]) -> None:
+        """`grid` is that of the keys."""
+        step.attention, step.keys_h, step.keys_w = self.held.address, *grid
+        step.absorbed = absorbs(tokens, grid[0] * grid[1], self.dim, self.heads, self.width, self.operand)
+
+
+class AttentionHalf(Protocol):
+    """What can be the attention of a block among others: tokens to as many of the same width."""
+
+    library: ctypes.CDLL
+    dim: int
+
+    def put_into(self, step: Step, tokens: int, grid: tuple[int, int]) -> object:
+        """Writes itself into a step for maps of so many tokens. What it returns is kept as long as the step."""
+        ...
+
 
 class BlocksKernel:
     """Blocks of one width, one after the other, in one call: float32 in between.
@@ -187,14 +203,15 @@ class BlocksKernel:
         parts: the halves of each block, either of which may be None.
     """
 
-    def __init__(self, parts: Sequence[tuple[AttentionKernel | None, FeedForwardKernel | None]]) -> None:
+    def __init__(self, parts: Sequence[tuple[AttentionHalf | None, FeedForwardKernel | None]]) -> None:
         self.parts = parts
         first = next(half for half in parts[0] if half is not None)
         self.library, self.dim = first.library, first.dim
-        self._last: tuple[object, ctypes.Array[Step]] | None = None
+        self._last: tuple[object, ctypes.Array[Step], list[object]] | None = None
 
     def __call__(self, x: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
-        """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys`: each block's grid of keys."""
+        """x (B, H, W, dim), contiguous, to a new tensor of the same type; `keys`: each block's grid of keys, or of its
+        map where that attention asks for it; with a class token x is (B, 1, 1 + H W, dim)."""
         if x.dtype == torch.float16:
             return self(x.float(), keys).to(x.dtype)
         if x.shape[-1] != self.dim:
@@ -209,18 +226,13 @@ class BlocksKernel:
         """What the kernels read; that of the last size is kept."""
         size, last = (tokens, *keys), self._last
         if last is None or last[0] != size:
-            found = [_step(*halves, tokens, grid) for halves, grid in zip(self.parts, keys, strict=True)]
-            self._last = last = size, (Step * len(found))(*found)
+            steps, kept = (Step * len(self.parts))(), []
+            for step, (attention, mlp), grid in zip(steps, self.parts, keys, strict=True):
+                step.feed_forward = None if mlp is None else mlp.held.address
+                if attention is not None:
+                    kept.append(attention.put_into(step, tokens, grid))
+            self._last = last = size, steps, kept
         return last[1]
-
-
-def _step(attention: AttentionKernel | None, mlp: FeedForwardKernel | None, tokens: int, keys: tuple[int, int]) -> Step:
-    one, other = (None if half is None else half.held.address for half in (attention, mlp))
-    absorbed = False
-    if attention is not None:
-        sizes = (tokens, keys[0] * keys[1], attention.dim, attention.heads, attention.width)
-        absorbed = absorbs(*sizes, attention.operand)
-    return Step(one, other, *keys, absorbed)
 
 
 def attention_macs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from srattn.errors import SrattnError
 from srattn.ops.decomposed import distances, stretched, table_length
 from srattn.ops.native.build import Operand
 from srattn.ops.native.calls import Linear, NormWeights, heads_bias, joined
-from srattn.ops.native.library import Convolved, Held, Place, check, library, padded, panels, plain, put_norm
+from srattn.ops.native.library import Convolved, Held, Place, Step, check, library, padded, panels, plain, put_norm
 
 Grid = tuple[int, int]
 
@@ -70,6 +71,7 @@ class ConvolvedKernel:
             self.held.put("shortcut", panels(shortcut.weight, operand))
             self.held.put("shortcut_bias", padded(shortcut.bias))
         self.tables = None if positions is None else (plain(positions[0]), plain(positions[1]))
+        self.keeps_size = shortcut is None and self.strides[0] == (1, 1) and width == dim
         self._last: tuple[Grid, Place, list[Tensor]] | None = None
 
     def _put_way(self, name: str, way: Way, columns: int) -> None:
@@ -96,12 +98,21 @@ class ConvolvedKernel:
             raise SrattnError(f"tokens (batch, {', '.join(map(str, expected))}) are expected, got {tuple(x.shape)}")
         size = x.shape[1:2] if self.token else _reduced((height, width), self.strides[0])
         out = x.new_empty(x.shape[0], *size, self.out)
-        place, half = self._place((height, width)), x.dtype == torch.bfloat16
+        place, half = self._place((height, width))[1], x.dtype == torch.bfloat16
         maps = (x.data_ptr(), out.data_ptr(), x.shape[0])
         check(self.library.srattn_convolved(self.held.address, place, *maps, half, torch.get_num_threads()))
         return out
 
-    def _place(self, grid: Grid) -> Place:
+    def put_into(self, step: Step, tokens: int, grid: Grid) -> object:
+        """As one block among others, for maps of this grid; only where it `keeps_size`."""
+        expected = self.token + grid[0] * grid[1]
+        if not self.keeps_size or tokens != expected:
+            raise SrattnError(f"{expected} tokens are expected of a map of {grid[0]}x{grid[1]}, got {tokens}")
+        found = self._place(grid)
+        step.convolved, step.place = self.held.address, addressof(found[1])
+        return found
+
+    def _place(self, grid: Grid) -> tuple[Grid, Place, list[Tensor]]:
         """The grids, and the positions laid out for them; those of the last size are kept."""
         last = self._last
         if last is None or last[0] != grid:
@@ -117,7 +128,7 @@ class ConvolvedKernel:
                 place.put("between", distances(queries[1], keys[1], columns.device).to(torch.int32))
                 place.structure.distances = len(columns)
             self._last = last = grid, place.structure, place.tensors
-        return last[1]
+        return last
 
 
 def _reduced(grid: Grid, stride: Grid) -> Grid:

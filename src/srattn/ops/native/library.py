@@ -57,11 +57,13 @@ class Attention(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """A block: addresses of its halves, either of which may be absent, the grid of its keys, the attention's form."""
+    """A block: addresses of its halves, either of which may be absent, the grid of its keys, the attention's form; of
+    an attention that is convolved, its address and that of its place."""
 
     _fields_ = [
         *((name, c_void_p) for name in ["attention", "feed_forward"]),
         *((name, c_long) for name in ["keys_h", "keys_w", "absorbed"]),
+        *((name, c_void_p) for name in ["convolved", "place"]),
     ]
 
 

@@ -1,6 +1,7 @@
 // Blocks: x + attention(norm(x)), then + feed_forward(norm(.)), on maps of float32 or bfloat16, float32 in between.
 #pragma once
 #include "attention.h"
+#include "convolved.h"
 #include "feed_forward.h"
 
 static thread_local Scratch whole_map;  // of a call on bfloat16
@@ -26,6 +27,8 @@ struct Step {
   const Attention* attention;
   const FeedForward* feed_forward;
   long keys_h, keys_w, absorbed;
+  const Convolved* convolved;  // in the place of `attention`, of queries as many as tokens and beside x itself
+  const Place* place;
 };
 
 // One block after the other; y may be x.
@@ -34,6 +37,8 @@ static void blocks(const Step* steps, long count, const float* x, float* y, cons
     const Step& s = steps[i];
     if (s.attention)
       attend(*s.attention, x, y, m.batch, m.height, m.width, s.keys_h, s.keys_w, s.absorbed, threads);
+    else if (s.convolved)
+      convolved(*s.convolved, *s.place, x, y, m.batch, threads);
     else if (x != y)
       copy_shared(x, m.count(), y, threads);
     if (s.feed_forward) feed_forward(*s.feed_forward, y, m.batch, m.height, m.width, cache, threads);

@@ -329,8 +329,8 @@ struct ConvolvedImage {
   }
 };
 
-// Images of tokens, class token and all, to others of `out` channels. Each thread has an image of its own, as long as
-// there is one for every thread.
+// Images of tokens, class token and all, to others of `out` channels; y may be x where queries are as many as tokens and x
+// itself is added to what the heads found. Each thread has an image of its own, as long as there is one for every thread.
 template <typename Number>
 static void convolved(const Convolved& a, const Place& p, const Number* x, Number* y, long batch, int threads) {
   long read = (p.in.count() + a.token) * a.dim, made = (p.queries.count() + a.token) * a.out;

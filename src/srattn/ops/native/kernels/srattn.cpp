@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "block.h"
-#include "convolved.h"
 #if !defined(SRATTN_BF16)
 #include "batch_norm.h"
 #include "depthwise.h"
