@@ -40,24 +40,28 @@ WATCHED = (
 class _Prepared:
     """A module's layout for the kernels, and everything that it depends on.
 
-    It holds what is inside the module and never the module: else neither would be freed.
+    It holds what is inside the module and never the module: else neither would be freed. Every call asks whether any of
+    it is another one now, of hundreds of things, so that is asked by `map`, without a loop in Python.
     """
 
     def __init__(self, module: nn.Module) -> None:
         inner = list(module.modules())
         self.inside = inner[1:]
         self.kinds = [type(m) for m in inner]
-        self.children = [(m._modules, name, child) for m in inner for name, child in m._modules.items()]
-        self.names = [(names, [*names]) for m in inner for names in (m._modules, m._parameters, m._buffers)]
-        self.numbers = [(vars(m), name, vars(m)[name]) for m in inner for name in WATCHED if name in vars(m)]
-        self.parameters = [(m._parameters, name) for m in inner for name in m._parameters]
-        self.parameters += [  # and the statistics of batch norms, which are as much of a layout
+        self.attributes = [*map(vars, self.inside)]
+        self.children = _columns([(m._modules, name, child) for m in inner for name, child in m._modules.items()])
+        self.named = [names for m in inner for names in (m._modules, m._parameters, m._buffers)]
+        self.names = [*map(tuple, self.named)]
+        self.numbers = _columns([(vars(m), name, vars(m)[name]) for m in inner for name in WATCHED if name in vars(m)])
+        parameters = [(m._parameters, name) for m in inner for name in m._parameters]
+        parameters += [  # and the statistics of batch norms, which are as much of a layout
             (m._buffers, name) for m in inner for name, b in m._buffers.items() if b is None or b.is_floating_point()
         ]
+        self.parameters = [owner for owner, _ in parameters], [name for _, name in parameters]
         # A tensor in a parameter's place is followed by nobody; an `Opaque` module's number is none.
         self.bare = any(isinstance(v, Tensor) for m in inner for name, v in vars(m).items() if name != "number")
         self.tensors: list[weakref.ref[Tensor]] = []
-        self.state: list[tuple[int, int]] = []
+        self.state: tuple[list[int], list[int]] = [], []
         self.sample: native.Sample | None = None
         self.dtypes: set[torch.dtype] = set()
         self.is_known = False
@@ -65,19 +69,22 @@ class _Prepared:
 
     def is_changed(self, module: nn.Module) -> bool:
         """Whether a part has been replaced or added, is of another class, or has another number."""
+        owners, names, children = self.children
+        if not all(map(operator.is_, map(dict.get, owners, names), children)):
+            return True
+        owners, names, values = self.numbers
         return (
-            any([owner.get(name) is not child for owner, name, child in self.children])
-            or any([owner.get(name) != value for owner, name, value in self.numbers])
-            or any([[*names] != before for names, before in self.names])
-            or [type(m) for m in (module, *self.inside)] != self.kinds
+            [*map(dict.get, owners, names)] != values
+            or [*map(tuple, self.named)] != self.names
+            or [*map(type, (module, *self.inside))] != self.kinds
         )
 
     def is_disturbed(self, module: nn.Module) -> bool:
         """Whether the module or one inside is in training mode, is listened to by a hook, or has a forward put in."""
         return any(
             [
-                m.training or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
-                for m in (module, *self.inside)
+                m.get("training", True) or m["_forward_hooks"] or m["_forward_pre_hooks"] or "forward" in m
+                for m in (vars(module), *self.attributes)
             ]
         )
 
@@ -87,9 +94,8 @@ class _Prepared:
         Torch counts a tensor's changes, but not those through `.data` (as optimisers and averages of weights of one's
         own make them): some of the numbers themselves are compared too.
         """
-        found = [owner[name] for owner, name in self.parameters]
-        found = [p for p in found if p is not None]
-        state = [(p.data_ptr(), p._version) for p in found]
+        found = [p for p in map(operator.getitem, *self.parameters) if p is not None]
+        state = [*map(Tensor.data_ptr, found)], [*map(_version, found)]
         same = state == self.state and all(map(operator.is_, [ref() for ref in self.tensors], found))
         if same and self.sample is not None and self.sample.is_unchanged():
             return
@@ -107,6 +113,12 @@ class _Prepared:
         return layouts[operand]
 
 
+def _columns(rows: list[tuple[dict[str, Any], str, Any]]) -> tuple[list[dict[str, Any]], list[str], list[Any]]:
+    """Owners, names and what was there, each in a list of its own."""
+    return [owner for owner, _, _ in rows], [name for _, name, _ in rows], [found for _, _, found in rows]
+
+
+_version: Callable[[Tensor], int] = operator.attrgetter("_version")
 _prepared: weakref.WeakKeyDictionary[nn.Module, _Prepared] = weakref.WeakKeyDictionary()
 
 
