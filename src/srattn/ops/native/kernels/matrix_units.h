@@ -56,10 +56,12 @@ struct Sums {
   long step;
 };
 
-// sums[i][j] = from[i][j] + A[i] B[j], for one or two tiles of rows and of columns each.
+// sums[i][j] = from[i][j] + A[i] B[j], for one or two tiles of rows and of columns each; with every step a part of what is
+// ahead is fetched.
 template <int ROWS, int VECS>
-static inline void multiply(long depth, const Operand* const a[2], long a_step, const Operand* b, const Sums from[2][2],
-                            const Sums to[2][2]) {
+static inline const char* multiply(long depth, const Operand* const a[2], long a_step, const Operand* b,
+                                   const Sums from[2][2], const Sums to[2][2], const char* ahead, const char* end,
+                                   long bytes) {
   long a_bytes = a_step * sizeof(Operand), b_bytes = VECS * 64;
   asm volatile("" ::: "memory");  // what the tiles read is written by now
   _tile_loadd(0, from[0][0].at, from[0][0].step);
@@ -75,12 +77,14 @@ static inline void multiply(long depth, const Operand* const a[2], long a_step, 
     if (ROWS > 1) _tile_loadd(5, a[1] + k, a_bytes);
     if (ROWS > 1) _tile_dpbf16ps(2, 5, 6);
     if (ROWS > 1 && VECS > 1) _tile_dpbf16ps(3, 5, 7);
+    ahead = Ahead::fetch_part(ahead, end, bytes);
   }
   _tile_stored(0, to[0][0].at, to[0][0].step);
   if (VECS > 1) _tile_stored(1, to[0][1].at, to[0][1].step);
   if (ROWS > 1) _tile_stored(2, to[1][0].at, to[1][0].step);
   if (ROWS > 1 && VECS > 1) _tile_stored(3, to[1][1].at, to[1][1].step);
   asm volatile("" ::: "memory");
+  return ahead;
 }
 
 // As `tiles` in gemm.h, of at least TILE rows and a depth of whole tiles.
@@ -90,7 +94,7 @@ static void matrix_tiles(long rows, long depth, const Operand* a, long a_step, c
   static float zeros[TILE] = {};
   alignas(64) float aside[2][2][TILE * TILE];
   long count = (rows + TILE - 1) / TILE;
-  Ahead ahead(next, depth * VECS * LANES * sizeof(Operand));
+  Ahead::Parts parts = Ahead(next, depth * VECS * LANES * sizeof(Operand)).in_parts((count + 1) / 2 * depth / TILE_DEPTH);
   // Sums begin and end in C where nothing but one term is added to them; else aside, and vectors add the tail.
   int terms = (tail.bias != nullptr) + (tail.add != nullptr) + tail.accumulate;
   for (long t = 0; t < count; t += 2) {
@@ -115,8 +119,8 @@ static void matrix_tiles(long rows, long depth, const Operand* a, long a_step, c
                                        : Sums{zeros, 0};
       }
     }
-    ahead.fetch(t, count, tiles);
-    (tiles > 1 ? multiply<2, VECS> : multiply<1, VECS>)(depth, left, a_step, b, from, to);
+    parts.at = (tiles > 1 ? multiply<2, VECS> : multiply<1, VECS>)(depth, left, a_step, b, from, to, parts.at, parts.end,
+                                                                   parts.bytes);
     for (long i = 0; i < tiles; ++i)
       for (long j = 0; j < VECS; ++j) {
         if (to[i][j].at != aside[i][j]) continue;

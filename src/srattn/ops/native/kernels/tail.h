@@ -31,7 +31,7 @@ static inline void finish(vec v, float* to, const float* add, long valid, const 
 // and the first tile of a panel would wait for them. Set by every call for its own batch.
 static std::atomic<bool> fetches_ahead{false};
 
-// The next panel, line by line.
+// The next panel, line by line: of many lines asked for at once, most would wait.
 class Ahead {
  public:
   Ahead(const void* next, long bytes)
@@ -41,6 +41,18 @@ class Ahead {
   void fetch(long first, long count, long tiles = 1) const {
     for (long line = lines_ * first / count; line < lines_ * (first + tiles) / count; ++line)
       __builtin_prefetch(next_ + line * LINE, 0, 2);
+  }
+  // All of it in `parts` of equal size, of which each call of `fetch_part` fetches the one that begins at `at`.
+  struct Parts {
+    const char *at, *end;
+    long bytes;
+  };
+  Parts in_parts(long parts) const {
+    return {next_, next_ + lines_ * LINE, (lines_ + parts - 1) / parts * LINE};
+  }
+  static inline const char* fetch_part(const char* at, const char* end, long bytes) {
+    for (const char* stop = std::min(at + bytes, end); at < stop; at += LINE) __builtin_prefetch(at, 0, 2);
+    return at;
   }
 
  private:
