@@ -244,7 +244,7 @@ def attention_macs(
     """
     found = library(operand)
     d, dv, columns, weighed = width // heads, dim // heads, found.srattn_packed, found.srattn_weighed(keys)
-    wide = columns(keys)
+    wide = max(columns(keys), weighed)
     absorbed = heads * (tokens * (wide + weighed) * dim + keys * (d + dv) * dim)
     projected = tokens * (dim * (width + dim) + heads * (wide * d + weighed * columns(dv)))
     return absorbed, projected

@@ -71,8 +71,10 @@ static void reduce(const Attention& a, const float* x, long batch, long height, 
   }
 }
 
+// Columns of scores: whole panels, and whole tiles of the product with values.
+static inline long scored(long keys) { return matrix_units ? (keys + PANEL - 1) / PANEL * PANEL : packed_columns(keys); }
 // Depth of the product with values: matrix units take whole tiles, with zeros where there is no key.
-static inline long weighed(long keys) { return matrix_units ? packed_columns(keys) : keys; }
+static inline long weighed(long keys) { return matrix_units ? scored(keys) : keys; }
 
 // What one head keeps of one image: keys and values as panels, and a bias of each key.
 struct Kept {
@@ -115,13 +117,13 @@ static void prepare_keys(const Attention& a, const Kept& kept, bool absorbed, co
   for (long i = 0; i < m * d; ++i) k[i] *= a.scale;
   std::fill(h.bias, h.bias + m, 0.0f);
   std::fill(h.bias + m, h.bias + kept.wide, -1e30f);  // what fills the last panel is no key
-  if (!absorbed) return pack(k, m, d, d, 1, h.keys);
+  if (!absorbed) return pack(k, m, d, d, 1, h.keys, d, kept.wide);
   if (a.query_bias)
     for (long i = 0; i < m; ++i)
       for (long j = 0; j < d; ++j) h.bias[i] += k[i * d + j] * a.query_bias[head * d + j];
   const Operand* query = a.query_heads + head * packed_columns(a.dim) * paired(d);
   gemm(m, a.dim, d, narrowed(k, m * d, narrow), d, query, d, 0, wide, a.dim, Tail());
-  pack(wide, m, a.dim, a.dim, 1, h.keys);
+  pack(wide, m, a.dim, a.dim, 1, h.keys, a.dim, kept.wide);
 }
 
 static void prepare_values(const Attention& a, const Kept& kept, bool absorbed, const Operand* z, long head,
@@ -185,7 +187,7 @@ static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, flo
 static void attend(const Attention& a, const float* x, float* y, long batch, long height, long width, long keys_h,
                    long keys_w, bool absorbed, int threads) {
   long tokens = height * width, size = tokens * a.dim, keys = keys_h * keys_w;
-  Kept kept{keys, packed_columns(keys), absorbed ? a.dim : a.width / a.heads, absorbed ? a.dim : a.dim / a.heads};
+  Kept kept{keys, scored(keys), absorbed ? a.dim : a.width / a.heads, absorbed ? a.dim : a.dim / a.heads};
   // `patches` may use the common memory only for images that are planes, never for tokens.
   Pieces pieces(common.take(room({batch * keys * a.dim, batch * keys * a.dim, batch * a.heads * kept.size()})));
   float* reduced = pieces.take<float>(batch * keys * a.dim);
@@ -202,8 +204,8 @@ static void attend(const Attention& a, const float* x, float* y, long batch, lon
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < batch; ++b)
     for (long part = 0; part < parts; ++part) {
-      long token = tokens * part / parts, count = tokens * (part + 1) / parts - token;
-      if (count == 0) continue;
+      long token = part_at(tokens, part, parts), count = part_at(tokens, part + 1, parts) - token;
+      if (count <= 0) continue;
       attend_tile(a, kept, absorbed, heads + b * a.heads * kept.size(), x + b * size + token * a.dim,
                   y + b * size + token * a.dim, count);
     }

@@ -133,7 +133,7 @@ struct ConvolvedImage {
       : a(a), p(p), x(x), y(y), d(a.out / a.heads), tokens(p.in.count() + a.token),
         queries(p.queries.count() + a.token), keys(p.keys.count() + a.token) {
     long depth = p.rows ? whole_steps(d + p.keys.height + p.keys.width) : d;
-    kept = {keys, packed_columns(keys), depth, d};
+    kept = {keys, scored(keys), depth, d};
   }
 
   void run(int threads) {
@@ -169,7 +169,7 @@ struct ConvolvedImage {
     long parts = parts_of(count, most, 1, threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long part = 0; part < parts; ++part) {
-      long from = count * part / parts, to = count * (part + 1) / parts;
+      long from = part_at(count, part, parts), to = part_at(count, part + 1, parts);
       if (from < to) work(from, to - from);
     }
   }
@@ -230,7 +230,7 @@ struct ConvolvedImage {
     Head h = head_at(kept, heads + head * kept.size());
     std::fill(h.bias, h.bias + keys, 0.0f);
     std::fill(h.bias + keys, h.bias + kept.wide, -1e30f);  // what fills the last panel is no key
-    pack(k, keys, kept.depth, kept.depth, 1, h.keys);
+    pack(k, keys, kept.depth, kept.depth, 1, h.keys, kept.depth, kept.wide);
   }
 
   void keep_values(long head) {

@@ -40,12 +40,13 @@ static inline void pack_along(const float* from, long count, long width, Operand
   }
 }
 
-// B[k][n] = w[n * column_step + k * row_step] into panels of `depth` rows (k, if not said), zero where w ends; of rows
-// that come in pairs, the two of a column side by side. One of the steps is 1.
-static void pack(const float* w, long n, long k, long column_step, long row_step, Operand* out, long depth = 0) {
-  depth = paired(std::max(k, depth));
-  for (long first = 0; first < n; first += PANEL) {
-    long width = n - first > LANES ? PANEL : LANES, valid = std::min<long>(n - first, width);
+// B[k][n] = w[n * column_step + k * row_step] into panels of `depth` rows and `columns` (k and n, if not said), zero where
+// w ends; of rows that come in pairs, the two of a column side by side. One of the steps is 1.
+static void pack(const float* w, long n, long k, long column_step, long row_step, Operand* out, long depth = 0,
+                 long columns = 0) {
+  depth = paired(std::max(k, depth)), columns = std::max(n, columns);
+  for (long first = 0; first < columns; first += PANEL) {
+    long width = columns - first > LANES ? PANEL : LANES, valid = std::clamp<long>(n - first, 0, width);
     const float* from = w + first * column_step;
     if (column_step == 1) {
       for (long row = 0; row < k; row += PAIR) {

@@ -135,12 +135,18 @@ static void matrix_tiles(long rows, long depth, const Operand* a, long a_step, c
 }
 #else
 constexpr bool matrix_units = false;
-constexpr long TILE_DEPTH = PAIR;
+constexpr long TILE_DEPTH = PAIR, TILE = 1;
 static bool matrix_units_on(bool) { return false; }
 struct MatrixUnits {
   MatrixUnits() {}
 };
 #endif
+
+// Where part `part` of `parts` begins, of `rows` that products take: at whole tiles, since the rest of one costs a tile.
+static inline long part_at(long rows, long part, long parts) {
+  long at = rows * part / parts;
+  return !matrix_units || part == parts ? at : (at + TILE / 2) / TILE * TILE;
+}
 
 // Depths that the products take in whole steps, where the operands may be laid out for it.
 static inline long whole_steps(long depth) {

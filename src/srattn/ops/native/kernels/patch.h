@@ -75,7 +75,8 @@ static void patches(const Patch& p, const In* x, const long* steps, long batch, 
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < batch; ++b)
     for (long part = 0; part < parts; ++part) {
-      long token = tokens * part / parts, count = tokens * (part + 1) / parts - token;
+      long token = part_at(tokens, part, parts), count = part_at(tokens, part + 1, parts) - token;
+      if (count <= 0) continue;
       long gathered = std::max<long>(count, 1) * step;
       constexpr bool ASIDE = !std::is_same<Out, float>::value;  // sums are float32
       long made = count * p.out;
