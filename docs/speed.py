@@ -45,7 +45,8 @@ work, and `srattn info` says why). There is nothing to switch on, and the parame
   batch norm is part of the convolution, and relative positions are further channels of the products.
 - In bfloat16 (`model.to(torch.bfloat16)` or autocast) the products read bfloat16 where the processor has AVX-512
   instructions for it, in its matrix units (AMX) where it has those.
-- In training the feed-forward computes what is hidden twice, in the cache, instead of keeping it.
+- In training the feed-forward computes what is hidden twice, in the cache, instead of keeping it; it and the other
+  kernels for training stay under `torch.compile` too.
 
 `srattn plan MODEL --size N` names the path, the rows in hand and the reason for each stage.
 """

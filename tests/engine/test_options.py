@@ -22,7 +22,7 @@ from srattn.engine.learner import Learner
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models import build_model
-from srattn.ops import plan
+from srattn.ops import native, plan
 
 ONE = {"epochs": 1}
 # torch.compile asks inputs inside the graph for theirs, and hides the warning where warnings are no errors.
@@ -90,14 +90,21 @@ def test_lower_precision_learns_nearly_the_same(
 def test_it_is_compiled_if_asked(
     tiny: dict[str, Any], plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Traced as ever and run by torch, since a compiler of C++ takes a minute.
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    kernels: list[str] = []
+
+    def read(graph: torch.fx.GraphModule, example: Any) -> Any:
+        # Traced as ever and run by torch, since a compiler of C++ takes a minute.
+        kernels.extend(str(node.target) for node in graph.graph.nodes if "srattn" in str(node.target))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=read))
     counters = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()
     result = train(TrainConfig(**tiny | ONE, compile=True, out=str(tmp_path / "run")))
     # An embedding and a block of each of the four stages; the smaller last batch and validation make no graphs.
     assert counters["stats"]["unique_graphs"] == 8 and not counters["graph_break"]
+    assert kernels == (["srattn.cpu_feed_forward.default"] * 4 if native.available() else [])
     for name, tensor in weights(result.folder).items():
         torch.testing.assert_close(tensor, weights(plain.folder)[name], rtol=1e-4, atol=1e-5)
     torch._dynamo.reset()

@@ -10,6 +10,7 @@ from srattn.layers.hooks import is_linear, is_listened_to
 from srattn.layers.local_perception import depthwise_of, is_depthwise_3x3
 from srattn.ops import feed_forward as ops
 from srattn.ops import plan
+from srattn.ops.tracing import is_exporting
 
 
 class FeedForward(nn.Module):
@@ -31,7 +32,7 @@ class FeedForward(nn.Module):
         """(B, H, W, dim) to (B, H, W, out_dim)."""
         if x.device.type in plan.KERNEL_DEVICES and (hidden := self._convolved(x)) is not None:
             return self.drop(self.fc2(self.drop(hidden)))
-        if torch.compiler.is_compiling() or not self._is_plain():
+        if self._is_read(x) or not self._is_plain():
             return self._by_parts(x)
         drop = self.drop.p if self.drop.training else 0.0
         return self.drop(ops.feed_forward(x, self._weights(), self.extra_relu, drop, self.memory))
@@ -45,6 +46,11 @@ class FeedForward(nn.Module):
         drop = self.drop.p if self.drop.training else 0.0
         shape = (batch, height, width, self.fc1.in_features)
         return ops.planned(shape, self._weights(), self.extra_relu, drop, self.memory, device, dtype)
+
+    @staticmethod
+    def _is_read(x: Tensor) -> bool:
+        """Whether a compiler sees the parts: on a CPU it is left with the kernel, unless it exports."""
+        return torch.compiler.is_compiling() and (x.device.type != "cpu" or is_exporting())
 
     def _weights(self) -> ops.Weights:
         conv = self.dwconv

@@ -11,6 +11,7 @@ from srattn.layers.batch_norm import of_map_after_gelu
 from srattn.layers.drop import DropPath
 from srattn.layers.patch_embed import PatchEmbed
 from srattn.ops import plan
+from srattn.ops.tracing import is_exporting
 
 
 class StemLayer(nn.Module):
@@ -96,7 +97,7 @@ class StemPatchEmbed(PatchEmbed):
 
     @staticmethod
     def _trains_by_kernels(x: Tensor) -> bool:
-        return x.device.type in plan.KERNEL_DEVICES or (x.device.type == "cpu" and not torch.compiler.is_compiling())
+        return x.device.type in (*plan.KERNEL_DEVICES, "cpu") and not is_exporting()
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an image of (height, width)."""

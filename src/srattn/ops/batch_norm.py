@@ -7,6 +7,7 @@ its result once, forward and backward alike; statistics are summed up in float64
 
 import ctypes
 import functools
+from collections.abc import Callable
 from ctypes import c_float, c_int, c_long, c_void_p
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from srattn.ops import plan
 from srattn.ops.native import eager
 from srattn.ops.native import library as native
+from srattn.ops.native.operator import register
 
 
 def plain(
@@ -42,9 +44,9 @@ def batch_norm(
 
         assert weight is not None and bias is not None
         return triton.batch_norm(x, weight, bias, eps, gelu)
-    # Made contiguous here, not in the function: it keeps its inputs for gradients of gradients.
-    w, b = (None if t is None else t.contiguous() for t in (weight, bias))
-    return _BatchNorm.apply(x.contiguous(), w, b, eps, gelu)
+    run = _operator if torch.compiler.is_compiling() else _BatchNorm.apply
+    y, mean, var, _ = run(x.contiguous(), weight, bias, eps, gelu)  # the copy, if there is one, serves backward too
+    return y, mean, var
 
 
 def has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -62,48 +64,83 @@ def has_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 def reason_against(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Why the kernel of a CPU does not normalise this, in words; None where it does."""
-    return eager.reason_against(x, weight, bias)
+    return eager.reason_against(x, weight, bias) or (None if x.numel() else "there is no token")
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, mean, biased variance, and what y was multiplied by."""
+    x, weight, bias = x.contiguous(), _in_one_piece(weight), _in_one_piece(bias)
+    y, mean, var, inverse = made = _forward_like(x, weight, bias, eps, gelu)
+    channels, half = x.shape[-1], int(x.dtype == torch.bfloat16)
+    sizes = (x.numel() // channels, channels, native.address(weight), native.address(bias), eps, half, int(gelu))
+    places = (y.data_ptr(), mean.data_ptr(), var.data_ptr(), inverse.data_ptr(), torch.get_num_threads())
+    native.check(_library().srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
+    return made
+
+
+def _forward_like(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), _of_channels(x), _of_channels(x), _of_channels(x)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    x, weight, dy = x.contiguous(), _in_one_piece(weight), dy.to(x.dtype).contiguous()
+    dx, dweight, dbias = made = _backward_like(dy, x, weight, mean, inverse, gelu)
+    channels, half = x.shape[-1], int(x.dtype == torch.bfloat16)
+    sizes = (x.numel() // channels, channels, native.address(weight), mean.data_ptr(), inverse.data_ptr())
+    places = (dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads())
+    native.check(_library().srattn_batch_norm_backward(dy.data_ptr(), x.data_ptr(), *sizes, half, int(gelu), *places))
+    return made
+
+
+def _backward_like(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), _of_channels(x), _of_channels(x)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, ctx.eps, ctx.gelu = inputs
+    _, mean, var, inverse = output
+    ctx.save_for_backward(x, weight, bias, mean, inverse)  # x as it came, for gradients of gradients
+    ctx.mark_non_differentiable(mean, var, inverse)
+
+
+def _gradients(ctx: Any, backward: Callable[..., Any], dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, w, b, mean, inverse = ctx.saved_tensors
+    wants = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled():  # gradients of gradients are torch's
+        inputs = [t for t, wanted in zip((x, w, b), wants, strict=True) if wanted]
+        y = plain(x, w, b, ctx.eps, ctx.gelu)[0]
+        found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+        return *(next(found) if wanted else None for wanted in wants), None, None
+    every = backward(dy, x, w, mean, inverse, ctx.gelu)
+    return *(gradient if wanted else None for gradient, wanted in zip(every, wants, strict=True)), None, None
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gelu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        library = _library()
-        y, channels = torch.empty_like(x), x.shape[-1]
-        mean, var, inverse = (_of_channels(x) for _ in range(3))
-        half = int(x.dtype == torch.bfloat16)
-        sizes = (x.numel() // channels, channels, native.address(weight), native.address(bias), eps, half, int(gelu))
-        places = (y.data_ptr(), mean.data_ptr(), var.data_ptr(), inverse.data_ptr(), torch.get_num_threads())
-        native.check(library.srattn_batch_norm_forward(x.data_ptr(), *sizes, *places))
-        ctx.save_for_backward(x, weight, bias, mean, inverse)
-        ctx.eps, ctx.gelu = eps, gelu
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        made = _forward(*inputs)
+        _keep(ctx, inputs, made)
+        return made
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, w, b, mean, inverse = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients are torch's
-            inputs = [t for t, wanted in zip((x, w, b), wants, strict=False) if wanted]
-            y = plain(x, w, b, ctx.eps, ctx.gelu)[0]
-            found = iter(torch.autograd.grad(y, inputs, gradients[0], create_graph=True))
-            return *(next(found) if wanted else None for wanted in wants[:3]), None, None
-        library = _library()
-        dy = gradients[0].to(x.dtype).contiguous()
-        dx, channels = torch.empty_like(x), x.shape[-1]
-        dweight, dbias = _of_channels(x), _of_channels(x)
-        sizes = (x.numel() // channels, channels, native.address(w), mean.data_ptr(), inverse.data_ptr())
-        places = (dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads())
-        half = int(x.dtype == torch.bfloat16)
-        native.check(
-            library.srattn_batch_norm_backward(dy.data_ptr(), x.data_ptr(), *sizes, half, int(ctx.gelu), *places)
-        )
-        return dx, dweight if wants[1] else None, dbias if wants[2] else None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, _backward, *gradients)
+
+
+_operator = register("batch_norm", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
+
+
+def _in_one_piece(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _of_channels(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ forward and once backward; on a GPU that of `srattn.ops.triton.depthwise` does, 
 
 import ctypes
 import functools
+from collections.abc import Callable
 from ctypes import c_int, c_long, c_void_p
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from srattn.ops import plan
 from srattn.ops.native import eager
 from srattn.ops.native import library as native
+from srattn.ops.native.operator import register
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = False, gelu: bool = False) -> Tensor:
@@ -38,7 +40,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool = F
             return triton.depthwise(x, weight, bias, triton.Form(residual=residual, gelu=gelu))
     if reason_against(x, weight, bias) is not None:
         return plain(x, weight, bias, residual, gelu)
-    y = _Depthwise.apply(x, weight, bias, residual)
+    run = _operator if torch.compiler.is_compiling() else _Depthwise.apply
+    y = run(x, weight, bias, residual)
     return F.gelu(y) if gelu else y
 
 
@@ -49,43 +52,74 @@ def reason_against(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None
     return eager.reason_against(x, weight, bias)
 
 
-class _Depthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)  # as they came, for gradients of gradients
-        ctx.residual = residual
-        x, weight = x.contiguous(), weight.contiguous()
-        held = None if bias is None else bias.contiguous()
-        y = torch.empty_like(x)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+    x, weight = x.contiguous(), weight.contiguous()
+    held = None if bias is None else bias.contiguous()
+    y = x.new_empty(x.shape)
+    if x.numel():
         native.check(
             _library().srattn_depthwise_forward(
                 x.data_ptr(), *x.shape, weight.data_ptr(), native.address(held), int(residual), _half(x), y.data_ptr(),
                 torch.get_num_threads(),
             )
         )  # fmt: skip
+    return y
+
+
+def _forward_like(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, residual: bool, wants_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x (nothing unless wanted), weight and bias."""
+    x, weight, dy = x.contiguous(), weight.contiguous(), dy.to(x.dtype).contiguous()
+    dx, dweight, dbias = made = _backward_like(dy, x, weight, residual, wants_x)
+    if not x.numel():
+        return dx, dweight.zero_(), dbias.zero_()
+    native.check(
+        _library().srattn_depthwise_backward(
+            dy.data_ptr(), x.data_ptr(), *x.shape, weight.data_ptr(), int(residual), _half(x),
+            native.address(dx if wants_x else None), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
+        )
+    )  # fmt: skip
+    return made
+
+
+def _backward_like(
+    dy: Tensor, x: Tensor, weight: Tensor, residual: bool, wants_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape if wants_x else 0), weight.new_empty(weight.shape), weight.new_empty(x.shape[-1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.residual = inputs
+    ctx.save_for_backward(x, weight, bias)  # as they came, for gradients of gradients
+
+
+def _gradients(ctx: Any, backward: Callable[..., Any], dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    wants = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled():  # gradients of gradients are torch's
+        inputs = [t for t, wanted in zip((x, weight, bias), wants, strict=True) if wanted]
+        found = iter(torch.autograd.grad(plain(x, weight, bias, ctx.residual), inputs, dy, create_graph=True))
+        return (*(next(found) if wanted else None for wanted in wants), None)
+    every = backward(dy, x, weight, ctx.residual, wants[0])
+    return (*(gradient if wanted else None for gradient, wanted in zip(every, wants, strict=True)), None)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _forward(*inputs)
+        _keep(ctx, inputs, y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, bias = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients are torch's
-            inputs = [t for t, wanted in zip((x, weight, bias), wants, strict=False) if wanted]
-            found = iter(
-                torch.autograd.grad(plain(x, weight, bias, ctx.residual), inputs, gradients, create_graph=True)
-            )
-            return (*(next(found) if wanted else None for wanted in wants[:3]), None)
-        x, weight = x.contiguous(), weight.contiguous()
-        dy = gradients[0].to(x.dtype).contiguous()
-        dx = torch.empty_like(x) if wants[0] else None
-        dweight, dbias = torch.empty_like(weight), weight.new_empty(x.shape[-1])
-        native.check(
-            _library().srattn_depthwise_backward(
-                dy.data_ptr(), x.data_ptr(), *x.shape, weight.data_ptr(), int(ctx.residual), _half(x),
-                native.address(dx), dweight.data_ptr(), dbias.data_ptr(), torch.get_num_threads(),
-            )
-        )  # fmt: skip
-        return dx, dweight if wants[1] else None, dbias if wants[2] else None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, _backward, *gradients)
+
+
+_operator = register("depthwise", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
 
 
 def _half(x: Tensor) -> int:

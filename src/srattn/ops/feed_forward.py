@@ -11,9 +11,11 @@ the same numbers and the same gradients:
   dropout, autocast and devices that are fastest on whole maps.
 
 `choose` says which, and why. Under `memory="fast"` it is the quickest of `kernel` and `plain`; under "lean" `plain` is
-ruled out. Where torch traces, transforms or differentiates forwards, it is always `plain`.
+ruled out. Where torch traces, transforms or differentiates forwards, it is always `plain`. torch.compile keeps `kernel`
+as an operator, and reads `plain` in place of the others.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from srattn.errors import SrattnError, nearest
 from srattn.ops import feed_forward_kernel as kernel
 from srattn.ops.feed_forward_bands import banded_backward, banded_forward
+from srattn.ops.native import eager
+from srattn.ops.native.operator import register
 
 Memory = Literal["lean", "fast"]
 MEMORIES: tuple[Memory, ...] = ("lean", "fast")
@@ -72,12 +76,28 @@ def plain(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0) -> Tenso
 
 def feed_forward(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0, memory: str = "fast") -> Tensor:
     """As `plain`, by the path that `choose` names for this call."""
+    if torch.compiler.is_compiling():
+        if not _is_an_operator(x, w, relu, drop):
+            return plain(x, w, relu, drop)
+        return _operator(_as_map(x), *w, relu).view(*x.shape[:-1], w.fc2.shape[0])
     choice = choose(x, w, relu, drop, memory)
     if choice.path in ("kernel", "bands"):
         return _Recomputed.apply(_as_map(x), relu, choice.rows, choice.path == "kernel", *w).view(*x.shape[:-1], -1)
     if choice.path == "whole":
         return checkpoint(plain, x, w, relu, drop, use_reentrant=False, preserve_rng_state=drop > 0)
     return plain(x, w, relu, drop)
+
+
+def _is_an_operator(x: Tensor, w: Weights, relu: bool, drop: float) -> bool:
+    """Whether torch.compile, which reads this, is to leave the call to the kernel: as `choose` would, of any size."""
+    if drop or not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *w)):
+        return False
+    if torch.is_autocast_enabled("cpu") or (x.ndim != 4 and w.taps is not None):
+        return False
+    given = [t for t in (x, *w) if t is not None]
+    if any(t.dtype != torch.float32 for t in given) or kernel.reason_against(x.dtype, w.taps is not None, relu):
+        return False
+    return eager.reason_against(*given) is None
 
 
 def choose(x: Tensor, w: Weights, relu: bool = False, drop: float = 0.0, memory: str = "fast") -> Choice:
@@ -167,6 +187,105 @@ def _rows(shape: tuple[int, ...], row_bytes: int) -> int:
     return -(-height // bands)
 
 
+def _forward(
+    x: Tensor,
+    fc1: Tensor,
+    fc1_bias: Tensor | None,
+    taps: Tensor | None,
+    taps_bias: Tensor | None,
+    fc2: Tensor,
+    fc2_bias: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """The kernel's, on a map."""
+    w = Weights(fc1, fc1_bias, taps, taps_bias, fc2, fc2_bias)
+    return kernel.forward(x, w, relu, _kernel_rows(x, w)) if x.numel() else x.new_empty(*x.shape[:3], fc2.shape[0])
+
+
+def _forward_like(
+    x: Tensor,
+    fc1: Tensor,
+    fc1_bias: Tensor | None,
+    taps: Tensor | None,
+    taps_bias: Tensor | None,
+    fc2: Tensor,
+    fc2_bias: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    return x.new_empty(*x.shape[:3], fc2.shape[0])
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    fc1: Tensor,
+    fc1_bias: Tensor | None,
+    taps: Tensor | None,
+    taps_bias: Tensor | None,
+    fc2: Tensor,
+    fc2_bias: Tensor | None,
+    relu: bool,
+    wants_x: bool,
+) -> list[Tensor]:
+    """The gradient of x, if it is wanted, then those of the weights that there are."""
+    w = Weights(fc1, fc1_bias, taps, taps_bias, fc2, fc2_bias)
+    if not x.numel():
+        return [t.new_zeros(t.shape) for t in (x if wants_x else None, *w) if t is not None]
+    found = kernel.backward(x, dy, w, relu, _kernel_rows(x, w), wants_x)
+    return [t for t in found if t is not None]
+
+
+def _backward_like(
+    dy: Tensor,
+    x: Tensor,
+    fc1: Tensor,
+    fc1_bias: Tensor | None,
+    taps: Tensor | None,
+    taps_bias: Tensor | None,
+    fc2: Tensor,
+    fc2_bias: Tensor | None,
+    relu: bool,
+    wants_x: bool,
+) -> list[Tensor]:
+    weights = (fc1, fc1_bias, taps, taps_bias, fc2, fc2_bias)
+    return [t.new_empty(t.shape) for t in (x if wants_x else None, *weights) if t is not None]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *kept, ctx.relu = inputs
+    ctx.save_for_backward(*kept)
+
+
+def _gradients(ctx: Any, backward: Callable[..., list[Tensor]], dy: Tensor) -> tuple[Tensor | None, ...]:
+    given, wants = ctx.saved_tensors, ctx.needs_input_grad[:7]
+    if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
+        return *_differentiable(given, wants, dy, ctx.relu), None
+    found = iter(backward(dy, *given, ctx.relu, wants[0]))
+    there = [t is not None for t in given]
+    there[0] = wants[0]
+    every = [next(found) if is_there else None for is_there in there]
+    return *(gradient if wanted else None for gradient, wanted in zip(every, wants, strict=True)), None
+
+
+def _differentiable(
+    given: Sequence[Tensor | None], wants: Sequence[bool], dy: Tensor, relu: bool
+) -> list[Tensor | None]:
+    """The gradients that are wanted of x and the weights, with a graph of their own."""
+    x, *weights = given
+    assert x is not None
+    inputs = [t for t, wanted in zip(given, wants, strict=True) if wanted and t is not None]
+    y = plain(x, Weights(*weights), relu)  # type: ignore[arg-type]
+    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
+    return [next(found) if wanted else None for wanted in wants]
+
+
+_operator = register("feed_forward", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
+
+
+def _kernel_rows(x: Tensor, w: Weights) -> int:
+    return kernel.rows(tuple(x.shape), w.fc1.shape[0], w.fc2.shape[0], w.taps is not None)
+
+
 class _Recomputed(torch.autograd.Function):
     """Keeps x and the weights; backward computes the rest again."""
 
@@ -182,10 +301,8 @@ class _Recomputed(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         w, (dy,) = Weights(*weights), gradients
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
-        if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            inputs = [t for t, want in zip((x, *weights), wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(plain(x, w, ctx.relu), inputs, dy, create_graph=True))
-            every = [next(found) if want else None for want in wanted]
+        if torch.is_grad_enabled():
+            every = _differentiable((x, *weights), wanted, dy, ctx.relu)
         elif ctx.compiled:
             every = kernel.backward(x, dy, w, ctx.relu, ctx.rows, wanted[0])
         else:

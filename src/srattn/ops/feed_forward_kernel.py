@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from srattn.ops.native import library as native
+from srattn.ops.tracing import constant_while_compiling
 
 if TYPE_CHECKING:
     from srattn.ops.feed_forward import Weights
@@ -40,6 +41,7 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
+@constant_while_compiling
 def reason_against(dtype: torch.dtype, convolution: bool, relu: bool) -> str | None:
     """Why the kernel does not compute this feed-forward, in words; None where it does."""
     if dtype != torch.float32:
@@ -83,7 +85,7 @@ def backward(x: Tensor, dy: Tensor, w: "Weights", relu: bool, rows: int, wants_x
     library = _library()
     assert library is not None
     x, dy, weights = x.contiguous(), dy.contiguous(), _contiguous(w)
-    found = [torch.empty_like(x) if wants_x else None, *(None if t is None else torch.empty_like(t) for t in weights)]
+    found = [None if t is None else t.new_empty(t.shape) for t in (x if wants_x else None, *weights)]
     gradients = Gradients(*(native.address(t) for t in found))
     sizes = (*x.shape[:3], rows, torch.get_num_threads())
     mlp = _structure(weights, relu)

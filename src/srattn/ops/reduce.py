@@ -5,14 +5,17 @@ over a channels-last view of the tokens: the same sum as Reshape followed by W^S
 Pooling to a fixed grid is two small matrix products, P_h X P_w^T: deterministic in backward, exportable at any size.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from srattn.errors import SrattnError
 from srattn.ops import plan
+from srattn.ops.native.operator import register
 from srattn.ops.tracing import is_exporting
 
 Edge = Literal["pad", "floor", "error"]
@@ -96,7 +99,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, edge: str, mask: T
     if torch.is_grad_enabled() and not is_exporting():
         if x.device.type in plan.KERNEL_DEVICES:
             return _by_products(x, weight, bias)
-        if x.device.type == "cpu" and _in_halves(x) and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and _in_halves(x) and not _is_transformed():
             return _by_taps(x, weight, bias)
     x = x.permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias, stride=ratio, groups=weight.shape[0]).permute(0, 2, 3, 1)
@@ -108,7 +111,8 @@ def _by_taps(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    y = _Taps.apply(x, weight)
+    run = _operator if torch.compiler.is_compiling() else _Taps.apply
+    y = run(x, weight)
     assert isinstance(y, Tensor)
     return y if bias is None else y + bias
 
@@ -122,41 +126,76 @@ def _by_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return (y if bias is None else y + bias).to(x.dtype)
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func, or a derivative forwards, asks for operators that it knows."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _in_halves(x: Tensor) -> bool:
     """Whether a CPU would convolve x in 16 bits."""
     autocast = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     return (torch.get_autocast_dtype("cpu") if autocast else x.dtype).itemsize == 2
 
 
-class _Taps(torch.autograd.Function):
+def _forward(x: Tensor, weight: Tensor) -> Tensor:
     """(B, h R_h, w R_w, C) and (C, 1, R_h, R_w) to (B, h, w, C): a sum over R_h R_w taps, in float32 or wider."""
+    wide = _wide(x.dtype)
+    taps, blocks = weight.to(wide).flatten(1), _blocks(x, weight)
+    total: Tensor | None = None
+    for n, tap in enumerate(taps.unbind(1)):
+        part = blocks[n].to(wide) * tap
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total.to(x.dtype).contiguous()
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+
+def _forward_like(x: Tensor, weight: Tensor) -> Tensor:
+    rh, rw = weight.shape[2:]
+    return x.new_empty(x.shape[0], x.shape[1] // rh, x.shape[2] // rw, x.shape[3])
+
+
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool) -> tuple[Tensor, Tensor]:
+    """The gradients that are wanted, and nothing in place of the others."""
+    dx, dw = _backward_like(dy, x, weight, wants_x, wants_weight)
+    if wants_x:
+        taps = weight.permute(2, 3, 1, 0)[:, None]  # (R_h, 1, R_w, 1, C) once its axes are in the order of x
+        dx = (dy[:, :, None, :, None] * taps.permute(1, 0, 3, 2, 4)).reshape(x.shape).contiguous()
+    if wants_weight:
         wide = _wide(x.dtype)
-        taps, blocks = weight.to(wide).flatten(1), _blocks(x, weight)
-        total: Tensor | None = None
-        for n, tap in enumerate(taps.unbind(1)):
-            part = blocks[n].to(wide) * tap
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total.to(x.dtype)
+        g = dy.to(wide)
+        sums = [(block.to(wide) * g).sum((0, 1, 2)) for block in _blocks(x, weight)]
+        dw = torch.stack(sums, 1).view(weight.shape).to(weight.dtype)
+    return dx, dw
+
+
+def _backward_like(dy: Tensor, x: Tensor, weight: Tensor, wants_x: bool, wants_weight: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if wants_x else 0), weight.new_empty(weight.shape if wants_weight else 0)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, backward: Callable[..., Any], dy: Tensor) -> tuple[Tensor | None, ...]:
+    wants = ctx.needs_input_grad
+    run = _backward if torch.is_grad_enabled() else backward  # whose steps have gradients of their own
+    every = run(dy, *ctx.saved_tensors, *wants)
+    return tuple(gradient if wanted else None for gradient, wanted in zip(every, wants, strict=True))
+
+
+class _Taps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _forward(*inputs)
+        _keep(ctx, inputs, y)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        gradient = gradients[0]
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            taps = weight.permute(2, 3, 1, 0)[:, None]  # (R_h, 1, R_w, 1, C) once its axes are in the order of x
-            dx = (gradient[:, :, None, :, None] * taps.permute(1, 0, 3, 2, 4)).reshape(x.shape)
-        if ctx.needs_input_grad[1]:
-            wide = _wide(x.dtype)
-            g = gradient.to(wide)
-            sums = [(block.to(wide) * g).sum((0, 1, 2)) for block in _blocks(x, weight)]
-            dw = torch.stack(sums, 1).view(weight.shape).to(weight.dtype)
-        return dx, dw
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, _backward, *gradients)
+
+
+_operator = register("taps", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
 
 
 def _blocks(x: Tensor, weight: Tensor) -> list[Tensor]:
