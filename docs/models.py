@@ -114,8 +114,9 @@ one. Not counted are norms, activation functions, softmax, residuals and other p
 for the exceptions named below.
 - **Top-1** is the published accuracy on ImageNet-1k. Numbers in brackets are [sources](#sources).
 - **Weights** lie in these repositories of the Hugging Face hub; `srattn.create_model(name, pretrained=True)` loads \
-them. The licence is that of the weights. For the others, `srattn convert --list` names the layouts of files that \
-`srattn.load_checkpoint` takes.
+them. timm's names mean the same: `pvt_v2_b0.in1k`, or with the repository `hf-hub:timm/pvt_v2_b0.in1k`, wherever a \
+model is named. The licence is that of the weights. For the others, `srattn convert --list` names the layouts of files \
+that `srattn.load_checkpoint` takes.
 """
 
 

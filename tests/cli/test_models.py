@@ -21,6 +21,11 @@ def test_the_heads_of_every_task_stand_below_the_models(capsys: pytest.CaptureFi
         assert not kinds or f"{task}, on any of them: {', '.join(kinds)}\n" in out
 
 
+def test_a_name_of_weights_shows_their_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "hf-hub:timm/pvt_v2_b0.in1k", "--format", "json"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == ["pvt_v2_b0"]
+
+
 def test_heads_with_options_that_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--heads", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -112,6 +112,15 @@ def test_weights_come_from_the_cache(name, offline, monkeypatch):
     assert model.edge == "floor" and model.norm_eps["reduction"] == reduction
 
 
+@pytest.mark.parametrize("name", ["pvt_v2_b0.in1k", "hf-hub:timm/pvt_v2_b0.in1k"])
+def test_a_name_of_timm_has_the_same_weights(name, offline, monkeypatch):
+    row = row_of("pvt_v2_b0")
+    state, options = small_weights(monkeypatch, "pvt_v2_b0", row.layout)
+    make_cache(offline, row.repo, state)
+    model = create(name, pretrained=True, **options)
+    assert torch.equal(model.head.weight, state["head.weight"]) and model.config["name"] == "pvt_v2_b0"
+
+
 def test_what_the_user_asks_for_wins(offline, monkeypatch):
     row = row_of("pvt_v2_b0")
     state, options = small_weights(monkeypatch, "pvt_v2_b0", row.layout)

@@ -40,6 +40,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
 
 def test_images_are_measured_at_their_size_unless_told() -> None:
     assert resolve(TrainConfig(size=24)).eval_size == 24
+    assert resolve(TrainConfig(model="pvt_v2_b1.in1k")).model == "pvt_v2_b1"
     assert resolve(TrainConfig(size=24, eval_size=32)).eval_size == 32
 
 

@@ -107,7 +107,12 @@ def test_a_checkpoint_of_another_layout(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, words in [("pvt_v2_b00", "did you mean 'pvt_v2_b0'"), (str(tmp_path), "is not a run")]:
+    for name, words in [
+        ("pvt_v2_b00", "did you mean 'pvt_v2_b0'"),
+        ("timm/pvt_v2_b00.in1k", "did you mean 'pvt_v2_b0'"),
+        ("pvt_v2_b0.in21k", r"those published are pvt_v2_b0\.in1k"),
+        (str(tmp_path), "is not a run"),
+    ]:
         with pytest.raises(SrattnError, match=words):
             open_model(name)
     monkeypatch.setattr("srattn.engine.open_model.files", lambda name: tmp_path)

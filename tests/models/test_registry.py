@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 import srattn
 from srattn import SrattnError
 from srattn.models import build_model, list_models, register_model
-from srattn.models.registry import _variants, count_parameters
+from srattn.models.registry import _variants, count_parameters, registered_name
+from srattn.models.weights import WEIGHTS
 from tests.models.small import SMALL
 
 # As published, to the last one.
@@ -75,9 +77,56 @@ def test_a_config_survives_json_and_rebuilds_the_model(name: str, features_only:
         ("pvt_v2_b0", {"img_size": (64, 64.0)}, r"img_size is a whole number, got 64\.0"),
     ],
 )
-def test_what_cannot_be_built_says_why(name: str, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_built_says_why(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SrattnError, match=message):
         build_model(name, device="meta", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("pvt_v2_b0.in1k", "pvt_v2_b0"),
+        ("timm/pvt_v2_b0.in1k", "pvt_v2_b0"),
+        ("hf-hub:timm/twins_svt_base.in1k", "twins_svt_base"),
+        ("hf_hub:timm/mvitv2_tiny.fb_in1k", "mvitv2_tiny"),
+        ("mit_b0.in1k", "mit_b0"),
+        ("nvidia/mit-b0", "mit_b0"),
+        ("pvt_tiny.in1k", "pvt_tiny"),
+    ],
+)
+def test_a_name_of_published_weights_is_their_model(name: str, model: str) -> None:
+    assert registered_name(name) == model
+    assert build_model(name, device="meta").config == build_model(model, device="meta").config
+
+
+def test_every_row_of_weights_has_a_name() -> None:
+    for row in WEIGHTS:
+        assert {registered_name(n) for n in (row.repo, f"{row.model}.{row.tag}")} == {row.model}
+
+
+def test_a_name_that_is_registered_is_no_tag() -> None:
+    family, numbers = _variants["pvt_v2_b0"]
+    register_model("pvt_v2_b0.mine", family, **numbers)
+    try:
+        assert build_model("pvt_v2_b0.mine", device="meta").config["name"] == "pvt_v2_b0.mine"
+    finally:
+        del _variants["pvt_v2_b0.mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pvt_v2_b0.fb_in1k", r"no weights 'pvt_v2_b0\.fb_in1k' of pvt_v2_b0; those published are pvt_v2_b0\.in1k"),
+        ("mvitv2_tiny.in1k", r"those published are mvitv2_tiny\.fb_in1k"),
+        ("hf-hub:someone/theirs", r"someone/theirs is no repository.*srattn\.from_pretrained.*srattn\.load_checkpoint"),
+        ("pvt_v2_b9.in1k", r"no model 'pvt_v2_b9\.in1k'; did you mean 'pvt_v2_b"),
+        ("timm/pvt_v2_b2li.in1k", r"did you mean 'pvt_v2_b2_li'"),
+        ("cmt_tii.in1k", r"did you mean 'cmt_ti'"),
+    ],
+)
+def test_a_name_of_no_weights_says_the_way_out(name: str, message: str) -> None:
+    with pytest.raises(SrattnError, match=message):
+        build_model(name, device="meta")
 
 
 def test_numbers_of_numpy_are_taken(tmp_path: Path) -> None:

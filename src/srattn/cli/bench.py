@@ -102,21 +102,20 @@ def _run_model(args: jsonargparse.Namespace) -> int:
     from srattn.bench.case import Case
     from srattn.bench.progress import make_progress
     from srattn.errors import SrattnError
-    from srattn.models.registry import variant
+    from srattn.models.registry import registered_name
 
     threads = _common_checks(args)
     if args.rounds is not None and args.rounds < 1:
         raise SrattnError(f"--rounds is at least 1, got {args.rounds}")
     if min(args.batch) < 1:
         raise SrattnError(f"--batch is at least 1, got {min(args.batch)}")
-    for name in args.names:
-        variant(name)
+    names = [registered_name(name) for name in args.names]
     words = [word for word in args.peers.split(",") if word not in ("", "none")]
     entries = entries_for(words, [word for word in args.ours.split(",") if word], args.mode)
     limits = Limits(args.seconds, args.rounds, args.memory)
     cases = [
         Case(name, read_size(size), batch, args.dtype, args.mode, threads, args.seed)
-        for name in args.names
+        for name in names
         for size in args.size
         for batch in args.batch
     ]

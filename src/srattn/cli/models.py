@@ -21,11 +21,14 @@ def run(args: jsonargparse.Namespace) -> int:
         return _show_heads(args.pattern, args.format)
 
     from srattn.errors import SrattnError, nearest
-    from srattn.models.registry import list_models
+    from srattn.models.registry import find_name, list_models
+    from srattn.models.weights import without_tag
 
     names = list_models(args.pattern)
+    if not names and (known := find_name(args.pattern)) is not None:
+        names = [known]
     if not names:
-        raise SrattnError(f"no model matches {args.pattern!r}{nearest(args.pattern, list_models())}")
+        raise SrattnError(f"no model matches {args.pattern!r}{nearest(without_tag(args.pattern), list_models())}")
     records = [_describe(name, parameters) for name, parameters in _count(names)]
     if args.format == "json":
         print(json.dumps(records, indent=2))

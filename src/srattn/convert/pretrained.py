@@ -60,7 +60,8 @@ def create_model(
     process: by a UserWarning where it forbids commercial use (MiT), else in the log.
 
     Args:
-        name: one of `srattn.list_models()`.
+        name: one of `srattn.list_models()`; or, as timm has it, of its published weights: "pvt_v2_b0.in1k",
+            "hf-hub:timm/pvt_v2_b0.in1k", which are loaded with `pretrained` alone.
         pretrained: load published weights; `srattn.models.weights` is their table.
         num_classes: outputs of the classifier, 1000 by default; 0 has none and returns pooled features.
         in_chans: channels of the images.
@@ -154,9 +155,9 @@ def _tell_licence(weights: Weights) -> None:
 
 
 def _weights_for(name: str) -> Weights:
-    from srattn.models.registry import variant
+    from srattn.models.registry import registered_name
 
-    variant(name)  # an unknown name gets its nearest match
+    name = registered_name(name)  # an unknown name gets its nearest match
     found = find_weights(name)
     if found is None:
         raise SrattnError(

@@ -14,6 +14,7 @@ from srattn.engine.config import OF_THE_MACHINE, ResolvedConfig, TrainConfig
 from srattn.engine.device import pick_device
 from srattn.engine.precision import fastest
 from srattn.errors import SrattnError
+from srattn.models.registry import registered_name
 from srattn.tasks.models import Targets, backbone_config, targets_of
 from srattn.tasks.registry import task_called
 
@@ -132,6 +133,7 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
     defaults.setdefault("num_workers", min(cores, 8))
     values: dict[str, Any] = {**dataclasses.asdict(config), "task": task}
     values |= _taken(config, defaults)
+    values["model"] = registered_name(values["model"])
     values["eval_size"] = values["eval_size"] or values["size"]
     if config.precision == "auto":
         values["precision"] = fastest(pick_device(config.device))

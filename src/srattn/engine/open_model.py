@@ -16,7 +16,8 @@ from srattn.engine import run_folder
 from srattn.engine.foreign import CLASSIFIES, foreign_task, open_foreign, plain_preprocess
 from srattn.engine.weights import LoadedRun, load_run
 from srattn.errors import SrattnError, nearest
-from srattn.models.registry import list_models
+from srattn.models.registry import find_name, list_models
+from srattn.models.weights import without_tag
 
 BOX = "box"
 """What the model in the box is called on a command line."""
@@ -29,8 +30,8 @@ def open_model(name: str | None, device: str | torch.device = "cpu", size: int |
 
     Args:
         name: a run folder or its model.safetensors; a checkpoint in any layout that `srattn convert` reads; a
-            registered model, whose published weights are fetched; None or "box" for the model in the box, "box-small"
-            for the small one.
+            registered model, or its weights by timm's name, which are fetched; None or "box" for the model in the box,
+            "box-small" for the small one.
         size: side of the square images in pixels, where it shall not be the model's own.
 
     Raises:
@@ -107,11 +108,11 @@ def fingerprint(model: nn.Module) -> str:
 def _open(name: str, device: str | torch.device) -> LoadedRun:
     path = Path(name)
     if not path.exists():
-        if name in list_models():
-            return _published(name, device)
+        if (known := find_name(name)) is not None:
+            return _published(known, device)
         raise SrattnError(
             f"{path} does not exist; give a run folder or its {run_folder.WEIGHTS}, a checkpoint, or a model's name"
-            f"{nearest(name, list_models())}"
+            f"{nearest(without_tag(name), list_models())}"
         )
     return open_foreign(path, device) if _is_foreign(path) else load_run(path, device)
 

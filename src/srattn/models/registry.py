@@ -15,6 +15,7 @@ from srattn.errors import SrattnError, nearest
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
 from srattn.models.numbers import plain, whole
+from srattn.models.weights import model_of, without_tag
 
 FAMILIES = ("pvt", "pvt_v2", "twins", "mit", "cmt", "p2t", "shunted", "cvt", "mvitv2", "segformer3d")
 
@@ -71,12 +72,26 @@ class _Names(list[str]):
         return pprint.pformat(list(self), width=100, compact=True)
 
 
+def find_name(name: str) -> str | None:
+    """The registered name that `name` means: itself, or that of the published weights that it calls (see `model_of`).
+
+    Raises:
+        SrattnError: a name of weights that there are not.
+    """
+    return name if name in _all() else model_of(name)
+
+
+def registered_name(name: str) -> str:
+    """As `find_name`; an unknown one is refused with the nearest."""
+    found = find_name(name)
+    if found is None:
+        raise SrattnError(f"no model {name!r}{nearest(without_tag(name), _all())}; srattn.list_models() names all")
+    return found
+
+
 def variant(name: str) -> Variant:
-    """The variant of this name; an unknown one is refused with the nearest."""
-    variants = _all()
-    if name not in variants:
-        raise SrattnError(f"no model {name!r}{nearest(name, variants)}; srattn.list_models() names all")
-    return variants[name]
+    """The variant of this name, by `registered_name`."""
+    return _all()[registered_name(name)]
 
 
 def model_options(name: str) -> dict[str, Any]:
@@ -105,7 +120,7 @@ def build_model(
     """A model with fresh weights; `srattn.create_model` is this with published ones.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or of published weights (see `model_of`), which are not loaded here.
         features_only: return a model whose forward gives the pyramid of feature maps.
         out_indices: the stages whose maps are returned, with `features_only`.
         device, dtype: where and in which floating type the parameters lie.
@@ -115,6 +130,7 @@ def build_model(
     Raises:
         SrattnError: an unknown name or option (with the nearest match), or numbers that do not fit together.
     """
+    name = registered_name(name)
     family, _ = variant(name)
     resolved = model_options(name)
     if features_only:

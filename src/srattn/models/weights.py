@@ -6,6 +6,8 @@ public listings; where a listing was not seen, `note` says so.
 
 from dataclasses import dataclass
 
+from srattn.errors import SrattnError
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -47,6 +49,11 @@ class Weights:
     classes: int = 1000
     note: str = ""
     commercial: bool = True
+
+    @property
+    def tag(self) -> str:
+        """What stands behind the model's name in timm's names of weights: "in1k" is ImageNet-1k."""
+        return self.repo.partition(".")[2] or "in1k"
 
 
 _AUTHORS = "https://github.com/whai362/PVT"
@@ -179,3 +186,34 @@ WEIGHTS: tuple[Weights, ...] = (
 def find_weights(model: str) -> Weights | None:
     """The published weights of a registered model, or None."""
     return next((row for row in WEIGHTS if row.model == model), None)
+
+
+HUB = ("hf-hub:", "hf_hub:")
+"""What timm puts before a repository of the hub."""
+
+
+def without_tag(name: str) -> str:
+    """A model's name without what names its weights: "timm/pvt_v2_b0.in1k" to "pvt_v2_b0"."""
+    return name.rpartition(":")[2].rpartition("/")[2].partition(".")[0]
+
+
+def model_of(name: str) -> str | None:
+    """The model whose published weights are called `name`: NAME.TAG as timm has it, or their repository on the hub,
+    OWNER/NAME, with timm's prefix hf-hub: or without; None where `name` is of no such form.
+
+    Raises:
+        SrattnError: there are no such weights.
+    """
+    repo = next((name.removeprefix(prefix) for prefix in HUB if name.startswith(prefix)), name)
+    for row in WEIGHTS:
+        if repo == row.repo or name == f"{row.model}.{row.tag}":
+            return row.model
+    if repo != name:
+        raise SrattnError(
+            f"{repo} is no repository of published weights that srattn models lists; srattn.from_pretrained opens what "
+            "srattn push wrote, and srattn.load_checkpoint a file of another layout"
+        )
+    row = find_weights(name.partition(".")[0])
+    if row is not None and "." in name:
+        raise SrattnError(f"no weights {name!r} of {row.model}; those published are {row.model}.{row.tag}")
+    return None
