@@ -34,6 +34,7 @@ PUBLIC_NAMES = [
     "register_model",
     "save_checkpoint",
     "save_pretrained",
+    "without_kernels",
 ]
 
 # From right to left: a room may import its own level's room and those before it in this list.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from srattn.models.registry import list_models as list_models
     from srattn.models.registry import register_model as register_model
     from srattn.ops.plan import force_path as force_path
+    from srattn.ops.switch import without_kernels as without_kernels
 
 _HOME = {
     "FeatureInfo": "srattn.models.features",
@@ -39,6 +40,7 @@ _HOME = {
     "register_model": "srattn.models.registry",
     "save_checkpoint": "srattn.convert",
     "save_pretrained": "srattn.engine.hub",
+    "without_kernels": "srattn.ops.switch",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "register_model",
     "save_checkpoint",
     "save_pretrained",
+    "without_kernels",
 ]
 
 

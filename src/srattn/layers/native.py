@@ -150,15 +150,15 @@ def stays_whole(module: nn.Module, of: type, x: Tensor, knows: Callable[[Any, Op
     """Whether torch.compile, which reads this now, is to leave `module` to the kernels; `knows` says if they suit it.
 
     Only a module of the class `of` itself: the forward of another class may be more than the one that asks. The
-    compiler asks all of this again before it calls its graph, of what it can see. A module that is disturbed later is
-    right all the same: its forward decides anew.
+    compiler asks all of this again before it calls its graph, of what it can see. A module that is disturbed later, or
+    called without kernels, is right all the same: its forward decides anew.
     """
     if not torch.compiler.is_compiling() or is_exporting() or type(module) is not of:
         return False
     if torch.is_grad_enabled() or x.device.type != "cpu" or forced() is not None or x.dtype not in DTYPES:
         return False
     operand = operand_of(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
-    if operand is None or native.why_not() is not None or not knows(module, operand):
+    if operand is None or not native.available() or not knows(module, operand):
         return False
     return not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 

@@ -14,6 +14,7 @@ from srattn.layers.mlp_kernels import BlockLike
 from srattn.layers.reduction import as_pair
 from srattn.models.backbone import Backbone
 from srattn.models.features import PyramidFeatures
+from srattn.ops import switch
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def _row(stage: str, tokens: tuple[int, int], copies: int, part: HeadsPlan, plan
     path, macs, moved, reason = choice.path, choice.cost.macs, choice.cost.bytes, choice.reason
     if planned is not None and planned.attention is not None:
         path, macs, moved, reason = planned.attention
+    elif switch.is_off() and switch.OFF not in reason:
+        reason = f"kernels {switch.OFF}; {reason}"
     feed_forward = "" if planned is None else planned.feed_forward
     return PlanRow(
         stage, 1, tokens, part.keys, part.heads, part.dim, path, macs + shared, moved, reason, feed_forward, copies

@@ -48,9 +48,9 @@ def reason_against(dtype: torch.dtype, convolution: bool, relu: bool) -> str | N
         return f"the kernel is for float32, not {dtype}"
     if relu and not convolution:
         return "the kernel knows a ReLU before a convolution alone"
-    if _library() is not None:
-        return None
-    return native.why_not() or "the compiled library has no kernels for training"
+    if (against := native.why_not()) is not None:
+        return against
+    return None if _library() is not None else "the compiled library has no kernels for training"
 
 
 def rows(shape: tuple[int, ...], hidden: int, out: int, convolution: bool) -> int:

@@ -132,6 +132,9 @@ def test_what_the_kernels_take() -> None:
         assert not layer_norm.takes(wide, wide[0], wide[0])
         with srattn.force_path("sdpa"):
             assert not layer_norm.takes(x, weight, bias)
+        with srattn.without_kernels():
+            assert not layer_norm.takes(x, weight, bias)
+        assert layer_norm.takes(x, weight, bias)
 
 
 @pytest.mark.parametrize("operator", ["open", "opaque"])

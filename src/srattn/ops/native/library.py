@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from srattn.errors import SrattnError
+from srattn.ops import switch
 from srattn.ops.native.build import Operand, Unavailable, library_path, share_threads
 from srattn.ops.tracing import constant_while_compiling
 
@@ -136,14 +137,17 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
     return library
 
 
+@constant_while_compiling
 def available(operand: Operand = "float32") -> bool:
-    """Whether the kernels can run here; compiles them if that has not been tried in this process."""
+    """Whether the kernels can run on this machine; compiles them if that has not been tried in this process."""
     return _load(operand) is not None
 
 
 @constant_while_compiling
 def why_not(operand: Operand = "float32") -> str | None:
-    """Why the kernels cannot run here, in words; None where they can."""
+    """Why the kernels do not run here and now, in words; None where they do."""
+    if switch.is_off():
+        return switch.OFF
     _load(operand)
     return _unavailable.get(operand)
 
