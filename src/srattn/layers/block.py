@@ -21,7 +21,8 @@ from srattn.ops.native import Operand
 class Block(Opaque):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), with stochastic depth on both branches.
 
-    `attn` and `mlp` map (B, H, W, dim) to the same shape.
+    `attn` and `mlp` map (B, H, W, dim) to the same shape. With a `mask` (B, H, W), true where a token is valid, valid
+    tokens alone are attended and convolved; the others come out as anything.
     """
 
     def __init__(
@@ -42,7 +43,10 @@ class Block(Opaque):
         self.mlp = mlp
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x + self.drop_path(self.attn(normed(self.norm1, x), key_mask=mask))
+            return x + self.drop_path(self.mlp(normed(self.norm2, x), mask))
         kernels = native.layout_of(self, x, lay_out_block)
         if kernels is not None:
             return kernels(x)

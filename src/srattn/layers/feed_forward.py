@@ -10,6 +10,7 @@ from srattn.layers.hooks import is_linear, is_listened_to
 from srattn.layers.local_perception import depthwise_of, is_depthwise_3x3
 from srattn.ops import feed_forward as ops
 from srattn.ops import plan
+from srattn.ops.reduce import cleared
 from srattn.ops.tracing import is_exporting
 
 
@@ -28,8 +29,10 @@ class FeedForward(nn.Module):
     extra_relu: bool = False
     memory: str = "fast"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) to (B, H, W, out_dim)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, H, W, dim) to (B, H, W, out_dim). The convolution sees zeros where the `mask` (B, H, W) is false."""
+        if mask is not None and self.dwconv is not None:
+            return self._by_parts(x, mask)
         if x.device.type in plan.KERNEL_DEVICES and (hidden := self._convolved(x)) is not None:
             return self.drop(self.fc2(self.drop(hidden)))
         if self._is_read(x) or not self._is_plain():
@@ -78,13 +81,13 @@ class FeedForward(nn.Module):
             return None
         return depthwise.depthwise(self.fc1(x), conv.weight, conv.bias, depthwise.Form(relu=self.extra_relu))
 
-    def _by_parts(self, x: Tensor) -> Tensor:
-        """The parts one after the other: for parts that were replaced (by an adapter, say) or that have hooks."""
+    def _by_parts(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The parts one after the other: with a mask, or for parts that were replaced (by an adapter) or have hooks."""
         x = self.fc1(x)
         if self.extra_relu:
             x = F.relu(x)
         if self.dwconv is not None:
-            x = depthwise_of(self.dwconv, x)
+            x = depthwise_of(self.dwconv, cleared(x, mask))
         return self.drop(self.fc2(self.drop(F.gelu(x))))
 
 

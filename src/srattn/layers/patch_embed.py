@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from srattn.layers import native
 from srattn.layers.opaque import Opaque
 from srattn.ops.native import NormWeights, Operand, PatchKernel
-from srattn.ops.reduce import reduced_size
+from srattn.ops.reduce import any_valid, reduced_size
 from srattn.ops.tracing import is_exporting
 
 
@@ -21,6 +21,10 @@ class Embedding(nn.Module):
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an input of (height, width)."""
+        raise NotImplementedError
+
+    def reduce_mask(self, mask: Tensor) -> Tensor:
+        """Which tokens have any valid pixel of their own, (B, H', W'), for the valid pixels (B, H, W)."""
         raise NotImplementedError
 
 
@@ -70,6 +74,9 @@ class PatchEmbed(Opaque, Embedding):
         """Grid of tokens for an input of (height, width)."""
         return self._grid(height, width)
 
+    def reduce_mask(self, mask: Tensor) -> Tensor:
+        return any_valid(mask, (self.stride, self.stride), self.edge)
+
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for what the convolution reads."""
         return reduced_size(height, width, (self.stride, self.stride), self.edge)
@@ -118,6 +125,9 @@ class OverlapPatchEmbed(Opaque, Embedding):
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Grid of tokens for an input of (height, width)."""
         return -(-height // self.stride), -(-width // self.stride)
+
+    def reduce_mask(self, mask: Tensor) -> Tensor:
+        return any_valid(mask, (self.stride, self.stride), "pad")
 
 
 def _knows(embed: PatchEmbed | OverlapPatchEmbed, operand: Operand) -> bool:

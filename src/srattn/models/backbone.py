@@ -21,6 +21,7 @@ from srattn.models.features import FeatureInfo, FeatureInfos, resolve_indices
 from srattn.models.initialise import init_weights
 from srattn.models.memory import set_memory
 from srattn.models.numbers import whole
+from srattn.ops.reduce import cleared
 from srattn.ops.tracing import is_exporting
 
 
@@ -50,17 +51,24 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
         self.lean = False
 
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to tokens (B, H', W', C) with their positions."""
-        return self.position(self.patch_embed(x))
+    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C_in, H, W) to tokens (B, H', W', C) with their positions; `mask` (B, H', W') says which are valid."""
+        tokens = self.patch_embed(x)
+        if mask is None or isinstance(self.position, nn.Identity):
+            return self.position(tokens)
+        return self.position(tokens, mask)
 
-    def run(self, tokens: Tensor, *context: Any) -> Tensor:
-        """The blocks (with what else their forward takes) and the norm on (B, H, W, C)."""
-        if not torch.is_grad_enabled():
+    def run(self, tokens: Tensor, *context: Any, mask: Tensor | None = None) -> Tensor:
+        """The blocks (with what else their forward takes) and the norm on (B, H, W, C).
+
+        Tokens come out as zero where a mask (B, H, W) is false, which the blocks take too.
+        """
+        if mask is None and not torch.is_grad_enabled():
             return self.norm(self.blocks(tokens, *context))
+        context = context if mask is None else (*context, mask)
         for block in self.blocks:
             tokens = self.run_block(block, tokens, *context)
-        return self.norm(tokens)
+        return cleared(self.norm(tokens), mask)
 
     def run_block(self, block: nn.Module, tokens: Tensor, *context: Any) -> Tensor:
         """One block (with what else its forward takes), computed again in backward under gradient checkpointing."""
@@ -75,6 +83,15 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to a map (B, C, H', W'), a view of channels-last tokens."""
         return self.run(self.embed(x)).movedim(-1, 1)
+
+    def forward_masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        """As `forward`, of what is zero where it is not valid; `mask` (B, H', W') is of the stage's own tokens."""
+        return self.run(self.embed(x, mask), mask=mask).movedim(-1, 1)
+
+
+def beside_token(mask: Tensor) -> Tensor:
+    """A mask (B, H, W) for tokens in one row behind a class token, which is valid: (B, 1 + H W)."""
+    return torch.cat([mask.new_ones(len(mask), 1), mask.flatten(1)], 1)
 
 
 class Backbone(nn.Module):
@@ -133,6 +150,42 @@ class Backbone(nn.Module):
         """One stage on (B, C_in, H, W): its map (B, C, H', W'), and the class token (B, C) where it carries one."""
         return self.stages[index](x), None
 
+    def run_masked(self, index: int, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `run_stage`, of padded images; `mask` (B, H', W') is of the stage's own tokens (see `reduce_mask`)."""
+        return self.iter_stages()[index].forward_masked(x, mask), None
+
+    def reduce_mask(self, mask: Tensor) -> list[Tensor]:
+        """Which tokens of each stage's map have a valid pixel, (B, H', W') bool, for the valid pixels (B, H, W).
+
+        Raises:
+            SrattnError: the mask is not boolean and of three dimensions, or the family takes none.
+        """
+        if (against := self.why_no_masks()) is not None:
+            raise SrattnError(against)
+        if mask.ndim != 3 or mask.dtype != torch.bool:
+            raise SrattnError(f"mask is boolean (batch, height, width), got {mask.dtype} {tuple(mask.shape)}")
+        masks: list[Tensor] = []
+        for stage in self.iter_stages():
+            masks.append(stage.patch_embed.reduce_mask(masks[-1] if masks else mask))
+        return masks
+
+    def why_no_masks(self) -> str | None:
+        """Why the model takes no mask of padded images, in words; None where it does."""
+        return f"masks of padded images are for PVT, PVT v2 and MiT, not for {type(self).__name__}: leave the mask out"
+
+    def _begin(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Images (B, C, H, W), zero where their mask (B, H, W) is false, and the mask of each stage's tokens."""
+        self.check_images(x)
+        if mask is None:
+            return x, [None] * len(self.stages)
+        masks = self.reduce_mask(mask)
+        if mask.shape != (x.shape[0], *x.shape[2:]):
+            raise SrattnError(f"mask is {(x.shape[0], *x.shape[2:])} for these images, got {tuple(mask.shape)}")
+        return x.masked_fill(~mask.unsqueeze(1), 0.0), masks
+
+    def _run(self, index: int, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.run_stage(index, x) if mask is None else self.run_masked(index, x, mask)
+
     def tokens_of(self, index: int, grid: tuple[int, int]) -> tuple[int, int]:
         """Grid that the attention of a stage sees, for a map of `grid` tokens."""
         return grid
@@ -151,22 +204,37 @@ class Backbone(nn.Module):
         """What the head reads, (B, C), from what `forward_features` returns."""
         return x.mean((2, 3))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images to the final features, (B, C, H / min_size, W / min_size) unless the family says otherwise."""
-        self.check_images(x)
-        token = None
-        for index in range(len(self.stages)):
-            x, token = self.run_stage(index, x)
-        return self.final(x, token)
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Images to the final features, (B, C, H / min_size, W / min_size) unless the family says otherwise.
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        `mask` (B, H, W) is true where a pixel belongs to its image, of images that were padded to one size, see
+        `forward`.
+        """
+        x, masks = self._begin(x, mask)
+        token = None
+        for index, valid in enumerate(masks):
+            x, token = self._run(index, x, valid)
+        return self._final(x, token, masks[-1])
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Tensor:
         """Final features to logits (B, num_classes), or to the pooled features (B, C) with `pre_logits`."""
-        x = self.head_drop(self.pool(x))
+        if mask is None or self.global_pool == "token":
+            x = self.pool(x)
+        else:  # of what is zero where it is not valid
+            x = x.sum((2, 3)) / self.reduce_mask(mask)[-1].sum((1, 2)).clamp(min=1).unsqueeze(1)
+        x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to logits (B, num_classes); pooled features where num_classes is 0."""
-        return self.forward_head(self.forward_features(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Images (B, in_chans, H, W) to logits (B, num_classes); pooled features where num_classes is 0.
+
+        Images of several sizes are padded below and to the right to one size, and `mask` (B, H, W) bool is true where
+        a pixel belongs to its image. Then no image sees its padding, whatever that holds: maps are zero there, and else
+        what they are for the image by itself, but for rounding. That is so at any size with the edge policy "pad", and
+        with "floor" (of published weights) where heights and widths are multiples of `min_size`. PVT, PVT v2 (not
+        linear) and MiT take masks; their blocks are then computed by torch's operators.
+        """
+        return self.forward_head(self.forward_features(x, mask), mask=mask)
 
     def forward_intermediates(
         self,
@@ -176,6 +244,7 @@ class Backbone(nn.Module):
         stop_early: bool = False,
         output_fmt: str | None = None,
         intermediates_only: bool = False,
+        mask: Tensor | None = None,
     ) -> Any:
         """The final features and a list of feature maps.
 
@@ -187,6 +256,7 @@ class Backbone(nn.Module):
             stop_early: do not run stages after the last one asked for; only with `intermediates_only`.
             output_fmt: "NCHW" or "NHWC" ("NCDHW" or "NDHWC" for volumes).
             intermediates_only: return the list alone.
+            mask: (B, H, W), true where a pixel belongs to its image, see `forward`; `reduce_mask` has that of each map.
 
         Returns:
             (final features, [maps (B, C, H, W)]), or the list alone.
@@ -198,17 +268,28 @@ class Backbone(nn.Module):
             raise SrattnError(f"output_fmt is {first!r} or {last_axis!r}, got {output_fmt!r}")
         if stop_early and not intermediates_only:
             raise SrattnError("stop_early leaves no final features: set intermediates_only=True as well")
-        self.check_images(x)
+        x, masks = self._begin(x, mask)
         wanted, last = resolve_indices(indices, len(self.stages)), len(self.stages) - 1
         maps: dict[int, Tensor] = {}
         token = None
         for index in range(max(wanted) + 1 if intermediates_only else last + 1):
-            x, token = self.run_stage(index, x)
+            x, token = self._run(index, x, masks[index])
             if index in wanted:
-                out = self.norm(x.movedim(1, -1)).movedim(-1, 1) if norm and index == last else x
+                out = x
+                if norm and index == last:
+                    out = cleared(self.norm(x.movedim(1, -1)), masks[index]).movedim(-1, 1)
                 maps[index] = out if output_fmt == first else out.movedim(1, -1)
         ordered = [maps[i] for i in wanted]
-        return ordered if intermediates_only else (self.final(x, token), ordered)
+        return ordered if intermediates_only else (self._final(x, token, masks[-1]), ordered)
+
+    def _final(self, x: Tensor, token: Tensor | None, mask: Tensor | None) -> Tensor:
+        """`final`, with zeros where the mask of the last stage's tokens is false; a class token stays what it is."""
+        x = self.final(x, token)
+        if mask is None:
+            return x
+        if token is None:
+            return cleared(x.movedim(1, -1), mask).movedim(-1, 1)
+        return x.masked_fill(~beside_token(mask).unsqueeze(-1), 0.0)
 
     def check_images(self, x: Tensor) -> None:
         """Refuses what is no batch of images of this model's channels and of at least `min_size` pixels."""

@@ -32,7 +32,7 @@ class CmtBlock(Block):
         super().__init__(dim, attn, mlp, drop_path=drop_path)
         self.local = LocalPerception(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(self.local(x))
 
 

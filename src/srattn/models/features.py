@@ -106,8 +106,14 @@ class PyramidFeatures(nn.Module):
         model.prune_stages(max(self.out_indices) + 1)
         self.model = model
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.model.forward_intermediates(x, indices=self.out_indices, intermediates_only=True)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Images (B, in_chans, H, W) to maps; `mask` (B, H, W) is that of padded images, see `Backbone.forward`."""
+        return self.model.forward_intermediates(x, indices=self.out_indices, intermediates_only=True, mask=mask)
+
+    def reduce_mask(self, mask: Tensor) -> list[Tensor]:
+        """Which tokens of each map have a valid pixel, (B, H', W'), for the valid pixels (B, H, W)."""
+        masks = self.model.reduce_mask(mask)
+        return [masks[i] for i in self.out_indices]
 
     @property
     def config(self) -> dict[str, Any]:

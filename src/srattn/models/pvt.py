@@ -13,7 +13,7 @@ from srattn.layers.feed_forward import Mlp
 from srattn.layers.patch_embed import PatchEmbed
 from srattn.layers.position import LearnedPosition
 from srattn.layers.reduction import as_pair
-from srattn.models.backbone import Backbone, Stage
+from srattn.models.backbone import Backbone, Stage, beside_token
 from srattn.models.numbers import check_stages, spread
 from srattn.models.registry import register_model
 
@@ -105,13 +105,27 @@ class PyramidVisionTransformer(Backbone):
         )
 
     def run_stage(self, index: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        stage = self.iter_stages()[index]
-        if self.class_token is None or self.class_position is None or index < len(self.stages) - 1:
-            return stage(x), None
-        patches = stage.embed(x)  # (B, H, W, C)
+        if self.class_token is None or index < len(self.stages) - 1:
+            return self.stages[index](x), None
+        return self._run_last(x, None)
+
+    def run_masked(self, index: int, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.class_token is None or index < len(self.stages) - 1:
+            return super().run_masked(index, x, mask)
+        return self._run_last(x, mask)
+
+    def why_no_masks(self) -> str | None:
+        return None
+
+    def _run_last(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The stage with the class token."""
+        assert self.class_token is not None and self.class_position is not None
+        stage = self.iter_stages()[-1]
+        patches = stage.embed(x, mask)  # (B, H, W, C)
         token = (self.class_token + self.class_position).expand(x.shape[0], -1, -1)
+        valid = None if mask is None else beside_token(mask).unsqueeze(1)
         # To an attention without reduction the grid is nothing: one row, the class token first.
-        tokens = stage.run(torch.cat([token, patches.flatten(1, 2)], 1).unsqueeze(1)).squeeze(1)
+        tokens = stage.run(torch.cat([token, patches.flatten(1, 2)], 1).unsqueeze(1), mask=valid).squeeze(1)
         return tokens[:, 1:].reshape(patches.shape).permute(0, 3, 1, 2), tokens[:, 0]
 
     def tokens_of(self, index: int, grid: tuple[int, int]) -> tuple[int, int]:

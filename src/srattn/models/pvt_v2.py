@@ -54,7 +54,7 @@ class PyramidVisionTransformerV2(Backbone):
         check_stages(
             embed_dims=embed_dims, num_heads=num_heads, mlp_ratios=mlp_ratios, depths=depths, sr_ratios=sr_ratios
         )
-        self.img_size = img_size
+        self.img_size, self.linear = img_size, linear
         strides = [stem_stride] + [2] * (len(embed_dims) - 1)
         drop_paths = spread(drop_path_rate, depths)
         stages = []
@@ -85,6 +85,11 @@ class PyramidVisionTransformerV2(Backbone):
         self._finish_init(
             embed_dims, strides, in_chans=in_chans, num_classes=num_classes, drop_rate=drop_rate, edge=edge
         )
+
+    def why_no_masks(self) -> str | None:
+        if self.linear:
+            return "linear=True pools keys over the whole canvas, not over each image: leave the mask out"
+        return None
 
 
 def _register(name: str, **numbers: object) -> None:

@@ -21,10 +21,10 @@ Pair = int | tuple[int, int]
 class TwinsStage(Stage):
     """A stage whose positions, made of the tokens, are added after its first block."""
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self.patch_embed(x)
 
-    def run(self, tokens: Tensor) -> Tensor:
+    def run(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         for index, block in enumerate(self.blocks):
             tokens = self.run_block(block, tokens)
             if index == 0:

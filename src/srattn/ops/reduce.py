@@ -215,6 +215,16 @@ def block_sum(x: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
     return x.view(batch, height // rh, rh, width // rw, rw).sum((2, 4))
 
 
+def cleared(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, H, W, C) with zeros where the mask (B, H, W) is false, whatever stood there."""
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def any_valid(mask: Tensor, ratio: tuple[int, int], edge: str) -> Tensor:
+    """Whether any token of each R x R block of (B, H, W) is valid, (B, H/R, W/R)."""
+    return block_sum(mask.to(torch.float32), ratio, edge) > 0
+
+
 def window_matrix(size: int, cells: int, like: Tensor) -> Tensor:
     """(cells, size), 1 where adaptive pooling looks: cell i from floor(i size / cells) to ceil((i+1) size / cells)."""
     cell = torch.arange(cells, device=like.device).unsqueeze(1)
