@@ -61,6 +61,17 @@ def test_every_command_of_the_pages_is_understood() -> None:
     assert seen == set(VERBS)
 
 
+@pytest.mark.parametrize("room", ["", "models", "convert", "data", "heads", "tasks", "engine", "export", "serve"])
+def test_every_public_name_stands_in_the_reference(room: str) -> None:
+    """What a package gives by `from A import B as B`, with the place where it is defined."""
+    file = Path(importlib.import_module(f"srattn.{room}".rstrip(".")).__file__ or "")
+    given = re.findall(r"(?m)^ *from ([\w.]+) import (\w+) as \2$", file.read_text("utf-8"))
+    page = set(re.findall(r"(?m)^::: (\S+)$", (DOCS / "api.md").read_text("utf-8")))
+    found = {name: getattr(importlib.import_module(module), name) for module, name in given if name != "__version__"}
+    places = {name: f"{value.__module__}.{value.__qualname__}" for name, value in found.items()}
+    assert places and [name for name, place in places.items() if place not in page] == []
+
+
 def test_linked_files_are_there() -> None:
     for page in DOCS.glob("*.md"):
         links = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
