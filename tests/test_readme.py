@@ -13,10 +13,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import srattn
-
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"srattn": srattn})
+    exec(compile(block, "README.md", "exec"), {})
 
 
 def test_linked_files_are_there(root: Path) -> None:

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = [
@@ -26,13 +25,13 @@ BLOCKS = [
 def test_code_runs(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import srattn
 
-    # What the pages take for granted: a run, a folder in the hub's form, and the two imports.
+    # What the pages take for granted: a run, and a folder in the hub's form.
     (tmp_path / "OWNER").mkdir()
     srattn.save_pretrained("box", tmp_path / "OWNER" / "NAME")
     (tmp_path / "runs" / "photos-1").mkdir(parents=True)
     shutil.copy(DOCS.parent / "src/srattn/weights/cifar10.safetensors", tmp_path / "runs/photos-1/model.safetensors")
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, page.name, "exec"), {"srattn": srattn, "torch": torch})
+    exec(compile(block, page.name, "exec"), {})
 
 
 def test_every_verb_has_its_options_and_an_example() -> None:
