@@ -40,8 +40,11 @@ def test_weights_count_images_by_their_class() -> None:
     assert torch.allclose(task.loss(LOGITS.bfloat16(), TARGETS), task.loss(LOGITS.bfloat16().float(), TARGETS))
     assert task.loss(LOGITS.double(), TARGETS).dtype == torch.float64
     assert float(Classification(CLASSES, weights=torch.tensor([1.0, 0, 0])).loss(LOGITS[1:], TARGETS[1:])) == 0.0
-    smooth = Classification(CLASSES, 0.3, weights=weights).loss(LOGITS, TARGETS)
-    assert torch.allclose(smooth, F.cross_entropy(LOGITS, TARGETS, weights, label_smoothing=0.3))
+    spread = 0.7 * each - 0.3 * logs.mean(1)  # of an image, which counts by its class
+    smooth = Classification(CLASSES, 0.3, weights=weights)
+    expected = (weights[TARGETS] * spread).sum() / weights[TARGETS].sum()
+    assert torch.allclose(smooth.loss(LOGITS, TARGETS), expected)
+    assert torch.allclose(smooth.loss(LOGITS, shares), expected)
     assert Classification(CLASSES).weigh is None
     alone = Classification(CLASSES, weights=torch.ones(3)).loss(LOGITS, TARGETS)
     assert torch.allclose(alone, Classification(CLASSES).loss(LOGITS, TARGETS))

@@ -145,7 +145,8 @@ class Learner:
         if weigh is None:
             return [len(part) / images for part in labels]
         own = torch.stack([weigh(part) for part in labels])
-        return (own / self.world.sum(own.sum()).clamp(min=1)).unbind()
+        total = self.world.sum(own.sum())
+        return (own / total.where(total > 0, 1)).unbind()  # light classes alone are a whole step too
 
     def evaluate(self, loader: Loader, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
         """Measures the average of the weights, if there is one, else the weights; None if `stop` said so."""

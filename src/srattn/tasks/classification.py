@@ -43,8 +43,13 @@ class Classification:
             outputs = outputs.float()
         weights = self._weights_on(outputs.device).to(outputs.dtype)
         targets = targets.to(outputs.dtype) if targets.ndim == 2 else targets
-        total = F.cross_entropy(outputs, targets, weights, label_smoothing=self.label_smoothing, reduction="sum")
-        return total / self._weigh(targets).clamp(min=1e-12)
+        total = F.cross_entropy(outputs, targets, weights, reduction="sum")
+        if self.label_smoothing:
+            # torch's own has the classes' weights here, so that light images would be smoothed more than heavy ones.
+            spread = -(outputs.log_softmax(1).mean(1) * self._of_images(targets)).sum()
+            total = (1 - self.label_smoothing) * total + self.label_smoothing * spread
+        weight = self._weigh(targets)
+        return total / weight.where(weight > 0, 1)
 
     @property
     def weigh(self) -> Callable[[Tensor], Tensor] | None:
@@ -52,8 +57,12 @@ class Classification:
         return None if self.weights is None else self._weigh
 
     def _weigh(self, targets: Tensor) -> Tensor:
+        return self._of_images(targets).sum()
+
+    def _of_images(self, targets: Tensor) -> Tensor:
+        """(B,); no product of matrices, which autocast would round."""
         weights = self._weights_on(targets.device)
-        return (targets @ weights.to(targets.dtype) if targets.ndim == 2 else weights[targets]).sum()
+        return (targets * weights).sum(1) if targets.ndim == 2 else weights[targets]
 
     def _weights_on(self, device: torch.device) -> Tensor:
         assert self.weights is not None
