@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,12 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from srattn.data.preprocess import Preprocess
-from srattn.data.samples import ImageData, Samples
 from srattn.engine import TrainConfig, train
 from srattn.engine.checkpoint import Checkpoints
 from srattn.engine.distributed import World
-from srattn.engine.read import check_alike
 from srattn.errors import SrattnError
 
 Launch = Callable[..., list[Any]]  # see conftest
@@ -125,32 +121,10 @@ def test_data_that_differs_between_processes_is_refused_by_all(
             f"digits is not the same for all processes: the first has {train} images for training, {held} held out"
             in (process.text)
         )
-        assert f"process 1 has {train - count} images for training, {held} held out, 10 classes; give" in process.text
+        assert f"process 1 has {train - count} images for training, {held} held out, 10 classes; of" in process.text
+        assert f"those for training number {train - count + 1} is " in process.text
+        assert "in the first, none in process 1; give all of them the same files" in process.text
     assert not (tmp_path / "run").exists()
-
-
-@dataclasses.dataclass(frozen=True)
-class Others(World):
-    """Two processes, the second of which said `said`."""
-
-    said: Any = None
-
-    def exchange(self, value: Any) -> list[Any]:
-        return [value, value if self.said is None else self.said]
-
-
-def test_what_counts_as_the_same_data() -> None:
-    pixels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
-    samples = Samples(["a", "b", "c"], torch.zeros(3, dtype=torch.int64), pixels, 1)
-    data = ImageData(["x", "y"], samples, samples, Preprocess(), [])
-    place = torch.device("cpu")
-    check_alike(data, "photos", World(place))
-    check_alike(data, "photos", Others(place, size=2))
-    counts = "3 images for training, 3 held out, 2 classes"
-    with pytest.raises(SrattnError, match=r"process 1 has 3 images .*, by other names or labels; give"):
-        check_alike(data, "photos", Others(place, size=2, said=(counts, ["other", "x", "y"], [])))
-    with pytest.raises(SrattnError, match=r"process 1 has 2 images \(left out: b: not whole\); give"):
-        check_alike(data, "photos", Others(place, size=2, said=("2 images", ["other", "x", "y"], ["b: not whole"])))
 
 
 def test_a_bad_batch_is_seen_by_all(options: dict[str, Any], launch: Launch, tmp_path: Path) -> None:

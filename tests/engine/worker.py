@@ -1,6 +1,7 @@
 """One process of a run, started by the fixture `launch`; `job` is given by it.
 
 options: of TrainConfig.
+by_rank: [{...}, ...]: options of each process beside those.
 do: {"kill" | "terminate" | "raise": [rank, step]}: what happens to that process after that step.
 poison: [rank, step]: there the inputs are no numbers.
 lose: [rank, count]: there so many of the training images are not found.
@@ -29,6 +30,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     rank = job["rank"]
+    options = job["options"] | (job["by_rank"][rank] if "by_rank" in job else {})
     deeds = {(deed, *place) for deed, place in job.get("do", {}).items()}
     losses: list[float] = []
     check, step, read = guard.check_finite, Learner.step, run.read_data
@@ -62,7 +64,7 @@ def main() -> int:
     guard.check_finite, Learner.step, run.read_data = recorded, poisoned, short_read
     report: dict[str, Any] = {"losses": losses}
     try:
-        result = train(TrainConfig(**job["options"]), on_step=on_step)
+        result = train(TrainConfig(**options), on_step=on_step)
         report |= {"history": result.history, "answers": len(result.evaluation.answers), "first": result.first}
         report |= {"per_image": result.result.get("per_image")}
     except Interrupted as stopped:

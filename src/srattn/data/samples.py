@@ -131,7 +131,7 @@ class ImageData:
 
     def rootless(self) -> str:
         """As `fingerprint`, without the folder that all names begin with; empty where they are no absolute paths."""
-        root = _root_of([*self.train.names, *self.val.names])
+        root = root_of([*self.train.names, *self.val.names])
         return self._hash(len(root)) if root else ""
 
     def _hash(self, begin: int) -> str:
@@ -149,7 +149,7 @@ class ImageData:
         return hashlib.sha256(torch.cat([self.train.stamps, self.val.stamps]).numpy().tobytes()).hexdigest()
 
 
-def _root_of(names: Sequence[str]) -> str:
+def root_of(names: Sequence[str]) -> str:
     """The folder that all names begin with where they are absolute paths, with its last slash; else nothing."""
     if not names or not all(map(os.path.isabs, names)):
         return ""

@@ -95,6 +95,11 @@ def stamp_of(file: Path | bytes) -> int:
     return (size & 0x7FFFFFFF) << 32 | zlib.crc32(tail, zlib.crc32(head))
 
 
+def size_in(stamp: int) -> int:
+    """Of the file, below 2 GiB, from what `stamp_of` made of it."""
+    return stamp >> 32
+
+
 def leads_out(name: str) -> bool:
     """Whether a path from a stranger's file is anything but one of a file below a folder."""
     pure = PurePosixPath(name.replace("\\", "/"))

@@ -92,28 +92,6 @@ def read_data(config: ResolvedConfig, augment: Augment | JointAugment, progress:
     )
 
 
-def check_alike(data: ImageData, source: str, world: World) -> None:
-    """Refuses data that another process has read otherwise: each reads by itself, perhaps from a disk of its own.
-
-    Raises:
-        SrattnError: in all processes.
-    """
-    if world.size == 1:
-        return
-    counts = f"{len(data.train)} images for training, {len(data.val)} held out, {len(data.classes)} classes"
-    found = world.exchange((counts, [data.fingerprint(), *data.classes], data.skipped[:1]))
-    first, names, skipped = found[0]
-    for rank, (theirs, other, left_out) in enumerate(found):
-        if (theirs, other) == (first, names):
-            continue
-        named = ", by other names or labels" if theirs == first else ""
-        reason = f" (left out: {[*left_out, *skipped][0]})" if left_out or skipped else ""
-        raise SrattnError(
-            f"{source} is not the same for all processes: the first has {first}; process {rank} has {theirs}{named}"
-            f"{reason}; give all of them the same files"
-        )
-
-
 def _check_choice(config: ResolvedConfig, parts: Collection[str]) -> None:
     """Refuses weights that would be chosen by test images."""
     part = next((name for name in ("val", "test") if name in parts), None)

@@ -15,6 +15,7 @@ from srattn.data.index import part_called
 from srattn.data.loader import Loader
 from srattn.data.reader import BUILT_IN, is_built_in
 from srattn.engine import run_folder
+from srattn.engine.alike import check_data, check_options
 from srattn.engine.checkpoint import Checkpoints, read_facts
 from srattn.engine.config import OF_THE_MACHINE, OF_THE_PLACE, ResolvedConfig, TrainConfig, from_dict, to_dict
 from srattn.engine.defaults import absolute_paths, resolve
@@ -24,7 +25,7 @@ from srattn.engine.evaluate import Evaluation
 from srattn.engine.heap import kept_heap
 from srattn.engine.interrupt import catch_signals
 from srattn.engine.progress import Progress, Silent
-from srattn.engine.read import check_alike, make_augment, make_loader, read_data
+from srattn.engine.read import make_augment, make_loader, read_data
 from srattn.engine.results import make_result
 from srattn.engine.run_lock import locked
 from srattn.engine.settings import apply_settings, settings_of
@@ -97,6 +98,7 @@ def train(
         resolved, checkpoint = _resumed(config, world, lock, progress, given) if resuming else (resolve(config), None)
         if not resuming:
             run_folder.check_free(config.out)
+        check_options(resolved, world)
         with _settings_of(resolved), contextlib.closing(progress):
             factories = find_sinks(resolved.sinks)
             trainer = _prepare(resolved, world, progress, on_step, weights=checkpoint is None)
@@ -212,7 +214,7 @@ def _prepare(
     check_size(config)
     augment = make_augment(config)
     data = read_data(config, augment, progress)
-    check_alike(data, config.data, world)
+    check_data(data, config.data, world)
     for line in data.skipped:
         progress.note(f"skipped {line}")
     loader = make_loader(config, augment, data, world)
