@@ -19,7 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from srattn.engine import Interrupted, TrainConfig, train
+from srattn.engine.exam import open_exam
 from srattn.engine.progress import Silent
+from srattn.engine.weights import load_run
 from srattn.errors import SrattnError
 
 # Everything random is on: augmentation, dropout, stochastic depth; the average has weights of its own,
@@ -277,8 +279,43 @@ def test_data_that_was_moved(tiny: dict[str, Any], tmp_path: Path, kind: str) ->
     assert result.config.data == result.result["data"] == str(place)
     same_run(whole.folder, tmp_path / "run")
     train(TrainConfig(resume=str(tmp_path / "run")))  # the last checkpoint knows the new place
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert written.splitlines()[0] == f'# until step 4: data: "{data}"'
+    assert yaml.safe_load(written)["data"] == str(place)
+    exam = open_exam(load_run(tmp_path / "run"), os.path.relpath(place))
+    assert len(exam.samples) == len(result.loader.data.val) and "held out" in exam.split
     with pytest.raises(SrattnError, match=r"data is '.*', not 'digits'"):
         train(TrainConfig(resume=str(tmp_path / "run")), given={"data"})
+
+
+def test_data_that_was_moved_twice_before_a_checkpoint(tiny: dict[str, Any], launch: Launch, tmp_path: Path) -> None:
+    """What a resume was told is known to the next, though it was killed before it saved anything."""
+    options = tiny | {"size": 16, "batch_size": 4, "num_workers": 0, "cache_mb": 0, "drop_path_rate": 0.0}
+    places = [write_photos(tmp_path / "0")]
+    whole = train(TrainConfig(**options, data=str(places[0]), out=str(tmp_path / "whole")))
+    folder = tmp_path / "run"
+    interrupted(options | {"data": str(places[0])}, folder, 4)
+    for number in (1, 2):
+        places.append(places[-1].rename(tmp_path / str(number)))
+        (ended,) = launch(1, options={"resume": str(folder), "data": str(places[-1])}, do={"kill": [0, 5]})
+        assert ended.code == -signal.SIGKILL, ended.text
+    train(TrainConfig(resume=str(folder)))
+    same_run(whole.folder, folder)
+    lines = (folder / "config.yaml").read_text().splitlines()
+    assert lines[:2] == [f'# until step 4: data: "{place}"' for place in places[:2]]
+    assert yaml.safe_load("\n".join(lines))["data"] == str(places[2])
+
+
+@pytest.mark.parametrize("text", [None, "data: [1, 2]\n", "{", "- 1\n", "data: /not/there\n"])
+def test_a_configuration_that_says_no_place_is_no_hindrance(whole: Path, tmp_path: Path, text: str | None) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    if text is None:
+        (folder / "config.yaml").unlink()
+    else:
+        (folder / "config.yaml").write_text(text)
+    train(TrainConfig(resume=str(folder)))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"] == "digits"
 
 
 def test_other_pictures_under_the_same_names_are_noticed(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -154,7 +154,23 @@ def _resumed(
     own = read_facts(path).get("config")
     if not isinstance(own, dict):
         raise SrattnError(f"{path} is not a checkpoint of a training run of this version")
-    return _own_options(config, from_dict(own), given), path
+    return _own_options(config, _where_it_lies(from_dict(own), path.parent.parent), given), path
+
+
+def _where_it_lies(own: ResolvedConfig, folder: Path) -> ResolvedConfig:
+    """The options of a checkpoint with the places that the run's config.yaml names: a run that was resumed with data
+    that was moved, and killed before its next checkpoint, says them there alone."""
+    noted = {name: place for name, place in run_folder.places(folder).items() if place and getattr(own, name)}
+    there = {name: place for name, place in noted.items() if os.path.exists(place) or _is_reachable(place)}
+    return dataclasses.replace(own, **there)
+
+
+def _is_reachable(place: str) -> bool:
+    """Whether it is a pattern, a URL or a name on the hub; what lies there is seen when it is read."""
+    try:
+        return not is_built_in(place)
+    except SrattnError:
+        return False
 
 
 def _own_options(config: TrainConfig, own: ResolvedConfig, given: Collection[str] | None) -> ResolvedConfig:
@@ -257,6 +273,7 @@ def _place(
     else:
         trainer.restore(checkpoint)
         if world.first:
+            run_folder.move(folder, config, trainer.steps_done)
             run_folder.write_history(folder, trainer.position.history)
     if world.first:
         trainer.sinks = open_sinks(factories, folder, to_dict(config), trainer.steps_done, trainer.progress.note)

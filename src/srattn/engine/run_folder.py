@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
-from srattn.engine.config import ResolvedConfig, to_yaml
+from srattn.engine.config import OF_THE_PLACE, ResolvedConfig, to_yaml
 from srattn.errors import SrattnError
 from srattn.files import atomic_dir, atomic_path
 
@@ -58,6 +59,30 @@ def _fill(folder: Path, config: ResolvedConfig) -> Path:
     with atomic_dir(folder) as aside:
         write_text(aside / CONFIG, to_yaml(config))
     return folder
+
+
+def places(folder: Path) -> dict[str, str | None]:
+    """Where the data of a run lies by its configuration, options of `OF_THE_PLACE`; none if it cannot be read."""
+    try:
+        values = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    found = {name: values[name] for name in OF_THE_PLACE if name in values} if isinstance(values, dict) else {}
+    return {name: value for name, value in found.items() if value is None or isinstance(value, str)}
+
+
+def move(folder: Path, config: ResolvedConfig, step: int) -> None:
+    """Puts the places of a run's data into its configuration; where they were until `step` stays there as a comment."""
+    before = places(folder)
+    now = {name: getattr(config, name) for name in OF_THE_PLACE}
+    if before == now:
+        return
+    lines = (folder / CONFIG).read_text(encoding="utf-8", errors="replace").splitlines() if before else []
+    history = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    for name, value in before.items():
+        if value != now[name]:
+            history.append(f"# until step {step}: {name}: {json.dumps(value, ensure_ascii=False)}")
+    write_text(folder / CONFIG, "".join(f"{line}\n" for line in history) + to_yaml(config))
 
 
 def remove(folder: Path) -> None:
