@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -349,6 +351,9 @@ try:
     srattn.from_pretrained("someone/other")
 except srattn.SrattnError as error:
     print(error)
+from huggingface_hub import constants
+constants.ENDPOINT = "http://127.0.0.1:9"
+print("again", srattn.from_pretrained("someone/ants").labels)
 """
     env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_of_a_test"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
@@ -358,6 +363,8 @@ except srattn.SrattnError as error:
     assert done.returncode == 0, done.stderr
     assert "True ['ant', 'b`ee', 'cät']" in done.stdout
     assert "cannot get someone/other from the Hugging Face hub" in done.stdout
+    assert "again ['ant', 'b`ee', 'cät']" in done.stdout, "the hub is gone, its cache is there"
+    assert "Retrying" not in done.stderr
     assert set(kept.repos["someone/ants"]) >= {"README.md", "config.json", "model.safetensors"}
     assert kept.repos["someone/ants"]["model.safetensors"] == (run / "model.safetensors").read_bytes()
     commits = [path for method, path, _ in kept.seen if method == "POST" and "/commit/" in path]
@@ -373,3 +380,38 @@ def test_a_hub_that_refuses_is_one_line(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("srattn: error: cannot push to someone/ants: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_hub_that_says_nothing_is_asked_once(run: Path, tmp_path: Path) -> None:
+    """Its client would ask six times and more for each file; a way out is named instead."""
+    pytest.importorskip("datasets")
+    code = """
+import sys, srattn
+from srattn.cli.main import main
+assert main(["push", sys.argv[1], "someone/ants"]) == 2
+assert main(["data", "check", "hf:someone/ants"]) == 2
+try:
+    srattn.from_pretrained("someone/ants")
+except srattn.SrattnError as error:
+    print(error, file=sys.stderr)
+"""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)  # connections are made, and nobody ever answers
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {**os.environ, "HF_ENDPOINT": place, "HF_HOME": str(tmp_path), "HF_HUB_ETAG_TIMEOUT": "1"}
+        env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "HF_TOKEN": "x"}
+        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE"):
+            env.pop(name, None)
+        command = [sys.executable, "-c", code, str(run)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        silent.setblocking(False)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 3, done.stderr
+    for line, way in zip(done.stderr.splitlines(), ("push --folder", "hf:FOLDER", "save_pretrained"), strict=True):
+        assert place in line and "HF_HUB_ETAG_TIMEOUT allows more" in line and way in line
+    assert asked == 3

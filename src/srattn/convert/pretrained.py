@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from srattn.convert.load import load_checkpoint
+from srattn.convert.reach import reach_hub
 from srattn.convert.variants import backbone_of
 from srattn.errors import SrattnError, missing_extra
 from srattn.models import build_model
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
-_SECONDS = 10
-"""For the hub to answer at all."""
 
 
 @overload
@@ -114,7 +113,7 @@ def fetch(weights: Weights) -> Path:
     try:
         if isinstance(cached := try_to_load_from_cache(weights.repo, weights.file), str):
             return Path(cached)
-        _reach()
+        reach_hub()
         return Path(hf_hub_download(weights.repo, weights.file))
     except Exception as error:  # the hub, its cache and the network fail in many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -123,23 +122,6 @@ def fetch(weights: Weights) -> Path:
             "the file in the hub's cache (HF_HUB_CACHE; HF_HUB_OFFLINE=1 asks no server), or download it elsewhere "
             "and give it to srattn.load_checkpoint"
         ) from error
-
-
-def _reach() -> None:
-    """Asks the hub once: its client would ask for half a minute, with a warning each time, before it says the same.
-
-    Raises:
-        SrattnError: there is no way there.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception as error:  # of requests or httpx, whichever the client has
-        raise SrattnError(f"{constants.ENDPOINT} cannot be reached ({error})") from None
 
 
 def _tell_licence(weights: Weights) -> None:

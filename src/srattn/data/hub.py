@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from srattn.convert.reach import reach_hub
 from srattn.data.columns import Columns, find_columns
 from srattn.data.decode import BadImage
 from srattn.data.index import Index, part_called
@@ -60,10 +61,24 @@ def _load(datasets: Any, name: str) -> dict[str, Any]:
             loaded = datasets.load_from_disk(os.fspath(path))
         else:
             base, _, config = (name, "", "") if path.exists() else name.partition(":")
+            if not path.exists() and not _is_kept(datasets, base):
+                reach_hub()
             loaded = datasets.load_dataset(base, config or None)
+    except SrattnError as error:
+        raise SrattnError(
+            f"hf:{name} cannot be loaded: {error}. Without a network, name a folder that the data set's save_to_disk "
+            f"wrote, hf:FOLDER, or put it into the library's cache (HF_HOME; HF_HUB_OFFLINE=1 asks no server)"
+        ) from error
     except Exception as error:  # the library, the network and the hub raise errors of many kinds
         raise SrattnError(f"hf:{name} cannot be loaded: {str(error).partition(chr(10))[0][:300]}") from None
     return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+
+def _is_kept(datasets: Any, name: str) -> bool:
+    """Whether the library may have what it fetched of a data set, which it takes where the hub does not answer."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    made = Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___"))
+    return made.exists() or Path(hub.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}").exists()
 
 
 def _folders(datasets: Any, name: str) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from srattn.convert.reach import reach_hub
 from srattn.engine import run_folder
 from srattn.engine.card import LIBRARY, make_card
 from srattn.engine.foreign import CLASSIFIES
@@ -22,6 +24,8 @@ from srattn.engine.open_model import open_model
 from srattn.engine.weights import LoadedRun, load_run, save_weights
 from srattn.errors import SrattnError, missing_extra
 from srattn.files import atomic_dir
+
+_log = logging.getLogger(__name__)
 
 
 def from_pretrained(
@@ -58,13 +62,38 @@ def from_pretrained(
             revision=revision,
             token=token,
             cache_dir=cache_dir,
-            local_files_only=local_files_only,
+            local_files_only=local_files_only or _is_out_of_reach(name, revision, cache_dir),
             device=device,
         )
     except SrattnError:
         raise
     except Exception as error:  # the hub, its cache and the network fail in many kinds
         raise SrattnError(f"cannot get {name} from the Hugging Face hub: {_reason(error)}") from error
+
+
+def _is_out_of_reach(name: str, revision: str | None, cache_dir: str | os.PathLike[str] | None) -> bool:
+    """Whether a model that lies in the hub's cache is to be taken from there, since the hub does not answer.
+
+    Raises:
+        SrattnError: the hub does not answer, and the cache has no such model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.isdir(name):
+        return False
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    try:
+        reach_hub()
+    except SrattnError as error:
+        if isinstance(try_to_load_from_cache(name, run_folder.WEIGHTS, cache, revision), str):
+            _log.info("%s, as the hub's cache has it: %s", name, error)
+            return True
+        raise SrattnError(
+            f"cannot get {name} from the Hugging Face hub: {error}. Without a network, give a folder that "
+            f"srattn.save_pretrained or `srattn push --folder` wrote, or put the model into the hub's cache "
+            f"(HF_HUB_CACHE)"
+        ) from error
+    return False
 
 
 def save_pretrained(run: LoadedRun | str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
@@ -94,6 +123,13 @@ def push(
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise SrattnError(f"a repository is called OWNER/NAME, got {repo!r}")
     model = _pretrained(run)
+    try:
+        reach_hub()
+    except SrattnError as error:
+        raise SrattnError(
+            f"cannot push to {repo}: {error}. Without a network, write a folder with `srattn push --folder`, which can "
+            f"be uploaded from elsewhere"
+        ) from error
     try:
         made = model.push_to_hub(repo, private=private, branch=branch, commit_message=message, token=token)
     except SrattnError:
