@@ -71,6 +71,24 @@ def test_table_file_and_picture(run: Path, tmp_path: Path, capsys: pytest.Captur
         assert drawn.format == "PNG" and min(drawn.size) > 1000
 
 
+def test_a_table_in_a_pipe_is_whole(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    deep = run / "a place with a name that is longer than a line of eighty letters" / "and another folder in it"
+    deep.mkdir(parents=True)
+    (deep / "model.safetensors").symlink_to(run / "model.safetensors")
+    _, shown, _ = evaluate(
+        capsys, "--model", deep, "--data", "digits", "--corruptions", "contrast", "--severities", "[1, 2, 3, 4, 5]"
+    )
+    assert "…" not in shown
+    (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["model"]]
+    assert str(deep) in line
+    (line,) = [line for line in shown.splitlines() if line.split()[:1] == ["contrast"]]
+    assert line.count("%") == 5
+    assert sum(f"severity {number}" in shown for number in range(1, 6)) == 5
+
+
 def test_json_is_alone_on_standard_output(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "eval.json"
     code, shown, err = evaluate(capsys, "--model", run, "--data", "digits", "--format", "json", "--out", out)

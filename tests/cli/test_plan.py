@@ -23,6 +23,19 @@ def test_plan_prints_every_stage_with_its_reason(
         assert word in out
 
 
+def test_a_plan_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plan", "mvitv2_tiny", "--size", "512x384"]) == 0
+    table = capsys.readouterr().out
+    assert main(["plan", "mvitv2_tiny", "--size", "512x384", "--format", "json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert "…" not in table
+    for row in plan["rows"]:
+        lines = [line for line in table.splitlines() if line.split()[:1] == [row["stage"]]]
+        assert any(row["path"] in line and f"{row['macs'] / 1e6:,.1f}" in line for line in lines)
+        assert f"stage {row['stage']}: {row['reason']}" in table.splitlines()
+
+
 def test_plan_as_json_of_several_models_and_a_rectangle(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "pvt_tiny", "pvt_v2_b2_li", "--size", "64", "96", "--batch", "4", "--format", "json"]) == 0
     plans = json.loads(capsys.readouterr().out)

@@ -217,5 +217,5 @@ def _write(args: jsonargparse.Namespace, result: dict[str, Any], draw: Callable[
 def _console(console: Console) -> Console:
     """In a file or a pipe the lines are as long as they need to be."""
     if not console.is_terminal:
-        console.width = max(console.width, 200)
+        console.width = max(console.width, 600)
     return console

@@ -215,9 +215,10 @@ def _target(path: str | None, suffixes: tuple[str, ...], overwrite: bool, option
 
 def _print(report: Report) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from srattn.cli.wide import console_for
 
     table = Table(box=box.SIMPLE_HEAD, title=f"{sum(report.sizes.values()):,} images, {len(report.classes)} classes")
     for name in ("part", "images", "smallest class", "largest class", "repeated"):
@@ -226,9 +227,8 @@ def _print(report: Report) -> None:
         least, most = (pick(range(len(counts)), key=counts.__getitem__) for pick in (min, max))
         cells = [f"{counts[number]:,} {_safe(report.classes[number])[:24]}" for number in (least, most)]
         table.add_row(part, f"{sum(counts):,}", *map(Text, cells), f"{report.repeated.get(part, 0):,}")
-    console = Console()
     if report.counts:
-        console.print(table)
+        console_for(table).print(table)
     if report.sizes:
         sides = sorted(side for size, count in report.sizes.items() for side in [min(size)] * count)
         low, middle, high = sides[0], sides[len(sides) // 2], sides[-1]

@@ -131,11 +131,11 @@ def print_scenes(report: SceneReport, safe: Callable[[str], str], listed: Callab
         listed: prints a heading and the first of some lines.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from srattn.cli.data_tables import classes_of, parts_of
+    from srattn.cli.wide import console_for
 
     def table(heads: list[str], rows: list[list[str]], title: str | None = None) -> None:
         made = Table(box=box.SIMPLE_HEAD, title=title)
@@ -143,7 +143,7 @@ def print_scenes(report: SceneReport, safe: Callable[[str], str], listed: Callab
             made.add_column(head, justify="right" if place else "left")
         for row in rows:
             made.add_row(*(Text(safe(cell)) for cell in row))
-        Console().print(made)
+        console_for(made).print(made)
 
     if report.images:
         table(*parts_of(report), report.heading)

@@ -171,11 +171,11 @@ def write_results(args: jsonargparse.Namespace, values: dict[str, Any], draw: An
 def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[str]) -> None:
     """Figures, the classes (of many the worst ones) and the corruptions, as tables."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from srattn.cli.wide import console_for
+
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     size = "x".join(str(side) for side in found.details["size"])
     tta = ", with the mirror image" if found.details["tta"] == "flip" else ""
@@ -185,18 +185,20 @@ def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[
     table.add_row("data", Text(f"{facts['data']}: {facts['split']}, {found.images:,} images, {size} pixels{tta}"))
     for name, value in _figures(found):
         table.add_row(name, value)
-    console.print(table)
     ordered = sorted(found.per_class.items(), key=lambda item: item[1])
     classes = Table(box=box.SIMPLE_HEAD)
     for name in ("class", "images", "accuracy"):
         classes.add_column(name, justify="left" if name == "class" else "right")
     for name, value in ordered[:_CLASSES_SHOWN]:
         classes.add_row(Text(name), str(found.support[name]), f"{100 * value:.2f}%")
+    robust = [_robustness(found, Table(box=box.SIMPLE_HEAD))] if found.corruptions else []
+    console = console_for(table, classes, *robust)
+    console.print(table)
     console.print(classes)
     if len(ordered) > _CLASSES_SHOWN:
         console.print(f"the {_CLASSES_SHOWN} worst of {len(ordered)} classes; --out has all of them")
-    if found.corruptions:
-        console.print(_robustness(found, Table(box=box.SIMPLE_HEAD)))
+    for corrupted in robust:
+        console.print(corrupted)
     for line in left_out[:5]:
         console.print(f"left out {line}", highlight=False, markup=False, soft_wrap=True)
     if len(left_out) > 5:

@@ -109,27 +109,28 @@ def _unsure(run: LoadedRun) -> str | None:
 
 def _print(found: SceneMeasurement, facts: dict[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from srattn.cli.wide import console_for
     from srattn.engine.progress import figure_text
 
-    console = Console()
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_row("model", Text(f"{facts['model']} ({facts['name']}, {facts['task']})"))
     table.add_row("data", Text(f"{facts['data']}: {found.split}, {len(found.data.val):,} images"))
     for name, value in found.figures.items():
         table.add_row(name, Text(figure_text(name, value), style="bold" if name == found.headline else ""))
     table.add_row("images per second", f"{found.images_per_second:,.1f} with loading")
-    console.print(table)
     rows = _rows_of(found)
+    shown = Table(box=box.SIMPLE_HEAD)
+    console = console_for(table)
+    console.print(table)
     if rows is not None:
-        shown = Table(box=box.SIMPLE_HEAD)
         for place, name in enumerate(rows[0]):
             shown.add_column(name, justify="right" if place else "left")
         for row in rows[1][:_SHOWN]:
             shown.add_row(*map(Text, row))
+        console = console_for(shown)
         console.print(shown)
         if len(rows[1]) > _SHOWN:
             console.print(f"the first {_SHOWN} of {len(rows[1])} rows; --out has all of them")

@@ -54,8 +54,9 @@ def _plan(name: str, size: tuple[int, int] | None, args: jsonargparse.Namespace)
 
 def _print(plan: Plan) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from srattn.cli.wide import console_for
 
     height, width = plan.size
     mode = "training" if plan.training else "inference"
@@ -68,9 +69,10 @@ def _print(plan: Plan) -> None:
         tokens += f" x {row.windows}" if row.windows > 1 else ""
         work, moved = f"{row.macs / 1e6:,.1f}", f"{row.bytes / 1e6:,.2f}"
         table.add_row(row.stage, str(row.blocks), tokens, keys, str(row.heads), row.path, work, moved)
-    console = Console()
+    console = console_for(table)
     console.print(table)
+    piped = not console.is_terminal
     for row in plan:  # below the table, since a narrow terminal would fold a column of them to nothing readable
-        console.print(f"stage {row.stage}: {row.reason}", highlight=False)
+        console.print(f"stage {row.stage}: {row.reason}", soft_wrap=piped)
         if row.feed_forward:
-            console.print(f"stage {row.stage}, feed-forward: {row.feed_forward}", highlight=False)
+            console.print(f"stage {row.stage}, feed-forward: {row.feed_forward}", soft_wrap=piped)
