@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
+
+import torch
 
 from srattn.engine.distributed import World
 from srattn.engine.interrupt import Interrupted
@@ -15,6 +18,7 @@ from srattn.errors import SrattnError
 
 _POLL, _WORD, _GRACE, _LAST = 0.25, 3.0, 5.0, 5.0  # seconds
 _KEY, _HEARD = "failed", "heard"
+_BROKEN = re.compile(r"gloo|connection (was )?(closed|reset|refused|lost)|broken pipe", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -40,11 +44,26 @@ def watch_others(world: World) -> Iterator[None]:
         echo = isinstance(error, RuntimeError)
         if watcher.found.wait(_WORD if echo else 0.0):
             raise SrattnError(watcher.words) from error
-        watcher.leave_word(error, wait=not echo)
+        lost = _lost(error) if echo else None
+        watcher.leave_word(lost or error, wait=not echo)
+        if lost is not None:
+            raise lost from error
         raise
     finally:
         watcher.left.set()
         watcher.join()
+
+
+def _lost(error: BaseException) -> SrattnError | None:
+    """What to say of torch's word on a connection that broke; None for any other error."""
+    if not isinstance(error, torch.distributed.DistError) and not _BROKEN.search(str(error)):
+        return None
+    reason = str(error).strip().partition("\n")[0][:200]
+    return SrattnError(
+        f"another process is gone without a word, killed perhaps, by its machine for want of memory or by a person, or "
+        f"the network between them is ({reason}); see what torchrun says of each process. A run goes on from its last "
+        f"checkpoint: --resume"
+    )
 
 
 class _Watcher(threading.Thread):
