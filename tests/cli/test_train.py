@@ -87,6 +87,7 @@ def test_from_options_to_report(
         (["--size", "4"], r"size 4 is below the 8 pixels"),
         (["--data", "nowhere"], r"'nowhere' is neither"),
         (["--modle", "x"], r"did you mean '--model'"),
+        (["--learning-rate", "1"], r"--learning-rate 1; did you mean '--lr'\?"),
         (["--model", "pvt_v2_b9"], r"no model 'pvt_v2_b9'"),
         (["--epochs", "many"], r"epochs"),
         (["--epochs", "0"], r"epochs must be at least 1"),
@@ -110,6 +111,37 @@ def test_mistakes_are_one_line_and_code_2(
     assert errors.startswith("srattn: error: ") and errors.count("\n") == 1
     assert re.search(message, errors)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe\x00", "is no text in UTF-8"),
+        (b"learning_rate: 1\n", "Option 'learning_rate' is not accepted; did you mean 'lr'?"),
+        (b"output_dir: x\n", "Option 'output_dir' is not accepted; did you mean 'out'?"),
+    ],
+)
+def test_a_config_with_mistakes(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str
+) -> None:
+    (tmp_path / "bad.yaml").write_bytes(text)
+    assert main([*tiny, "--out", str(tmp_path / "run"), "--config", str(tmp_path / "bad.yaml")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("srattn: error: ") and errors.count("\n") == 1 and message in errors
+
+
+def test_a_place_for_no_run_is_refused_before_data_is_read(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srattn.engine.run.read_data", None)
+    (tmp_path / "file").write_text("x")
+    assert main([*tiny, "--out", str(tmp_path / "file" / "run")]) == 2
+    place = re.escape(str(tmp_path / "file"))
+    assert re.search(rf"{place}/run cannot be written \(not a directory: {place}\); choose", capsys.readouterr().err)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("x")
+    assert main(tiny) == 2
+    assert "cannot be written (not a directory" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_refused(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

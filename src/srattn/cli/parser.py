@@ -18,6 +18,14 @@ _UNION = re.compile(
 """jsonargparse's complaint about a value of an option that may be left out."""
 
 
+_CALLED = {
+    "learning_rate": "lr", "max_lr": "lr", "base_lr": "lr", "wd": "weight_decay", "dropout": "drop_rate",
+    "output": "out", "output_dir": "out", "save_dir": "out", "dataset": "data", "mixed_precision": "precision",
+    "gradient_accumulation_steps": "accumulate", "grad_clip": "clip_grad", "early_stopping": "patience",
+}  # fmt: skip
+"""What other tools call an option of ours, where the words are unlike."""
+
+
 class VerbParser(jsonargparse.ArgumentParser):
     """jsonargparse's parser that raises SrattnError where the original prints a usage and exits.
 
@@ -33,7 +41,10 @@ class VerbParser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         self.words = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, *others, **options)
+        try:
+            return super().parse_args(args, *others, **options)
+        except UnicodeDecodeError as error:
+            raise SrattnError(f"a file of the command line is no text in UTF-8: {error}") from None
 
     def dump(self, cfg: Any, *others: Any, **options: Any) -> str:
         if self.filled is not None and not options.get("skip_default"):
@@ -59,7 +70,7 @@ class VerbParser(jsonargparse.ArgumentParser):
             own = [action for action in self._actions if not action.option_strings and action.dest == name.lstrip("-")]
             if own:
                 return f"; give it without {name}, as in {self.prog} {own[0].dest.upper()}"
-            return nearest(name, options) if name.startswith("-") else ""
+            return _near(name, options) if name.startswith("-") else ""
         if found := re.search(r"[Gg]roup '([^']+)' does not accept option '([^']+)'", message):
             prefix = found[1] + "."
             keys = [a.dest.removeprefix(prefix) for a in self._actions if a.dest.startswith(prefix)]
@@ -67,12 +78,19 @@ class VerbParser(jsonargparse.ArgumentParser):
         if found := re.search(
             r"[Oo]ption '([^']+)' is not accepted|[Kk]ey ['\"]([^'\"]+)['\"] is not expected", message
         ):
-            return nearest(found[1] or found[2], [action.dest for action in self._actions])
+            return _near(found[1] or found[2], [action.dest for action in self._actions])
         if found := re.search(r"one of \[(.*?)\].*\. Got value: (.*)$", message):
             return nearest(found[2].strip(), re.findall(r"'([^']*)'", found[1]))
         if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return nearest(found[1], re.findall(r"[\w.+-]+", found[2]))
         return ""
+
+
+def _near(name: str, options: Sequence[str]) -> str:
+    """As `nearest`, of options that other tools call otherwise by that."""
+    dashes = "--" if name.startswith("-") else ""
+    ours = dashes + _CALLED.get(name.lstrip("-").replace("-", "_").casefold(), "")
+    return nearest(ours if ours in options else name, options)
 
 
 def make_parser(verb: str, description: str) -> VerbParser:

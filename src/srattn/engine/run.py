@@ -96,8 +96,8 @@ def train(
     ):
         progress = progress if progress is not None and world.first else Silent()
         resolved, checkpoint = _resumed(config, world, lock, progress, given) if resuming else (resolve(config), None)
-        if not resuming:
-            run_folder.check_free(config.out)
+        if not resuming and world.first:
+            run_folder.check_place(config.out)
         check_options(resolved, world)
         with _settings_of(resolved), contextlib.closing(progress):
             factories = find_sinks(resolved.sinks)

@@ -17,7 +17,7 @@ from torch import nn
 
 from srattn.engine.config import OF_THE_PLACE, ResolvedConfig, to_yaml
 from srattn.errors import SrattnError
-from srattn.files import atomic_dir, atomic_path
+from srattn.files import atomic_dir, atomic_path, check_writable
 
 CONFIG, WEIGHTS, RESULT, REPORT = "config.yaml", "model.safetensors", "result.json", "report.html"
 CHECKPOINTS, ADAPTERS = "checkpoints", "lora.safetensors"
@@ -29,6 +29,12 @@ def check_free(out: str | None) -> None:
         raise SrattnError(
             f"{out} exists and is not overwritten; choose another --out, or continue it with --resume {out}"
         )
+
+
+def check_place(out: str | None) -> None:
+    """Raises SrattnError if no run folder can be made there, before anything is read."""
+    check_free(out)
+    check_writable("runs/.srattn-new" if out is None else out)
 
 
 def create(config: ResolvedConfig) -> Path:
