@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -218,13 +219,18 @@ def test_what_cannot_be_resumed(whole: Path, tmp_path: Path) -> None:
         ({"format": 1}, "nothing to resume"),
         ({"position": {"place": 1}}, "not a checkpoint of a training run of this version"),
         ({"config": "default"}, "not a checkpoint of a training run of this version"),
+        ({"config": {"of_a_later_version": 1}}, r"may be of a newer version: unknown option 'of_a_later_version'"),
+        ({"config": {"batch_size": "many"}}, r"has options that srattn .* does not take"),
     ]:
-        folder = tmp_path / next(iter(change))
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(whole, folder)
         for path in (folder / "checkpoints").glob("step-*/state.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(SrattnError, match=message):
             train(TrainConfig(resume=str(folder)))
+    for inner in ("checkpoints", "model.safetensors", "checkpoints/step-0000000018"):
+        with pytest.raises(SrattnError, match=f"nothing to resume; did you mean {re.escape(str(whole))}\\?"):
+            train(TrainConfig(resume=str(whole / inner)))
     state = json.loads(next((whole / "checkpoints").glob("step-*/state.json")).read_text())
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)

@@ -39,6 +39,7 @@ from srattn.models.backbone import Backbone
 from srattn.tasks.classification import weights_of
 from srattn.tasks.models import targets_of, task_options
 from srattn.tasks.registry import make_task, task_called
+from srattn.version import __version__
 
 
 @dataclasses.dataclass
@@ -149,12 +150,22 @@ def _resumed(
     if refused:
         raise SrattnError(refused)
     if not names:
-        raise SrattnError(f"{config.resume} has no complete checkpoint: there is nothing to resume")
+        run = next(
+            (str(above) for above in Path(config.resume).parents[:3] if (above / run_folder.CONFIG).is_file()), ""
+        )
+        hint = f"; did you mean {run}?" if run else ""
+        raise SrattnError(f"{config.resume} has no complete checkpoint: there is nothing to resume{hint}")
     path = checkpoints.folder / names[0]
     own = read_facts(path).get("config")
     if not isinstance(own, dict):
         raise SrattnError(f"{path} is not a checkpoint of a training run of this version")
-    return _own_options(config, _where_it_lies(from_dict(own), path.parent.parent), given), path
+    try:
+        resolved = from_dict(own)
+    except SrattnError as error:
+        raise SrattnError(
+            f"{path} has options that srattn {__version__} does not take, it may be of a newer version: {error}"
+        ) from None
+    return _own_options(config, _where_it_lies(resolved, path.parent.parent), given), path
 
 
 def _where_it_lies(own: ResolvedConfig, folder: Path) -> ResolvedConfig:
