@@ -305,3 +305,16 @@ def test_downloads_are_bounded(server: str, tmp_path: Path) -> None:
         download(f"{server}/none.tar")
     with pytest.raises(SrattnError, match="names the machine 'elsewhere'"):
         download("file://elsewhere/a.tar")
+
+
+def test_a_shard_that_ends_within_a_filling_says_how_long_it_is(tmp_path: Path) -> None:
+    """No more bytes than the file has, though the next header would be further on."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("0.cls")
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"3"))
+    path.write_bytes(path.read_bytes()[:600])
+    members, wrong = read_contents(path)
+    assert [member.name for member in members] == ["0.cls"]
+    assert wrong == "ends early, after 600 bytes and 1 whole files"

@@ -41,7 +41,7 @@ def read_contents(path: Path) -> tuple[list[Member], str]:
             file.seek(offset)
             header = file.read(_BLOCK)
             if len(header) < _BLOCK:
-                return members, f"ends early, after {offset + len(header):,} bytes and {len(members)} whole files"
+                return members, f"ends early, after {length:,} bytes and {len(members)} whole files"
             if header == bytes(_BLOCK):
                 return members, ""
             size = _number(header[124:136])
