@@ -398,3 +398,14 @@ def test_info_makes_no_cuda_context(monkeypatch: pytest.MonkeyPatch) -> None:
         fact = collect()["cuda"]
         assert fact["available"] is available
         assert fact["devices"] == 1 if available else "no NVIDIA GPU" in fact["reason"]
+
+
+@pytest.mark.parametrize("words", [["eval", "--data", "digits", "--out", "eval.json"], ["tune", "lr"]])
+def test_what_processes_do_not_share_is_refused_by_each(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    errors = capsys.readouterr().err
+    assert f"srattn {words[0]} is the work of one process, and there are 2" in errors and errors.count("\n") == 1

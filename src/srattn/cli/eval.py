@@ -75,6 +75,9 @@ def run(args: jsonargparse.Namespace) -> int:
     for name, least in (("batch_size", 1), ("num_workers", 0), ("cache_mb", 0), ("size", 1)):
         if args[name] is not None and args[name] < least:
             raise SrattnError(f"--{name} must be at least {least}, got {args[name]}")
+    from srattn.engine.rows.ranks import check_alone
+
+    check_alone("eval")
     kinds = chosen_corruptions(args.corruptions)
     free_targets(args.out, ".json", args.picture)
     exported = Path(args.model or "").suffix in EXPORTS

@@ -45,7 +45,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 def run(args: jsonargparse.Namespace) -> int:
     from srattn.engine.config import TrainConfig
+    from srattn.engine.rows.ranks import check_alone
 
+    check_alone("tune")
     free_targets(args.csv, ".csv", args.picture)
     values: dict[str, Any] = {name: value for name, value in args.as_dict().items() if name not in _OWN}
     config = TrainConfig(**values)

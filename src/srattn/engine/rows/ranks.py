@@ -107,3 +107,17 @@ class Ranks:
                 reason = " ".join(str(error).split())[:300]
                 raise SrattnError(f"the processes of torchrun cannot reach each other: {reason}") from None
         return self._store
+
+
+def check_alone(verb: str) -> None:
+    """Refuses to be one of several processes that would each do the whole work and write the same files.
+
+    Raises:
+        SrattnError: torchrun started more than one.
+    """
+    world = Ranks.of_torchrun().world
+    if world > 1:
+        raise SrattnError(
+            f"srattn {verb} is the work of one process, and there are {world} (by WORLD_SIZE, as torchrun sets it): "
+            f"start it without torchrun; srattn train, predict and embed share their work"
+        )
