@@ -53,7 +53,12 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def run(args: jsonargparse.Namespace) -> int:
-    if task_on(args.model) != "classification":
+    from srattn.engine.rows.ranks import check_alone
+
+    dense = task_on(args.model) != "classification"
+    if dense or args.out is None:
+        check_alone("predict", "without --out NAME.parquet" if not dense else "of masks, boxes, depths or joints")
+    if dense:
         from srattn.cli.predict_scenes import predict_scenes
 
         return predict_scenes(args, find_rows(args.images, args.split))

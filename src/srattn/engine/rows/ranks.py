@@ -109,8 +109,11 @@ class Ranks:
         return self._store
 
 
-def check_alone(verb: str) -> None:
+def check_alone(verb: str, how: str = "") -> None:
     """Refuses to be one of several processes that would each do the whole work and write the same files.
+
+    Args:
+        how: what of the verb is meant, where not all of it.
 
     Raises:
         SrattnError: torchrun started more than one.
@@ -118,6 +121,6 @@ def check_alone(verb: str) -> None:
     world = Ranks.of_torchrun().world
     if world > 1:
         raise SrattnError(
-            f"srattn {verb} is the work of one process, and there are {world} (by WORLD_SIZE, as torchrun sets it): "
-            f"start it without torchrun; srattn train, predict and embed share their work"
+            f"srattn {verb}{how and f' {how}'} is the work of one process, and there are {world} (by WORLD_SIZE, as "
+            f"torchrun sets it): start it without torchrun; srattn train, and predict and embed into Parquet, share it"
         )
