@@ -101,6 +101,19 @@ def test_a_file_alone_is_measured_in_its_own_reach_and_the_units_of_the_data(
     assert main([*given, "--depth_scale", "-1"]) == 2 and "above 0" in capsys.readouterr().err
 
 
+def test_far_depths_are_written_in_units_that_hold_them(rooms: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "model.safetensors", tmp_path / "out"
+    model: Any = build_task_model("depth", "mit_b0", 1, "glpn", {"hidden": 8, "max_depth": 80}, **BODY)
+    torch.nn.init.constant_(model.head.depth.bias, 4.0)  # beyond the 65.535 metres of 16 bits of millimetres
+    save_weights(file, model.eval(), ["depth"], Preprocess(size=(32, 32), fit="shorter"), task="depth")
+    assert main(["predict", str(rooms / "images"), "--model", str(file), "--out", str(out)]) == 0
+    told = json.loads((out / "predictions.json").read_text())
+    assert told["depth_scale"] == 0.01
+    for record in told["images"]:
+        metres = read_depth(out / record["depth"], told["depth_scale"])
+        assert float(metres.max()) == pytest.approx(record["metres"]["most"], abs=0.0051) and float(metres.max()) > 70
+
+
 def test_people_from_data_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = write_people(tmp_path / "people", {"train": plain_people(), "val": plain_people()}), tmp_path / "run"
     options = {"model": "pvt_v2_b0", "model_options": BODY, "head_options": {"width": 16}, "size": 32, "epochs": 1}

@@ -107,6 +107,14 @@ def scale_for(max_depth: float) -> float:
     return scale
 
 
+def unit_for(most: float) -> float:
+    """Metres a unit of files that hold depths up to `most` metres: a millimetre, or a power of ten of them."""
+    unit = 1  # in millimetres, whole, so that no power of ten is rounded
+    while round(most / (unit * MILLIMETRES)) > _MOST:
+        unit *= 10
+    return unit / 1000
+
+
 def check_scale(scale: float) -> float:
     """Raises: SrattnError: no length a unit."""
     if not 0 < scale < float("inf"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srattn.data.decode import BadImage, decode
-from srattn.data.depth_files import write_depth
+from srattn.data.depth_files import unit_for, write_depth
 from srattn.data.mask_files import write_mask
 from srattn.data.object_overlay import tinted
 from srattn.data.palette import standard_palette
@@ -29,6 +29,7 @@ from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.files import atomic_path
 from srattn.ops.run_lengths import write_runs
+from srattn.tasks.models import task_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,9 +128,9 @@ def write_folder(
 ) -> int:
     """Answers all `rows` into a folder, or goes on with one that the same job was stopped in.
 
-    masks/NAME.png holds class numbers, depths/NAME.png millimetres in 16 bits, overlays/NAME.png what `draw` makes,
-    predictions.json all records (of boxes, with their masks if the model has them, and of joints in the form of COCO's
-    results as well: coco.json). An image whose record is there is not answered again.
+    masks/NAME.png holds class numbers, depths/NAME.png 16 bits in the units of `depth_unit`, overlays/NAME.png what
+    `draw` makes, predictions.json all records and that unit (of boxes, with their masks if the model has them, and of
+    joints in the form of COCO's results as well: coco.json). An image whose record is there is not answered again.
 
     Returns:
         How many images were answered, before and now.
@@ -158,7 +159,7 @@ def _write(out: Path, name: str, scene: Scene, run: LoadedRun, draw: Draw | None
     if run.task == "depth":
         file = out / DEPTHS / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_depth(file, scene.answer, overwrite=True)
+        write_depth(file, scene.answer, depth_unit(run), overwrite=True)
         record["depth"] = file.relative_to(out).as_posix()
     elif run.task == "segmentation":
         mask = out / MASKS / f"{name}.png"
@@ -184,10 +185,16 @@ def _finish(out: Path, names: list[str], run: LoadedRun) -> int:
         file = out / RECORDS / f"{name}.json"
         if file.is_file():
             records.append(json.loads(file.read_text("utf-8")))
-    _write_json(out / "predictions.json", {"task": run.task, "classes": run.classes, "images": records})
+    unit = {"depth_scale": depth_unit(run)} if run.task == "depth" else {}
+    _write_json(out / "predictions.json", {"task": run.task, "classes": run.classes, **unit, "images": records})
     if run.task in ("detection", "pose"):
         _write_json(out / "coco.json", _coco(records) if run.task == "detection" else _coco_people(records))
     return len(records)
+
+
+def depth_unit(run: LoadedRun) -> float:
+    """Metres a unit of the files that a model of depths writes, in which all that it can see has a place in 16 bits."""
+    return unit_for(float(task_options(run.model)["max_depth"]))
 
 
 def _coco(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
