@@ -81,7 +81,19 @@ def test_the_choice_follows_standard_output(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_shares_are_per_cent_and_other_figures_are_not() -> None:
-    shares = ["accuracy", "pixel_accuracy", "miou", "dice", "boundary_f", "map50", "map75", "map", "delta1"]
+    shares = [
+        "accuracy",
+        "pixel_accuracy",
+        "miou",
+        "dice",
+        "boundary_f",
+        "map50",
+        "map75",
+        "map",
+        "delta1",
+        "segm_map",
+        "segm_map50",
+    ]
     for name in shares:
         assert [figure_text(f"{part}{name}", 0.53204) for part in ("", "train_", "val_")] == ["53.20%"] * 3
     for name in ("loss", "val_loss", "box_loss", "rmse", "abs_rel", "mapping"):

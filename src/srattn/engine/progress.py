@@ -171,7 +171,7 @@ _SHARES = ("miou", "dice", "boundary_f", "map50", "map75", "map", "delta1", "del
 
 def is_share(name: str) -> bool:
     """Whether a figure, such as "val_miou", is a part of 1 that people read as per cent."""
-    name = name.removeprefix("train_").removeprefix("val_")
+    name = name.removeprefix("train_").removeprefix("val_").removeprefix("segm_")
     return name.endswith("accuracy") or name.startswith("oks_ap") or name in _SHARES
 
 
