@@ -18,6 +18,7 @@ from srattn.ops.boxes import clip_boxes
 from srattn.ops.run_lengths import encode_runs
 from srattn.tasks.depth import depth_map
 from srattn.tasks.detection.stages.answers import BEFORE_MASK, paste
+from srattn.tasks.losses.common import two_logits
 from srattn.tasks.models import task_options
 from srattn.tasks.pose import in_image as joints_in_image
 from srattn.tasks.registry import make_task
@@ -98,9 +99,12 @@ def predict_mask(
             run.model, parts, normalise=preprocess.normalise, window=window, progress=progress, **options
         ).values
     scores: Tensor | None = None
+    averaged = looking.flip or len(looking.scales) > 1
     for scale in looking.scales:
         for mirrored in (False, True) if looking.flip else (False,):
-            found = _scores(run, image, scale, mirrored)
+            found = _logits(run, image, scale, mirrored)
+            # Where nothing is averaged, logits are enlarged: so the mask is that which evaluation measures.
+            found = found.softmax(1) if averaged else found
             if scores is None:
                 scores = found
             else:
@@ -111,16 +115,14 @@ def predict_mask(
     return likeliest(scores[0], image.height, image.width)
 
 
-def _scores(run: LoadedRun, image: Image.Image, scale: float, mirrored: bool) -> Tensor:
-    """Probabilities (1, K, h, w) on the model's grid, float32."""
+def _logits(run: LoadedRun, image: Image.Image, scale: float, mirrored: bool) -> Tensor:
+    """Of all classes (1, K, h, w), on the model's grid, float32."""
     size = tuple(max(run.model.min_size, round(side * scale)) for side in run.preprocess.size)
     pixels = dataclasses.replace(run.preprocess, size=size).pixels(image).unsqueeze(0)
     device = next(run.model.parameters()).device
     inputs = run.preprocess.normalise(pixels.to(device).float() / 255)
-    outputs = run.model(inputs.flip(-1) if mirrored else inputs).float()
-    if outputs.shape[1] == 1:  # the logit of the second of two classes
-        outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
-    return (outputs.flip(-1) if mirrored else outputs).softmax(1)
+    outputs = two_logits(run.model(inputs.flip(-1) if mirrored else inputs).float())
+    return outputs.flip(-1) if mirrored else outputs
 
 
 def likeliest(scores: Tensor, height: int, width: int) -> Tensor:

@@ -22,6 +22,7 @@ from srattn.explain.overlay import panels, side_by_side
 from srattn.explain.scene_cases import MATCHED, answered_objects, true_objects
 from srattn.explain.scene_pictures import Panel, box_panels
 from srattn.explain.scene_scores import evenly, extremes, match
+from srattn.tasks.losses.common import two_logits
 from srattn.tasks.models import task_options
 from srattn.tasks.pose.joints import skeleton_of
 from srattn.tasks.registry import make_task
@@ -75,7 +76,7 @@ def case(
     palette = run.palette or standard_palette(run.classes)
     if target.mask is not None:
         height, width = target.mask.shape
-        found = likeliest(outputs[0].softmax(0), height, width)
+        found = likeliest(two_logits(outputs)[0], height, width)
         large = torch.nn.functional.interpolate(
             pixels.unsqueeze(0).float(), (height, width), mode="bilinear", align_corners=False
         )

@@ -20,6 +20,7 @@ from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
 from srattn.serve.picture import Picture, Seen, see, see_people
 from srattn.tasks.depth import depth_map
+from srattn.tasks.losses.common import two_logits
 from srattn.tasks.models import task_options
 from srattn.tasks.pose import in_image as in_picture
 from srattn.tasks.pose.joints import skeleton_of
@@ -99,10 +100,7 @@ class Segmentation(_Whole):
         return {"classes": self._run.classes, "colours": _hex(self._palette)}
 
     def compute(self, inputs: Tensor) -> list[Tensor]:
-        logits = self._run.model(inputs).float()
-        if logits.shape[1] == 1:  # of the second of two classes
-            logits = torch.cat([torch.zeros_like(logits), logits], 1)
-        return list(logits.softmax(1).cpu())
+        return list(two_logits(self._run.model(inputs).float()).cpu())
 
     def answer(self, values: list[Tensor], seen: Seen) -> dict[str, Any]:
         mask = likeliest(values[0], seen.height, seen.width)
