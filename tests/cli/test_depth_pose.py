@@ -17,7 +17,7 @@ from srattn.cli.train import _report
 from srattn.data.depth_files import read_depth
 from srattn.data.preprocess import Preprocess
 from srattn.engine import TrainConfig, train
-from srattn.engine.scene_folder import read_people
+from srattn.engine.people_boxes import read_people
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.explain.joint_pictures import draw_joints

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from srattn.data.decode import BadImage
+    from srattn.engine.people_boxes import People
     from srattn.engine.rows import Rows
-    from srattn.engine.scene_folder import People
     from srattn.engine.scene_predict import Looking
     from srattn.engine.weights import LoadedRun
 
@@ -118,7 +118,7 @@ def _check_scales(loaded: LoadedRun, looking: Looking) -> None:
 
 
 def _people(path: str | None, loaded: LoadedRun) -> People | None:
-    from srattn.engine.scene_folder import read_people
+    from srattn.engine.people_boxes import read_people
 
     if path is None:
         return None

@@ -6,11 +6,10 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from srattn.data.decode import BadImage, decode
@@ -21,6 +20,7 @@ from srattn.data.palette import standard_palette
 from srattn.data.preprocess import to_image, to_tensor
 from srattn.data.sources import file_of
 from srattn.engine.open_model import model_facts
+from srattn.engine.people_boxes import People
 from srattn.engine.rows import Rows
 from srattn.engine.rows.answer import shown
 from srattn.engine.rows.base import Source
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 JOB, RECORDS, MASKS, DEPTHS, OVERLAYS = "job.json", "records", "masks", "depths", "overlays"
-People = Mapping[str, Tensor]
-"""Boxes of people (N, 4 or more) by the name of their image; one that is not there has none."""
 Draw = Callable[[Tensor, Tensor, LoadedRun, Path], None]
 """Draws an image uint8 (C, H, W) with its mask (H, W), boxes (N, 6), depths (H, W) or joints (N, K, 3) into a file."""
 
@@ -97,7 +95,7 @@ def _answer(
     record: dict[str, Any] = {"name": name, "width": image.width, "height": image.height}
     masks: list[Tensor] | None = None
     if run.task == "pose":
-        boxes = None if people is None else people.get(name, people.get(Path(name).name, torch.zeros(0, 4)))
+        boxes = None if people is None else people.of(name)
         answer = predict_joints(run, image, boxes)
         record["people"] = _people(answer, run.classes)
     elif run.task == "depth":
@@ -235,28 +233,6 @@ def _people(joints: Tensor, names: list[str]) -> list[dict[str, list[float]]]:
     """Each person's joints by name: x, y, score."""
     rows = [[[round(value, 4) for value in joint] for joint in person] for person in joints.tolist()]
     return [dict(zip(names, person, strict=True)) for person in rows]
-
-
-def read_people(path: Path, classes: tuple[str, ...] = ("person",)) -> dict[str, Tensor]:
-    """Boxes of people by image, from the predictions.json of a run that finds objects.
-
-    Args:
-        classes: those that are people; all, where none of them occurs.
-
-    Raises:
-        SrattnError: no such file.
-    """
-    try:
-        images = json.loads(path.read_text("utf-8"))["images"]
-        all_boxes = {image["name"]: image["boxes"] for image in images}
-        known = {box["class"] for boxes in all_boxes.values() for box in boxes}
-        wanted = known & set(classes) or known
-        return {
-            name: torch.tensor([box["box"] for box in boxes if box["class"] in wanted]).reshape(-1, 4)
-            for name, boxes in all_boxes.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SrattnError(f"{path} is no predictions.json of srattn predict with boxes ({error})") from None
 
 
 def _begin(out: Path, facts: dict[str, Any]) -> None:
