@@ -158,6 +158,24 @@ def orientation_of(opened: Image.Image) -> int:
         return 1
 
 
+def turned_words(path: Path, size: tuple[int, int], other: tuple[int, int]) -> str:
+    """What to add where an image's upright (height, width) is not that of what belongs to it: nothing, or that its EXIF
+    tag turned it, where that makes the difference."""
+    if size != (other[1], other[0]):
+        return ""
+    try:
+        with opened_image(path, str(path)) as opened:
+            turned = orientation_of(opened) >= 5
+    except BadImage:
+        return ""
+    if not turned:
+        return ""
+    return (
+        "; its EXIF tag turns the image by a quarter, which was not done where it was labelled: remove the tag "
+        "(exiftool -Orientation= FILE), or turn what was drawn on it"
+    )
+
+
 def shrink(image: Image.Image, shorter: int) -> Image.Image:
     """The picture with its shorter side at most `shorter` pixels, its shape kept."""
     from PIL.Image import Resampling

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srattn.data.boxes.outlines import Outline, read_outline
 from srattn.data.boxes.values import short
-from srattn.data.decode import MAX_PIXELS, BadImage, opened_image, orientation_of
+from srattn.data.decode import MAX_PIXELS, BadImage, opened_image, orientation_of, turned_words
 from srattn.errors import SrattnError
 
 OnBadBox: TypeAlias = Literal["skip", "error"]
@@ -176,7 +176,7 @@ def usable_size(
     if declared is not None and declared != size:
         problems.tell(
             f"{name}: the image is {size[1]}x{size[0]}, declared is {short(declared[1])}x{short(declared[0])}: "
-            f"its boxes may belong to another picture, and it is left out"
+            f"its boxes may belong to another picture, and it is left out{turned_words(path, size, declared)}"
         )
         return None
     return size

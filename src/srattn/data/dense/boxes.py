@@ -11,6 +11,7 @@ import torch
 
 from srattn.data.boxes import BoxIndex, BoxItem, read_coco_folder, read_voc
 from srattn.data.boxes.outlines import Outline
+from srattn.data.decode import turned_words
 from srattn.data.dense.classes import palette_of
 from srattn.data.dense.masks import WrongSize
 from srattn.data.dense.object_masks import ObjectMasks
@@ -91,7 +92,7 @@ def _unread(item: BoxItem, masks: bool) -> Unread:
         if size != item.size:
             raise WrongSize(
                 f"{item.name}: the image is {size[1]}x{size[0]}, declared is {item.size[1]}x{item.size[0]}: its boxes "
-                f"may belong to another picture"
+                f"may belong to another picture{turned_words(item.source, size, item.size)}"
             )
         if item.outlines is None or not masks:
             return Target(boxes=boxes, ignored=item.difficult)

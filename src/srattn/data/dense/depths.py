@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srattn.data.ahead import ahead
-from srattn.data.decode import BadImage
+from srattn.data.decode import BadImage, turned_words
 from srattn.data.dense.masks import WrongSize
 from srattn.data.dense.pairs import DEPTHS, Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
@@ -77,7 +77,7 @@ class DepthSet:
         if size is not None and tuple(depth.shape) != size:
             raise WrongSize(
                 f"{pair.mask} is {depth.shape[1]}x{depth.shape[0]} pixels, but its image {pair.image} is "
-                f"{size[1]}x{size[0]}"
+                f"{size[1]}x{size[0]}" + turned_words(pair.image, size, (depth.shape[0], depth.shape[1]))
             )
         return depth
 

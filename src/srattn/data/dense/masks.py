@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srattn.data.ahead import ahead
-from srattn.data.decode import BadImage
+from srattn.data.decode import BadImage, turned_words
 from srattn.data.dense.classes import MaskClasses, named_classes, settle
 from srattn.data.dense.pairs import Pair, PairIndex, index_pairs
 from srattn.data.dense.read import Found, Unread
@@ -77,7 +77,8 @@ class MaskSet:
         if size is not None and tuple(numbers.shape) != size:
             raise WrongSize(
                 f"{pair.mask} is {numbers.shape[1]}x{numbers.shape[0]} pixels, but its image {pair.image} is "
-                f"{size[1]}x{size[0]}; save both at one size"
+                f"{size[1]}x{size[0]}"
+                + (turned_words(pair.image, size, (numbers.shape[0], numbers.shape[1])) or "; save both at one size")
             )
         return numbers
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from srattn.data.boxes.keypoints import PeopleIndex, Person, read_coco_people_folder
+from srattn.data.decode import turned_words
 from srattn.data.dense.joints import Joints, flip_order
 from srattn.data.dense.masks import WrongSize
 from srattn.data.dense.read import Found, Unread
@@ -43,7 +44,7 @@ def _unread(person: Person, order: Tensor | None) -> Unread:
         if size != person.size:
             raise WrongSize(
                 f"{person.name}: the image is {size[1]}x{size[0]}, declared is {person.size[1]}x{person.size[0]}: its "
-                f"joints may belong to another picture"
+                f"joints may belong to another picture{turned_words(person.source, size, person.size)}"
             )
         box = person.box
         facts = float(person.image), person.area, float(torch.maximum(box[2] - box[0], box[3] - box[1]))
