@@ -11,7 +11,7 @@ from PIL import Image
 
 from srattn.data.dense import Scenes, Target
 from srattn.data.preprocess import Preprocess
-from srattn.engine.scene_predict import predict_mask
+from srattn.engine.scene_predict import Looking, predict_mask
 from srattn.engine.weights import LoadedRun
 from srattn.explain import scene_sheet
 from srattn.tasks.models import build_task_model
@@ -57,3 +57,9 @@ def test_predicted_and_drawn_as_measured(picture: Image.Image, outputs: int, mon
     samples = Scenes(["one"], torch.zeros(1, dtype=torch.int64), [pixels], 3, kept={0: target})
     assert scene_sheet.case(run, samples, 0) is picture
     assert float((drawn[0] != measured).float().mean()) < 1e-3
+
+
+def test_sizes_are_averaged_on_the_finest_grid_in_any_order(picture: Image.Image) -> None:
+    run = made(3)
+    one, other = (predict_mask(run, picture, Looking(scales=scales)) for scales in ((0.5, 2.0), (2.0, 0.5)))
+    assert torch.equal(one, other)

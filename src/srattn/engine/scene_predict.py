@@ -100,7 +100,7 @@ def predict_mask(
         ).values
     scores: Tensor | None = None
     averaged = looking.flip or len(looking.scales) > 1
-    for scale in looking.scales:
+    for scale in sorted(looking.scales, reverse=True):  # the finest grid first, on which the others are added
         for mirrored in (False, True) if looking.flip else (False,):
             found = _logits(run, image, scale, mirrored)
             # Where nothing is averaged, logits are enlarged: so the mask is that which evaluation measures.
