@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from srattn.data.depth_files import read_depth, scale_for
+from srattn.data.depth_files import read_depth
 from srattn.data.preprocess import to_tensor
 from srattn.engine.scene_predict import predict_depth, predict_joints
 from srattn.engine.weights import LoadedRun
@@ -44,9 +44,9 @@ def test_depths(deep: dict[str, LoadedRun], talk: Callable[..., Any], files: lis
     assert told["task"] == "depth"
     for data, answer in zip(files, told["answers"], strict=True):
         wanted = predict_depth(run, opened(data))
-        found = read_depth(base64.b64decode(answer["depth"]), answer["scale"])
+        found = read_depth(base64.b64decode(answer["depth"]), answer["depth_scale"])
         assert found.shape == wanted.shape == (answer["height"], answer["width"])
-        assert float((found - wanted).abs().max()) <= answer["scale"]
+        assert float((found - wanted).abs().max()) <= answer["depth_scale"]
         said = {"least": wanted.min(), "median": wanted.median(), "most": wanted.max()}
         assert answer["metres"] == pytest.approx({key: float(value) for key, value in said.items()}, rel=1e-3)
         with Image.open(io.BytesIO(base64.b64decode(answer["drawing"]))) as drawing:
@@ -54,12 +54,6 @@ def test_depths(deep: dict[str, LoadedRun], talk: Callable[..., Any], files: lis
         assert int(shades.flatten()[wanted.argmin()]) == 255 and int(shades.flatten()[wanted.argmax()]) == 0
     plain = posted(make_app(run), talk, files[:1]).json()["answers"][0]
     assert "drawing" not in plain and plain["depth"] == told["answers"][0]["depth"]
-
-
-def test_a_reach_of_streets_takes_larger_units() -> None:
-    assert scale_for(10) == scale_for(65.535) == 0.001
-    assert scale_for(65.6) == scale_for(80) == scale_for(255) == 1 / 256
-    assert scale_for(300) == 1 / 128 and 65535 * scale_for(5000) >= 5000
 
 
 def test_joints(deep: dict[str, LoadedRun], talk: Callable[..., Any], files: list[bytes]) -> None:

@@ -96,17 +96,6 @@ def depth_image(depth: Tensor, scale: float = MILLIMETRES, name: str = "the dept
     return Image.fromarray(units.numpy().astype(np.uint16))
 
 
-def scale_for(max_depth: float) -> float:
-    """Metres a unit that hold every depth up to `max_depth`: millimetres, beyond 65.535 metres KITTI's 1 / 256.
-
-    Beyond that powers of two.
-    """
-    scale = MILLIMETRES
-    while max_depth / scale > _MOST:
-        scale = 2 * scale if scale > MILLIMETRES else 1 / 256
-    return scale
-
-
 def unit_for(most: float) -> float:
     """Metres a unit of files that hold depths up to `most` metres: a millimetre, or a power of ten of them."""
     unit = 1  # in millimetres, whole, so that no power of ten is rounded

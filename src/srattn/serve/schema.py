@@ -87,7 +87,7 @@ class Metres(BaseModel):
 
 class Deep(Named):
     metres: Metres
-    scale: float = Field(description="metres that a unit of `depth` is", examples=[0.001])
+    depth_scale: float = Field(description="metres that a unit of `depth` is", examples=[0.001])
     depth: str = Field(
         description="the distance of each of the picture's pixels: a grey PNG of 16 bits, as base64",
         examples=["iVBORw0KGgo..."],

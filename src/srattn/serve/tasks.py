@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srattn.data.depth_files import depth_image, scale_for
+from srattn.data.depth_files import depth_image
 from srattn.data.geometry import kornia_transform
 from srattn.data.palette import Palette, standard_palette
 from srattn.engine.predict import Classes
+from srattn.engine.scene_folder import depth_unit
 from srattn.engine.scene_predict import in_image, likeliest, shares
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
@@ -134,15 +135,15 @@ class Detection(_Whole):
 
 
 class Depth(_Whole):
-    """`depth`: the distance of every pixel of the picture in units of `scale` metres, a grey PNG of 16 bits; `metres`:
-    the least, the median, and the most. With `drawing` a picture to look at, bright for near."""
+    """`depth`: the distance of every pixel of the picture in units of `depth_scale` metres, a grey PNG of 16 bits;
+    `metres`: the least, the median, and the most. With `drawing` a picture to look at, bright for near."""
 
     task: ClassVar[str] = "depth"
     slow: ClassVar[bool] = True
 
     def __init__(self, run: LoadedRun) -> None:
         self._run = run
-        self._scale = scale_for(float(task_options(run.model)["max_depth"]))
+        self._scale = depth_unit(run)
 
     def facts(self) -> dict[str, Any]:
         return {"classes": []}
@@ -155,7 +156,7 @@ class Depth(_Whole):
         least, most = float(depth.min()), float(depth.max())
         found: dict[str, Any] = {
             "metres": {"least": least, "median": float(depth.median()), "most": most},
-            "scale": self._scale,
+            "depth_scale": self._scale,
             "depth": _png(depth_image(depth, self._scale, seen.name)),
         }
         if drawing:
