@@ -117,6 +117,16 @@ def test_in_single_precision_beside_kernels_and_compiled(kind: str) -> None:
         assert (each - truth).abs().max() <= 2 * (apart - truth).abs().max() + 1e-6 * truth.abs().max()
 
 
+def test_an_exported_model_takes_batches_of_any_size() -> None:
+    model = model_of("pvt_tiny").double()
+    _, canvas, mask = batch()
+    canvas = canvas.nan_to_num()
+    any_batch = {0: torch.export.Dim("batch", min=1, max=16)}
+    with torch.no_grad():
+        program = torch.export.export(model, (canvas, mask), dynamic_shapes=(any_batch, any_batch)).module()
+        near(program(canvas[:2], mask[:2]), model(canvas[:2], mask[:2]))
+
+
 def test_an_image_without_a_pixel_is_no_matter_for_others() -> None:
     for kind in KINDS:
         model = model_of(kind).double()

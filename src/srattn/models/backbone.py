@@ -91,7 +91,7 @@ class Stage(nn.Module):
 
 def beside_token(mask: Tensor) -> Tensor:
     """A mask (B, H, W) for tokens in one row behind a class token, which is valid: (B, 1 + H W)."""
-    return torch.cat([mask.new_ones(len(mask), 1), mask.flatten(1)], 1)
+    return torch.cat([mask.new_ones(mask.shape[0], 1), mask.flatten(1)], 1)
 
 
 class Backbone(nn.Module):
