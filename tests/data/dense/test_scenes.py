@@ -459,7 +459,7 @@ def test_classes_of_boxes(save_voc: Maker, tmp_path: Path) -> None:
     other, _ = open_boxes(str(root), str(tmp_path / "names.txt"))
     assert other.classes == ["dog", "cat"] and other.facts != found.facts
     only, _ = open_boxes(str(root), "dog")
-    assert only.classes == ["dog"] and all("of no known class" in line for line in only.problems)
+    assert only.classes == ["dog"] and all("of no known class" in line for line in only.refused)
     target = only.parts["train"][0].target((24, 30))
     assert target.boxes is not None and target.boxes.shape == (0, 5) and target.mask is None
     assert box_classes(None) is None and box_classes("x" * 5000) == ["x" * 5000]
@@ -526,7 +526,8 @@ def test_blood_cells(shared: Path) -> None:
     found.parts = {part: items[:6] for part, items in found.parts.items()}
     augment = parse_joint("scale=0.75-1.5,flip", Preprocess(size=(96, 96), fit="inside"))
     data = load_scenes(found, augment, augment.preprocess)
-    assert data.classes == ["Platelets", "RBC", "WBC"] and len(data.skipped) == 2
+    assert data.classes == ["Platelets", "RBC", "WBC"] and data.skipped == []
+    assert len(found.refused) == 2 and found.notes[0].startswith("boxes: 2 ")
     for place, item in enumerate(index.parts["val"][:6]):
         scene = loader(data).val_scene(place)
         assert scene is not None and scene[1].boxes is not None and len(scene[1].boxes) == len(item.boxes)

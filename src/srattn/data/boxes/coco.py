@@ -83,7 +83,7 @@ def read_coco(
             index.parts[part].append(item)
     for number in boxes.keys() - known:
         problems.tell(f"{file}: {len(boxes[number])} annotation(s) of image {number}, which is not there, left out")
-    index.problems = problems.lines
+    index.problems, index.lost = problems.lines, problems.lost
     return index
 
 
@@ -124,6 +124,7 @@ def read_coco_folder(
             raise SrattnError(f"{files[0]}: its categories have other numbers than those of the part before")
         index.parts |= found.parts
         index.problems += found.problems
+        index.lost += found.lost
     if index is None:
         raise SrattnError(f"{root} is no folder in COCO's layout: no annotations/instances_train.json or the like")
     return index

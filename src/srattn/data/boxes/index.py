@@ -51,12 +51,14 @@ class BoxIndex:
     Attributes:
         parts: the images of "train", "val" and "test", as far as there are any; images without boxes are among them.
         problems: a line for everything that was left out or put right.
+        lost: those of them that cost an image; the others are of single boxes and masks.
         category_ids: the numbers of the classes in a COCO file.
     """
 
     classes: list[str]
     parts: dict[str, list[BoxItem]]
     problems: list[str] = dataclasses.field(default_factory=list)
+    lost: list[str] = dataclasses.field(default_factory=list)
     category_ids: list[int] = dataclasses.field(default_factory=list)
 
     def counts(self, part: str) -> list[int]:
@@ -72,13 +74,15 @@ class Problems:
     def __init__(self, on_bad: OnBadBox) -> None:
         if on_bad not in ("skip", "error"):
             raise SrattnError(f"on_bad_box is 'skip' or 'error', got {on_bad!r}")
-        self.on_bad, self.lines = on_bad, list[str]()
+        self.on_bad, self.lines, self.lost = on_bad, list[str](), list[str]()
 
-    def tell(self, line: str) -> None:
-        """Raises `SrattnError` with the line, if so asked."""
+    def tell(self, line: str, image: bool = False) -> None:
+        """Raises `SrattnError` with the line, if so asked; `image`: all of one is left out."""
         if self.on_bad == "error":
             raise SrattnError(f'{line}; put it right, or go on without it by on_bad_box="skip"')
         self.lines.append(line)
+        if image:
+            self.lost.append(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +175,13 @@ def usable_size(
     try:
         size = picture_size(path)
     except BadImage as error:
-        problems.tell(str(error))
+        problems.tell(str(error), image=True)
         return None
     if declared is not None and declared != size:
         problems.tell(
             f"{name}: the image is {size[1]}x{size[0]}, declared is {short(declared[1])}x{short(declared[0])}: "
-            f"its boxes may belong to another picture, and it is left out{turned_words(path, size, declared)}"
+            f"its boxes may belong to another picture, and it is left out{turned_words(path, size, declared)}",
+            image=True,
         )
         return None
     return size

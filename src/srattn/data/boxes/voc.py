@@ -71,7 +71,7 @@ def read_voc(
             size = usable_size(name, path, declared, problems, check_images)
             if size is not None:
                 items.append(make_item(name, path, size, boxes, classes, problems))
-    index.problems = problems.lines
+    index.problems, index.lost = problems.lines, problems.lost
     return index
 
 
@@ -132,7 +132,7 @@ def _annotations(root: Path, names: Sequence[str], problems: Problems) -> list[_
         try:
             tree = _parse(path)
         except SrattnError as error:
-            problems.tell(str(error))
+            problems.tell(str(error), image=True)
             continue
         height, width = (_number(tree.findtext(f"size/{side}")) for side in ("height", "width"))
         declared = (int(height), int(width)) if height and width else None  # zeros mean that nobody knew

@@ -66,7 +66,15 @@ def open_boxes(data: str, classes: str | None = None, masks: bool | None = False
             for outline in item.outlines or ():
                 digest.update(b"-" if outline is None else outline.stamp())
     parts = {part: [_unread(item, known) for item in items] for part, items in index.parts.items()}
-    return Found(index.classes, parts, list(index.problems), digest.hexdigest()), index
+    lost = set(index.lost)
+    wrong, notes = [line for line in index.problems if line not in lost], list[str]()
+    if wrong:
+        notes.append(
+            f"boxes: {len(wrong):,} were cut or left out, or their masks; the first: {wrong[0]}; srattn data check "
+            f"names them"
+        )
+    facts = digest.hexdigest()
+    return Found(index.classes, parts, list(index.lost), facts, notes=notes, refused=list(index.problems)), index
 
 
 def box_classes(given: str | None) -> list[str] | None:

@@ -152,7 +152,7 @@ def _open_objects(report: SceneReport, classes: str | None) -> Found:
         report.bones, report.unlabelled = list(found.bones), index.unlabelled
     else:
         found, _ = open_boxes(report.data, classes, masks=None)
-    for line in found.problems:  # of boxes, their masks or people, or else of images and annotations
+    for line in found.refused or found.problems:  # of boxes, their masks or people, or else of images and annotations
         ours = line.endswith(("left out", "is cut at its edge")) or " is left out: " in line
         (report.wrong if ours else report.unreadable).append(line)
     return found

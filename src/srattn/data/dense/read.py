@@ -46,7 +46,8 @@ class Found:
 
     Attributes:
         parts: images of "train", "val" and "test", as far as there are any.
-        problems: a line for everything that cannot be used, or was put right.
+        problems: a line for every image that cannot be used, or person.
+        refused: what `on_bad_image` "error" refuses beside these: boxes that were cut or left out.
         palette: colours of the classes, where the data says them.
         notes: what a person should know of the data.
         facts: a hash of the targets: says whether a resumed run has those that it began with.
@@ -62,6 +63,7 @@ class Found:
     notes: list[str] = dataclasses.field(default_factory=list)
     bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     of_255: Of255 | None = None
+    refused: list[str] = dataclasses.field(default_factory=list)
 
 
 def load_scenes(
@@ -85,8 +87,8 @@ def load_scenes(
     Raises:
         SrattnError: nothing to train on or to measure with; `BadImage` with `on_bad_image` "error".
     """
-    if found.problems and on_bad_image == "error":
-        raise BadImage(found.problems[0])
+    if on_bad_image == "error" and (wrong := found.refused or found.problems):
+        raise BadImage(wrong[0])
     train, held = divide_scenes(found.parts, val, val_fraction, split_seed)
     total, before = len(train) + len(held), 0
     budget, skipped = Budget(hold_bytes), list(found.problems)
