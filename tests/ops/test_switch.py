@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 import srattn
 from srattn.layers import native
+from srattn.layers.batch_norm import TokenBatchNorm
 from srattn.layers.feed_forward import ConvMlp
+from srattn.layers.local_perception import LocalPerception
 from srattn.models import build_model
 from srattn.ops import batch_norm, depthwise, plan
 from srattn.ops import native as kernels
+from srattn.ops.native import library
 from srattn.ops.native.calls import BlocksKernel
 from srattn.ops.switch import OFF, is_off
 from tests.truth import spread_out
@@ -138,6 +141,34 @@ def test_a_compiled_model_follows_it(model: nn.Module, first: str) -> None:
                 torch.testing.assert_close(run(x), model(x))
             assert calls(lambda: run(x)) == 4
     assert len(graphs) == 1, "nothing was compiled again"
+
+
+@needs_kernels
+@pytest.mark.parametrize("first", ["within", "without"])
+@pytest.mark.parametrize(
+    "make", [lambda: LocalPerception(8), lambda: ConvMlp(8, 16), lambda: TokenBatchNorm(8)], ids=["conv", "mlp", "norm"]
+)
+def test_a_compiled_training_step_follows_it(make: Callable[[], nn.Module], first: str) -> None:
+    torch.compiler.reset()
+    module, x = make(), torch.randn(2, 6, 7, 8)
+    run = torch.compile(module, fullgraph=True, backend="aot_eager")
+
+    def step(wanted: int) -> list[Tensor]:
+        """Output and gradients, for which the kernels were called so often."""
+        leaf = x.clone().requires_grad_()
+        with mock.patch.object(library, "check", wraps=library.check) as check:
+            y = run(leaf)
+            found = [y.detach(), *torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()])]
+        assert check.call_count == wanted
+        return found
+
+    if first == "without":
+        step(2)
+    for _ in range(2):
+        with srattn.without_kernels():
+            by_torch = step(0)
+        for ours, theirs in zip(step(2), by_torch, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels

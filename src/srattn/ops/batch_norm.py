@@ -136,7 +136,29 @@ class _BatchNorm(torch.autograd.Function):
         return _gradients(ctx, _backward, *gradients)
 
 
-_operator = register("batch_norm", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
+def _forward_plain(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, mean, var = plain(x, weight, bias, eps, gelu)
+    return y.contiguous(), mean.clone(), var.clone(), (var + eps).rsqrt()
+
+
+def _backward_plain(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = x.float()
+    unit, g = ((F.gelu(wide) if gelu else wide) - mean) * inverse, dy.float()
+    dweight, dbias = ((g * t).flatten(0, -2).sum(0) for t in (unit, torch.ones_like(unit)))
+    scale, count = inverse if weight is None else inverse * weight, x.numel() // x.shape[-1]
+    dx = (g - dbias / count - unit * (dweight / count)) * scale
+    dx = torch.ops.aten.gelu_backward(dx, wide) if gelu else dx
+    return dx.to(x.dtype), dweight, dbias
+
+
+_operator = register(
+    "batch_norm", (_forward, _forward_like), (_backward, _backward_like), (_forward_plain, _backward_plain), _keep,
+    _gradients,
+)  # fmt: skip
 
 
 def _in_one_piece(tensor: Tensor | None) -> Tensor | None:

@@ -119,7 +119,27 @@ class _Depthwise(torch.autograd.Function):
         return _gradients(ctx, _backward, *gradients)
 
 
-_operator = register("depthwise", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
+def _forward_plain(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+    w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return plain(x, w, b, residual).contiguous()
+
+
+def _backward_plain(
+    dy: Tensor, x: Tensor, weight: Tensor, residual: bool, wants_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    ones, dy = [1, 1], dy.to(x.dtype)
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        *(dy.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight.to(x.dtype), None, ones, ones, ones),
+        *(False, [0, 0], x.shape[-1], [wants_x, True, False]),
+    )
+    dx = dx.permute(0, 2, 3, 1).contiguous() if wants_x else x.new_empty(0)
+    return dx + dy if residual and wants_x else dx, dw.to(weight.dtype), dy.sum((0, 1, 2), dtype=weight.dtype)
+
+
+_operator = register(
+    "depthwise", (_forward, _forward_like), (_backward, _backward_like), (_forward_plain, _backward_plain), _keep,
+    _gradients,
+)  # fmt: skip
 
 
 def _half(x: Tensor) -> int:

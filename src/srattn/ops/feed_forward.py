@@ -279,7 +279,21 @@ def _differentiable(
     return [next(found) if wanted else None for wanted in wants]
 
 
-_operator = register("feed_forward", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
+def _forward_plain(x: Tensor, *given: Any) -> Tensor:
+    *weights, relu = given
+    return banded_forward(x, Weights(*weights), relu, max(1, x.shape[1]))
+
+
+def _backward_plain(dy: Tensor, x: Tensor, *given: Any) -> list[Tensor]:
+    *weights, relu, wants_x = given
+    dx, *others = banded_backward(x, dy, Weights(*weights), relu, max(1, x.shape[1]))
+    return [t for t in (dx if wants_x else None, *others) if t is not None]
+
+
+_operator = register(
+    "feed_forward", (_forward, _forward_like), (_backward, _backward_like), (_forward_plain, _backward_plain), _keep,
+    _gradients,
+)  # fmt: skip
 
 
 def _kernel_rows(x: Tensor, w: Weights) -> int:

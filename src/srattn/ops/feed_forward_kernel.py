@@ -41,7 +41,6 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-@constant_while_compiling
 def reason_against(dtype: torch.dtype, convolution: bool, relu: bool) -> str | None:
     """Why the kernel does not compute this feed-forward, in words; None where it does."""
     if dtype != torch.float32:
@@ -50,7 +49,12 @@ def reason_against(dtype: torch.dtype, convolution: bool, relu: bool) -> str | N
         return "the kernel knows a ReLU before a convolution alone"
     if (against := native.why_not()) is not None:
         return against
-    return None if _library() is not None else "the compiled library has no kernels for training"
+    return None if _trains() else "the compiled library has no kernels for training"
+
+
+@constant_while_compiling
+def _trains() -> bool:
+    return _library() is not None
 
 
 def rows(shape: tuple[int, ...], hidden: int, out: int, convolution: bool) -> int:

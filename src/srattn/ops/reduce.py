@@ -195,7 +195,10 @@ class _Taps(torch.autograd.Function):
         return _gradients(ctx, _backward, *gradients)
 
 
-_operator = register("taps", (_forward, _forward_like), (_backward, _backward_like), _keep, _gradients)
+# Torch's operators in any case.
+_operator = register(
+    "taps", (_forward, _forward_like), (_backward, _backward_like), (_forward, _backward), _keep, _gradients
+)
 
 
 def _blocks(x: Tensor, weight: Tensor) -> list[Tensor]:

@@ -143,11 +143,18 @@ def available(operand: Operand = "float32") -> bool:
     return _load(operand) is not None
 
 
-@constant_while_compiling
 def why_not(operand: Operand = "float32") -> str | None:
-    """Why the kernels do not run here and now, in words; None where they do."""
-    if switch.is_off():
+    """Why the kernels do not run here and now, in words; None where they do.
+
+    A graph of torch.compile has them as operators, which look at the switch themselves whenever they run.
+    """
+    if not torch.compiler.is_compiling() and switch.is_off():
         return switch.OFF
+    return _why_never(operand)
+
+
+@constant_while_compiling
+def _why_never(operand: Operand) -> str | None:
     _load(operand)
     return _unavailable.get(operand)
 

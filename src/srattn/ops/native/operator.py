@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from srattn.ops import switch
 
 
 def register(
     name: str,
     forward: tuple[Callable[..., Any], Callable[..., Any]],
     backward: tuple[Callable[..., Any], Callable[..., Any]],
+    plain: tuple[Callable[..., Any], Callable[..., Any]],
     keep: Callable[..., None],
     gradients: Callable[..., Any],
 ) -> Any:
@@ -21,6 +25,8 @@ def register(
 
     Args:
         forward, backward: what computes, and what makes empty tensors of the same form.
+        plain: what computes both by torch's operators, where `without_kernels` asks for them; without autograd, which
+            knows nothing within an operator.
         keep: (ctx, inputs, output), keeps what backward reads.
         gradients: (ctx, backward, *gradients of the outputs) to a gradient of every input, or None.
 
@@ -28,8 +34,8 @@ def register(
         The operator; it takes what `forward` takes.
     """
     run, back = (
-        torch.library.custom_op(f"srattn::cpu_{name}{end}", compute, mutates_args=(), device_types="cpu")
-        for end, (compute, _) in (("", forward), ("_backward", backward))
+        torch.library.custom_op(f"srattn::cpu_{name}{end}", _switched(*both), mutates_args=(), device_types="cpu")
+        for end, *both in (("", forward[0], plain[0]), ("_backward", backward[0], plain[1]))
     )
     run.register_fake(forward[1])
     back.register_fake(backward[1])
@@ -39,3 +45,11 @@ def register(
 
     run.register_autograd(gradients_of, setup_context=keep)
     return run
+
+
+def _switched(compute: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(compute)
+    def either(*given: Any) -> Any:
+        return (plain if switch.is_off() else compute)(*given)
+
+    return either
