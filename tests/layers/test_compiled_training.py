@@ -147,6 +147,7 @@ def test_checkpointed_statistics_count_a_batch_once() -> None:
         assert not name.endswith("num_batches_tracked") or int(buffer) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_optimiser_steps_through_the_whole_compiler() -> None:
     block, x = block_of(0.4), torch.randn(4, 6, 8, 32)
