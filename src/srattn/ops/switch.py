@@ -17,8 +17,9 @@ def without_kernels() -> Iterator[None]:
     It counts in this thread alone (and this asyncio task), may be nested, and decorates functions. Weights that were
     prepared for the kernels stay so. What was computed outside keeps its own way back to the gradients.
 
-    A model under `torch.compile` follows it on a CPU, in training too, whenever it was compiled; open the context around its call, not
-    within the compiled function. On a GPU a model keeps what it was compiled with: compile it again within.
+    A model under `torch.compile` follows it on a CPU, in training too, whenever it was compiled; open the context
+    around its call, not within the compiled function. On a GPU a model keeps what it was compiled with: compile it
+    again within.
     `SRATTN_NATIVE=0` in the environment switches the kernels for CPUs off for a whole process.
     """
     before = _off.set(True)
