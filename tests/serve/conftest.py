@@ -65,6 +65,25 @@ def scenes() -> dict[str, LoadedRun]:
 
 
 @pytest.fixture(scope="session")
+def objects() -> LoadedRun:
+    """A model of boxes and masks, which finds something."""
+    from srattn.tasks.detection.model import mask_rcnn
+
+    long = {"embed_dims": (4, 4, 8, 8), "num_heads": (1, 1, 2, 2), "mlp_ratios": (1,) * 4, "depths": (1,) * 4}
+    numbers: dict[str, Any] = {"width": 16, "hidden": 16, "proposals": 30, "answers": 10, "mask_hidden": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = mask_rcnn("pvt_v2_b0", 3, **numbers, mask_convs=1, **long)
+        with torch.no_grad():
+            for name, weight in model.head.named_parameters():
+                if "mask" in name or "class" in name:
+                    weight.mul_(30)
+    palette = Palette(("ant", "bee", "cat"), ((90, 90, 90), (200, 0, 0), (0, 0, 200)))
+    preprocess = Preprocess(size=(64, 64), fit="inside")
+    return LoadedRun(model.eval(), list(palette.names), preprocess, {}, Path("objects"), "detection", palette)
+
+
+@pytest.fixture(scope="session")
 def deep() -> dict[str, LoadedRun]:
     """By task, a model of depths and one of three joints."""
     from srattn.tasks.dense import glpn

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from srattn.engine.scene_predict import Looking, predict_objects
 from srattn.engine.weights import LoadedRun
 from srattn.explain import attention
+from srattn.ops.run_lengths import decode_runs
 from srattn.serve import Options, make_app
 from tests.in_browser import shot, watched
 
@@ -215,5 +219,35 @@ def test_depths_and_joints(
         page.get_by_role("application").click(position={"x": image["width"] / 2, "y": image["height"] / 2})
         page.locator("#words").filter(has_text="mean of all heads").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert problems == []
+        page.close()
+
+
+def test_masks_of_objects_are_drawn_where_they_are(
+    objects: LoadedRun, browser: Any, picture_of: Callable[..., bytes], tmp_path: Path
+) -> None:
+    file = tmp_path / "noise.png"
+    file.write_bytes(picture_of(size=(120, 80)))
+    with served(objects) as url, Image.open(file) as image:
+        page, problems = watched(browser, 1200, 800, url)
+        page.goto(url)
+        page.locator("#model").filter(has_text="pvt_v2_b0").wait_for()
+        page.get_by_label("Choose a picture").set_input_files(str(file))
+        page.locator("#classes li").first.wait_for()
+        page.get_by_label("Least score").fill("0.1")
+        alpha = page.evaluate(
+            """() => {
+                const canvas = document.querySelector("#boxes .tint");
+                const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+                return [canvas.width, canvas.height, Array.from(pixels.filter((_, index) => index % 4 === 3))];
+            }"""
+        )
+        boxes, masks = predict_objects(objects, image.convert("RGB"), Looking(threshold=0.1))
+        assert masks is not None and len(boxes) == page.locator("#boxes .box").count()
+        union = torch.stack([decode_runs(mask, (80, 120)) for mask in masks]).any(0)
+        assert alpha[:2] == [120, 80] and 0 < int(union.sum()) < union.numel()
+        drawn = torch.tensor(alpha[2]).view(80, 120) > 0
+        assert float((drawn == union).float().mean()) > 0.999
+        shot(page, "objects")
         assert problems == []
         page.close()

@@ -14,12 +14,13 @@ from PIL import Image
 
 from srattn.data.preprocess import to_tensor
 from srattn.engine.embed import Vectors, body_of
-from srattn.engine.scene_predict import Looking, predict_boxes, predict_mask, shares
+from srattn.engine.scene_predict import Looking, predict_boxes, predict_mask, predict_objects, shares
 from srattn.engine.weights import LoadedRun
 from srattn.explain import attention
 from srattn.export import Options as ExportOptions
 from srattn.export import export_model
 from srattn.export.opened import open_export
+from srattn.ops.run_lengths import decode_runs, read_runs
 from srattn.serve import Options, make_app
 
 PNG = {"content-type": "image/png"}
@@ -80,6 +81,21 @@ def test_boxes(scenes: dict[str, LoadedRun], talk: Callable[..., Any], files: li
             assert found["box"] == pytest.approx(box, abs=1e-2)
     few = posted(make_app(run), talk, files[:1], "?threshold=0.9")["answers"][0]["boxes"]
     assert len(few) < len(told["answers"][0]["boxes"])
+
+
+def test_objects_with_their_masks(objects: LoadedRun, talk: Callable[..., Any], files: list[bytes]) -> None:
+    told = posted(make_app(objects, Options(max_wait_ms=1)), talk, files, "?threshold=0.1")
+    for data, answer in zip(files, told["answers"], strict=True):
+        image = opened(data)
+        boxes, masks = predict_objects(objects, image, Looking(threshold=0.1))
+        assert masks is not None and len(answer["boxes"]) == len(boxes) > 0
+        for found, box, mask in zip(answer["boxes"], boxes.tolist(), masks, strict=True):
+            assert found["name"] == objects.classes[int(box[5])] and found["box"] == pytest.approx(box[:4], abs=1e-2)
+            assert found["segmentation"]["size"] == [image.height, image.width]
+            runs = torch.tensor(read_runs(found["segmentation"]["counts"], image.height * image.width))
+            size = (image.height, image.width)
+            same = decode_runs(runs, size) == decode_runs(mask, size)
+            assert float(same.float().mean()) > 0.999  # the same sums in batches of other sizes
 
 
 @pytest.mark.slow

@@ -162,13 +162,26 @@ def predict_objects(
     pixels = preprocess.pixels(image).unsqueeze(0).to(device)
     task: Any = make_task("detection", run.classes, **task_options(run.model))
     outputs = run.model(preprocess.normalise(pixels.float() / 255)).float()
-    found, size = task.postprocess(outputs)[0].cpu(), (image.height, image.width)
-    sure = (found[:, 5] >= 0) & (found[:, 4] >= looking.threshold)
-    boxes = _seen_from(found[sure], run, size)
+    found, rows = task.postprocess(outputs)[0].cpu(), outputs[0].cpu()
+    return objects_in_image(run, found, rows, (image.height, image.width), looking.threshold)
+
+
+def objects_in_image(
+    run: LoadedRun, found: Tensor, rows: Tensor, size: tuple[int, int], threshold: float
+) -> tuple[Tensor, list[Tensor] | None]:
+    """As `predict_objects`, of what a detector answered already.
+
+    Args:
+        found: (N, 6 or more) of `postprocess` for an image, in the model's input.
+        rows: of a model of masks what it answered, (N, columns); of others they are not read.
+        size: height and width of the image.
+    """
+    sure = (found[:, 5] >= 0) & (found[:, 4] >= threshold)
+    boxes = _seen_from(found[sure, :6], run, size)
     cut, inside = _cut(boxes, size)
     if not getattr(run.model, "has_masks", False):
         return cut[inside], None
-    parts = outputs[0].cpu()[sure, BEFORE_MASK:][inside]
+    parts = rows[sure, BEFORE_MASK:][inside]
     side = round(parts.shape[1] ** 0.5)
     # Over the box before it was cut: of the padding around the picture a part may be in it.
     pairs = zip(parts.view(-1, side, side), boxes[inside, :4].tolist(), strict=True)

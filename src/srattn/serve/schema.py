@@ -61,10 +61,16 @@ class Masks(BaseModel):
     answers: list[Masked]
 
 
+class Runs(BaseModel):
+    size: list[int] = Field(description="height and width of the picture", examples=[[480, 640]])
+    counts: str = Field(description="lengths of runs in the text of COCO's tools", examples=["PPYo0..."])
+
+
 class Box(BaseModel):
     name: str = Field(examples=["cat"])
     score: float = Field(ge=0, le=1.000001, examples=[0.93])
     box: list[float] = Field(description="x1, y1, x2, y2 in pixels of the picture", examples=[[12.5, 30, 200.25, 180]])
+    segmentation: Runs | None = Field(None, description="the pixels of the object, of a model that finds them")
 
 
 class Boxed(Named):

@@ -16,9 +16,10 @@ from srattn.data.geometry import kornia_transform
 from srattn.data.palette import Palette, standard_palette
 from srattn.engine.predict import Classes
 from srattn.engine.scene_folder import depth_unit
-from srattn.engine.scene_predict import in_image, likeliest, shares
+from srattn.engine.scene_predict import likeliest, objects_in_image, shares
 from srattn.engine.weights import LoadedRun
 from srattn.errors import SrattnError
+from srattn.ops.run_lengths import write_runs
 from srattn.serve.picture import Picture, Seen, see, see_people
 from srattn.tasks.depth import depth_map
 from srattn.tasks.losses.common import two_logits
@@ -32,7 +33,9 @@ class Answers(Protocol):
     """One task. `compute` runs in the model's thread, `answer` in the event loop or, if `slow`, in one that decodes."""
 
     task: ClassVar[str]
-    slow: ClassVar[bool]
+
+    @property
+    def slow(self) -> bool: ...
 
     def facts(self) -> dict[str, Any]:
         """What a client may want to know before it asks; plain values."""
@@ -69,7 +72,7 @@ class Classification(_Whole):
     """`classes`: name and probability, the likeliest first."""
 
     task: ClassVar[str] = "classification"
-    slow: ClassVar[bool] = False
+    slow: bool = False
 
     def __init__(self, run: LoadedRun) -> None:
         self._run, self._classes = run, run.classes
@@ -91,7 +94,7 @@ class Segmentation(_Whole):
     """`mask`: the class number of every pixel of the picture, as PNG; `shares` of the picture, the largest first."""
 
     task: ClassVar[str] = "segmentation"
-    slow: ClassVar[bool] = True
+    slow: bool = True
 
     def __init__(self, run: LoadedRun) -> None:
         self._run = run
@@ -112,26 +115,36 @@ class Segmentation(_Whole):
 
 
 class Detection(_Whole):
-    """`boxes`: name, score and x1, y1, x2, y2 in pixels of the picture, the surest first."""
+    """`boxes`: name, score and x1, y1, x2, y2 in pixels of the picture, the surest first; of a model of masks the
+    `segmentation` of each besides, as COCO's tools have it."""
 
     task: ClassVar[str] = "detection"
-    slow: ClassVar[bool] = False
 
     def __init__(self, run: LoadedRun) -> None:
-        self._run = run
+        self._run, self._masks = run, bool(getattr(run.model, "has_masks", False))
         self._task: Any = make_task("detection", run.classes, **task_options(run.model))
         self._palette = run.palette or standard_palette(run.classes)
 
     def facts(self) -> dict[str, Any]:
         return {"classes": self._run.classes, "colours": _hex(self._palette)}
 
-    def compute(self, inputs: Tensor) -> list[Tensor]:
-        return list(self._task.postprocess(self._run.model(inputs).float())[..., :6].cpu())
+    @property
+    def slow(self) -> bool:
+        """Masks are brought to the picture's size."""
+        return self._masks
 
-    def answer(self, values: list[Tensor], seen: Seen, *, threshold: float) -> dict[str, Any]:
-        sure = values[0][(values[0][:, 5] >= 0) & (values[0][:, 4] >= threshold)]
-        boxes = in_image(sure, self._run, (seen.height, seen.width)).tolist()
-        return {"boxes": [{"name": self._run.classes[int(n)], "score": s, "box": box} for *box, s, n in boxes]}
+    def compute(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        outputs = self._run.model(inputs).float()
+        found = self._task.postprocess(outputs).cpu()
+        return list(zip(found, outputs.cpu() if self._masks else found, strict=True))
+
+    def answer(self, values: list[tuple[Tensor, Tensor]], seen: Seen, *, threshold: float) -> dict[str, Any]:
+        size = (seen.height, seen.width)
+        boxes, masks = objects_in_image(self._run, *values[0], size, threshold)
+        found = [{"name": self._run.classes[int(n)], "score": s, "box": box} for *box, s, n in boxes.tolist()]
+        for one, mask in zip(found, masks or (), strict=masks is not None):
+            one["segmentation"] = {"size": list(size), "counts": write_runs(mask.tolist())}
+        return {"boxes": found}
 
 
 class Depth(_Whole):
@@ -139,7 +152,7 @@ class Depth(_Whole):
     `metres`: the least, the median, and the most. With `drawing` a picture to look at, bright for near."""
 
     task: ClassVar[str] = "depth"
-    slow: ClassVar[bool] = True
+    slow: bool = True
 
     def __init__(self, run: LoadedRun) -> None:
         self._run = run
@@ -169,7 +182,7 @@ class Pose:
     """`people`: of each its box, and its joints with a score, in pixels of the picture."""
 
     task: ClassVar[str] = "pose"
-    slow: ClassVar[bool] = False
+    slow: bool = False
 
     def __init__(self, run: LoadedRun) -> None:
         kornia_transform()  # missed now, and not at the first picture

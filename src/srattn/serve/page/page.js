@@ -73,6 +73,48 @@ function set(element, numbers) {
 
 const colourOf = (name) => facts.colours[facts.classes.indexOf(name)];
 
+// Lengths of runs from the text of COCO's tools: digits of 5 bits, lowest first, of differences to the length two before.
+function lengths(text) {
+  const found = [];
+  for (let at = 0; at < text.length;) {
+    let value = 0, shift = 0, digit;
+    do {
+      digit = text.charCodeAt(at++) - 48;
+      value |= (digit & 31) << shift;
+      shift += 5;
+    } while (digit & 32);
+    if (digit & 16) value |= -1 << shift;
+    if (found.length > 2) value += found[found.length - 2];
+    found.push(value);
+  }
+  return found;
+}
+
+// The pixels of objects in their colours, on a canvas of a million pixels at most; none where there are no such objects.
+function tinted(objects, width, height) {
+  if (!objects.length) return [];
+  const step = Math.ceil(Math.sqrt(width * height / 1e6)), canvas = document.createElement("canvas");
+  canvas.width = Math.ceil(width / step);
+  canvas.height = Math.ceil(height / step);
+  const context = canvas.getContext("2d"), pixels = context.createImageData(canvas.width, canvas.height);
+  for (const { name, segmentation } of [...objects].reverse()) { // the surest on top
+    const colour = colourOf(name).match(/\w\w/g).map((digits) => parseInt(digits, 16));
+    let place = 0, inside = false;
+    for (const length of lengths(segmentation.counts)) { // column by column
+      for (const end = place + length; place < end; place += 1) {
+        const x = Math.floor(place / height), y = place % height;
+        if (inside && x % step === 0 && y % step === 0) {
+          pixels.data.set([...colour, 130], 4 * (y / step * canvas.width + x / step));
+        }
+      }
+      inside = !inside;
+    }
+  }
+  context.putImageData(pixels, 0, 0);
+  canvas.className = "tint";
+  return [canvas];
+}
+
 // By task: what is asked for, what the list and the drawing are called, and how an answer is shown, which gives words.
 const tasks = {
   classification: {
@@ -96,7 +138,7 @@ const tasks = {
       const least = Number(part("least").value), sure = boxes.filter(({ score }) => score >= least);
       part("least-value").textContent = least.toFixed(2);
       part("classes").replaceChildren(...sure.map(({ name, score }) => line(name, score, colourOf(name))));
-      part("boxes").replaceChildren(...sure.map(({ name, score, box: [left, top, right, bottom] }) => {
+      const frames = sure.map(({ name, score, box: [left, top, right, bottom] }) => {
         const frame = document.createElement("div"), label = document.createElement("span");
         frame.className = "box";
         Object.assign(frame.style, {
@@ -106,7 +148,8 @@ const tasks = {
         label.textContent = `${name} ${percent(score)}`;
         frame.append(label);
         return frame;
-      }));
+      });
+      part("boxes").replaceChildren(...tinted(sure.filter(({ segmentation }) => segmentation), width, height), ...frames);
       const counts = new Map();
       for (const { name } of sure) counts.set(name, (counts.get(name) ?? 0) + 1);
       return [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "Nothing was found.";
