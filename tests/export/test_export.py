@@ -100,7 +100,7 @@ def test_the_child_and_what_it_started_end_with_the_parent(number: str, tmp_path
             time.sleep(0.05)
         started = int(mark.with_suffix(".whole").read_text())
         process.send_signal(getattr(signal, number))
-        process.wait(10)
+        process.wait(60)
     end = time.monotonic() + 10
     while Path(f"/proc/{started}/cmdline").exists() and Path(f"/proc/{started}/cmdline").read_bytes():
         assert time.monotonic() < end
