@@ -202,17 +202,9 @@ def _forward(
     return kernel.forward(x, w, relu, _kernel_rows(x, w)) if x.numel() else x.new_empty(*x.shape[:3], fc2.shape[0])
 
 
-def _forward_like(
-    x: Tensor,
-    fc1: Tensor,
-    fc1_bias: Tensor | None,
-    taps: Tensor | None,
-    taps_bias: Tensor | None,
-    fc2: Tensor,
-    fc2_bias: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    return x.new_empty(*x.shape[:3], fc2.shape[0])
+def _forward_like(x: Tensor, *given: Any) -> Tensor:
+    *weights, _ = given
+    return x.new_empty(*x.shape[:3], Weights(*weights).fc2.shape[0])
 
 
 def _backward(
@@ -235,19 +227,8 @@ def _backward(
     return [t for t in found if t is not None]
 
 
-def _backward_like(
-    dy: Tensor,
-    x: Tensor,
-    fc1: Tensor,
-    fc1_bias: Tensor | None,
-    taps: Tensor | None,
-    taps_bias: Tensor | None,
-    fc2: Tensor,
-    fc2_bias: Tensor | None,
-    relu: bool,
-    wants_x: bool,
-) -> list[Tensor]:
-    weights = (fc1, fc1_bias, taps, taps_bias, fc2, fc2_bias)
+def _backward_like(dy: Tensor, x: Tensor, *given: Any) -> list[Tensor]:
+    *weights, _, wants_x = given
     return [t.new_empty(t.shape) for t in (x if wants_x else None, *weights) if t is not None]
 
 
