@@ -135,6 +135,7 @@ def test_corruptions_are_measured_on_levels_before_normalisation(model: nn.Modul
     }
     values = [a for row in found.corruptions.values() for a in row.values()]
     assert found.corrupted == pytest.approx(sum(values) / 4)
+    assert seen[0] == ("clean", 0, 23) and ("contrast 1", 6, 23) in seen
     assert seen[-1] == ("gaussian_noise 5", 23, 23) and ("clean", 23, 23) in seen
     again = measure(
         model, samples, PREPROCESS, CLASSES, batch_size=23, corruptions=["gaussian_noise"], severities=[5], hold_bytes=0

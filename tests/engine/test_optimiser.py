@@ -232,6 +232,8 @@ def test_muon_is_refused_where_it_has_no_matrix() -> None:
 def test_warmup_is_at_most_half() -> None:
     assert warmup_steps(2.0, 10, 100) == 20
     assert warmup_steps(2.0, 10, 20) == 10
+    assert warmup_steps(2.0, 10, 11) == 5  # of an odd number less than half
+    assert warmup_steps(0.25, 11, 100) == 3
 
 
 def test_warmup_then_cosine() -> None:

@@ -1,6 +1,7 @@
 """What "auto" computes in, and what is said of a precision that the processor has no units for."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -49,3 +50,13 @@ def test_a_slow_precision_is_named(slow: set[str]) -> None:
     warnings = {name: Precision(name, CPU).warning for name in ("fp32", "bf16", "fp16")}
     assert {name for name, warning in warnings.items() if warning} == slow
     assert all("--precision fp32 or auto" in (warnings[name] or "") for name in slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_forward_computes_in_it_and_fp16_alone_scales_the_loss(name: Any, dtype: torch.dtype) -> None:
+    precision = Precision(name, CPU)
+    with precision.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert precision.scaler.is_enabled() == precision.skips_overflow == bool(precision.state()) == (name == "fp16")
