@@ -304,6 +304,15 @@ def test_positions_are_resized_each_by_its_own_grid():
     assert torch.equal(model.class_position, state["pos_embed4"][:, :1])
 
 
+def test_positions_of_float64_keep_their_digits():
+    state = {key: value.double() + 1e-12 for key, value in official("pvt_tiny").items()}
+    model = build("pvt_tiny", img_size=96).double()
+    srattn.load_checkpoint(model, state)
+    grid = state["pos_embed1"].reshape(1, 16, 16, 16).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, (24, 24), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    torch.testing.assert_close(model.stages[0].position.weight, expected, rtol=0, atol=1e-15)
+
+
 def test_positions_of_an_image_that_is_not_square_come_back():
     wide = official("pvt_tiny", img_size=(64, 128))
     assert wide["pos_embed1"].shape == (1, 16 * 32, 16)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from srattn.convert.infer import first_convolution
 from srattn.convert.layouts.base import Layout
 from srattn.errors import SrattnError
+from srattn.layers.position import resize_grid
 from srattn.layers.relative_position import resize_pairs
 from srattn.ops.decomposed import stretched
 
@@ -83,7 +83,7 @@ class Fitter:
             result.values[key] = adapt_channels(tensor, target.shape[1])
             result.adapted[key] = _describe_channels(tensor.shape[1], target.shape[1])
         elif _POSITION.fullmatch(key) and _differ_in_grid(tensor, target):
-            result.values[key] = resize_positions(tensor, (target.shape[1], target.shape[2]))
+            result.values[key] = resize_grid(tensor, target.shape[1], target.shape[2])  # as published
             result.resized[key] = f"{_by(tensor.shape[1:3])} -> {_by(target.shape[1:3])}"
         elif _PAIRS.fullmatch(key) and tensor.ndim == target.ndim == 5 and tensor.shape[0] == target.shape[0]:
             height, width, key_height, key_width = target.shape[1:]
@@ -152,21 +152,14 @@ class Fitter:
 def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
     """A first convolution (C, n, k, k) for images of `channels`, by timm's convention.
 
-    One channel is the sum over the n; any other count repeats them and scales by n / channels, so that an image whose
-    channels are alike gives the same features as before.
+    One channel is the sum over the n; any other count repeats them and scales by n / channels. An image whose channels
+    are alike gives the same features as before where n divides the count, and nearly those elsewhere.
     """
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
     known = weight.shape[1]
     repeated = weight.repeat(1, math.ceil(channels / known), 1, 1)[:, :channels]
     return repeated * (known / channels)
-
-
-def resize_positions(weight: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Position embeddings (1, H, W, C) on another grid: bilinear, align_corners=False, as published."""
-    channels_first = weight.float().permute(0, 3, 1, 2)
-    resized = F.interpolate(channels_first, size=grid, mode="bilinear", align_corners=False)
-    return resized.permute(0, 2, 3, 1).to(weight.dtype)
 
 
 def _differ_in_channels(tensor: torch.Tensor, target: torch.Tensor) -> bool:

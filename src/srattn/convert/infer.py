@@ -236,10 +236,11 @@ def _mlp_ratio(hidden: int, dim: int) -> int | float:
     if hidden % dim == 0:
         return hidden // dim
     for scale in (10, 100, 1000):
-        ratio = math.ceil(hidden * scale / dim) / scale
-        if int(dim * ratio) == hidden:
-            return ratio
-    return hidden / dim
+        least = math.ceil(hidden * scale / dim)
+        for ratio in (least / scale, (least + 1) / scale):  # 25 * 1.16 is 28.999..., 25 * 1.17 is 29.25
+            if int(dim * ratio) == hidden:
+                return ratio
+    return math.nextafter(hidden / dim, math.inf)
 
 
 def _ratio(whole: int, part: int) -> int | float:
