@@ -124,3 +124,45 @@ def test_tensor_and_image_are_each_others_reverse() -> None:
     for channels in (1, 3):
         pixels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
         assert torch.equal(to_tensor(to_image(pixels)), pixels)
+
+
+def test_parts_of_a_picture_by_hand() -> None:
+    crop = Preprocess(size=(20, 40), crop_fraction=0.8)
+    # Of 120 x 100 the largest part as wide again as high is 100 x 50; of 60 x 200 it is 120 x 60.
+    assert crop.part(120, 100) == pytest.approx((10, 40, 90, 80))
+    assert crop.part(60, 200) == pytest.approx((52, 6, 148, 54))
+    centre = dataclasses.replace(crop, fit="centre")
+    assert centre.part(120, 100) == crop.part(120, 100)
+    assert centre.part(23, 45) == (2, 1, 42, 21)  # of its own size, on whole pixels
+    assert centre.part(10, 30) == pytest.approx((5, 0, 25, 10))  # smaller than wanted: all that has the shape
+    for fit in ("squash", "shorter", "inside"):
+        assert dataclasses.replace(crop, fit=fit).part(120, 100) == (0, 0, 100, 120)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_filters_are_pillow_s(interpolation: str) -> None:
+    image = to_image(torch.randint(0, 256, (3, 30, 50), dtype=torch.uint8))
+    filtered = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
+    for fit, size, box in (
+        ("squash", (12, 16), (0, 0, 50, 30)),
+        ("crop", (12, 12), (11.5, 1.5, 38.5, 28.5)),
+        ("shorter", (20, 10), (0, 0, 50, 30)),
+    ):
+        one = Preprocess(size=size, fit=fit, interpolation=interpolation)
+        rows, columns = (20, 33) if fit == "shorter" else size
+        expected = to_tensor(image.resize((columns, rows), filtered, box=box))
+        assert torch.equal(one.pixels(image), expected), fit
+
+
+@pytest.mark.parametrize(
+    ("border", "middle", "light"), [(200, 0, True), (20, 255, False), (128, 0, True), (127, 255, False)]
+)
+def test_the_border_says_whether_a_picture_is_inverted(border: int, middle: int, light: bool) -> None:
+    image = Image.new("RGB", (9, 7), (border,) * 3)
+    image.paste((middle,) * 3, (1, 1, 8, 6))
+    plain = Preprocess(size=(7, 9), fit="squash")
+    never, always, auto = (
+        dataclasses.replace(plain, invert=invert).pixels(image) for invert in ("never", "always", "auto")
+    )
+    assert torch.equal(never, to_tensor(image)) and torch.equal(always, 255 - never)
+    assert torch.equal(auto, always if light else never)

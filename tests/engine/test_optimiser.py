@@ -244,6 +244,8 @@ def test_warmup_then_cosine() -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert (rates[54] + rates[55]) / 2 == pytest.approx(0.55, abs=0.01)
     assert learning_rate(0, 1, 0, 1.0, 0.1) == 1.0
+    assert [learning_rate(step, 2, 0, 1.0, 0.1) for step in range(2)] == pytest.approx([1.0, 0.1])
+    assert [learning_rate(step, 3, 1, 1.0, 0.1) for step in range(3)] == pytest.approx([1.0, 1.0, 0.1])
 
 
 def test_a_cosine_that_falls_by_the_clock() -> None:

@@ -528,6 +528,10 @@ def test_inputs_that_do_not_fit() -> None:
     logits, target = case("ce")
     with pytest.raises(SrattnError, match=r"logits \(B, K, h, w\) and a target \(B, H, W\), got"):
         dice(logits, target[:1])
+    with pytest.raises(SrattnError, match=r"logits \(B, K, h, w\)"):
+        dice(logits[0], target)
+    with pytest.raises(SrattnError, match=r"logits \(B, K, h, w\)"):
+        dice(logits, target.unsqueeze(1))
     with pytest.raises(SrattnError, match=r"use target.long\(\)"):
         dice(logits, target.int())
     with pytest.raises(SrattnError, match="gamma must be at least 0, got -1"):

@@ -55,6 +55,10 @@ def test_written_and_read_back(scale: float, tmp_path: Path) -> None:
     assert read_depth(tmp_path / "near.png", scale)[0].tolist() == pytest.approx([scale, 0])  # known stays known
     with pytest.raises(SrattnError, match="take a larger scale"):
         write_depth(tmp_path / "far.png", torch.full((1, 1), 70000 * scale), scale)
+    with pytest.raises(SrattnError, match="exists and is not overwritten"):
+        write_depth(tmp_path / "near.png", depth, scale)
+    write_depth(tmp_path / "near.png", depth, scale, overwrite=True)
+    assert torch.equal(read_depth(tmp_path / "near.png", scale), again)
     for bad, words in (
         (torch.ones(2, 2, 2), "floating-point"),
         (torch.ones(2, 2, dtype=torch.int64), "floating-point"),
