@@ -157,7 +157,7 @@ class PooledReduction(Reduction):
     def macs(self, height: int, width: int) -> int:
         rows, columns = self.size(height, width)
         dim = self.proj.in_features
-        return dim * (rows * height * width + rows * columns * width + rows * columns * dim)
+        return dim * (columns * height * width + rows * columns * height + rows * columns * dim)
 
     def sum(self, x: Tensor) -> Tensor:
         assert self.cells is not None
