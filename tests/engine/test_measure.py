@@ -199,6 +199,47 @@ def test_reliability_of_a_model_that_knows() -> None:
     assert sure.counts[-1] == 1 and sure.error == 0
 
 
+def test_bins_by_loops() -> None:
+    """A bin holds its upper edge, as 1/2 and 3/4 are here."""
+    confidences = [0.5, 0.5, 0.51, 0.6, 0.75, 0.75, 0.76, 0.9, 1.0, 0.55]
+    right = [True, False, True, True, False, True, True, False, True, False]
+    probabilities = torch.tensor([[1 - c, c] for c in confidences], dtype=torch.float64)
+    probabilities[:2] = torch.tensor([0.25, 0.25])  # of which the first is the answer
+    probabilities = torch.cat([probabilities, torch.zeros(10, 1, dtype=torch.float64)], 1)
+    probabilities[:2, 2] = 0.5
+    answers = [2, 2] + [1] * 8
+    labels = torch.tensor([a if r else 0 for a, r in zip(answers, right, strict=True)])
+    found = reliability(probabilities, labels, 4)
+    assert found.edges == (0, 0.25, 0.5, 0.75, 1) and found.counts == (0, 2, 5, 3)
+    gaps = []
+    for low, high, confidence, accuracy in zip(
+        found.edges, found.edges[1:], found.confidence, found.accuracy, strict=False
+    ):
+        mine = [(c, r) for c, r in zip(confidences, right, strict=True) if low < c <= high]
+        count = max(1, len(mine))
+        means = sum(c for c, _ in mine) / count, sum(r for _, r in mine) / count
+        assert (confidence, accuracy) == pytest.approx(means)
+        gaps.append((abs(means[0] - means[1]), len(mine)))
+    assert found.largest == pytest.approx(max(gap for gap, _ in gaps))
+    assert found.error == pytest.approx(sum(gap * count for gap, count in gaps) / 10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_temperature_has_the_least_nll(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logs = (torch.randn(40, 3, generator=generator, dtype=torch.float64) * (1 + 2 * seed)).log_softmax(1)
+    labels = torch.where(
+        torch.rand(40, generator=generator) < 0.7, logs.argmax(1), torch.randint(3, (40,), generator=generator)
+    )
+    best = best_temperature(logs, labels)
+
+    def nll(t: float) -> float:
+        return float(nn.functional.cross_entropy(logs / t, labels))
+
+    assert 0.05 < best < 20
+    assert nll(best) < min(nll(best * 1.0005), nll(best / 1.0005))
+
+
 def test_best_temperature_undoes_a_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(20000, 4, generator=generator, dtype=torch.float64)

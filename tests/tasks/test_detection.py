@@ -110,6 +110,9 @@ def test_codings_go_round() -> None:
     assert steps_of_boxes(torch.tensor([0.0, 0, 8, 4]), torch.tensor([4.0, 0, 12, 8])).tolist() == pytest.approx(
         [0.5, 0.5, 0, math.log(2)]
     )
+    # However far a step goes, an anchor grows to no more than 1000 / 16 of its size, around the middle that is told.
+    far = boxes_of_steps(torch.tensor([0.0, 0, 8, 4]), torch.tensor([1.0, 0, 90, 5]))
+    assert far.tolist() == pytest.approx([12 - 250, 2 - 125, 12 + 250, 2 + 125], rel=1e-5)
     near = centreness(torch.tensor([[1.0, 2, 1, 2], [1, 3, 4, 3], [1, 1, 4, 9], [0, 1, 4, 1]]))
     assert near.tolist() == pytest.approx([1, 0.5, 1 / 6, 0])
 
