@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from srattn.data import geometry, mix, randaugment
-from srattn.data.preprocess import to_image, to_tensor
+from srattn.data.preprocess import Preprocess, to_image, to_tensor
 
 pytest.importorskip("kornia", reason="needs the extra train")
 SIDES = (24, 30)
@@ -135,3 +135,26 @@ def test_both_ways_of_mixing_have_half_of_the_pictures() -> None:
     alone, _ = mix.mix(images, labels, draws, 2, 0.0, 1.0, 1.0)  # without mixup all are cut
     assert bool(((alone.view(2000, 64) == images.view(2000, 64)) | (alone.view(2000, 64) == partner)).all())
     assert float((alone != images).flatten(1).any(1).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    "draws", [(0.0, 0.0, 0.0, 1.0), (0.0, 1.0, 1.0, 0.0), (0.3, 0.5, 0.25, 0.75), (0.2, 0.4, 0.5, 0.5)]
+)
+def test_a_crop_is_the_part_that_its_draws_say(draws: tuple[float, float, float, float]) -> None:
+    """Each picture's levels tell its places, and the result is not square."""
+    have, size, area = (40, 60), (48, 96), 0.2
+    kept = 40 * 60 * (area + (1 - area) * draws[0])
+    shape = 96 / 48 * (4 / 3) ** (2 * draws[1] - 1)  # width to height
+    width, height = min(60, math.sqrt(kept * shape)), min(40, math.sqrt(kept / shape))
+    left, top = draws[2] * (60 - width), draws[3] * (40 - height)
+    x = left + (torch.arange(96) + 0.5) / 96 * width
+    y = top + (torch.arange(48) + 0.5) / 48 * height
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(60), indexing="ij")
+    levels = torch.stack([4 * columns + 2, 4 * rows + 2, 0 * rows])
+    inside = ((y > 1) & (y < 39))[:, None] & ((x > 1) & (x < 59))
+    together = geometry.crop_together(levels[None].double(), size, torch.tensor([draws], dtype=torch.float64), area)[0]
+    alone = geometry.crop_one(levels.to(torch.uint8), Preprocess(size=size), draws, area).double()
+    assert together.shape == alone.shape == (3, *size) and geometry.only_enlarges(have, size)
+    for found, most in ((together, 1e-4), (alone, 1.01)):  # of places in float32, and of whole levels
+        assert float((found[0] - 4 * x)[inside].abs().max()) <= most
+        assert float((found[1] - 4 * y[:, None])[inside].abs().max()) <= most
