@@ -71,6 +71,8 @@ WRONG = {
     "outside": (("dog", 0, 50, 5, 60, 9), r"a: object 1 \(dog, 50 5 60 9\) is outside of the image of 40x30"),
     "turned": (("dog", 0, 9, 5, 4, 9), r"\(dog, 9 5 4 9\) has no area"),
     "a point": (("dog", 0, 9, 5, 9, 5), "has no area"),
+    "a line down": (("dog", 0, 9, 5, 9, 9), r"\(dog, 9 5 9 9\) has no area"),
+    "a line across": (("dog", 0, 4, 5, 9, 5), r"\(dog, 4 5 9 5\) has no area"),
     "no number": (("dog", 0, "x", 5, 9, 9), r"\(dog, x 5 9 9\) has no box of four numbers"),
     "not finite": (("dog", 0, "nan", 5, 9, 9), "no box of four numbers"),
     "other class": (("cow", 0, 4, 5, 9, 9), r"\(cow, 4 5 9 9\) is of no known class"),

@@ -60,3 +60,11 @@ def test_forward_computes_in_it_and_fp16_alone_scales_the_loss(name: Any, dtype:
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert precision.scaler.is_enabled() == precision.skips_overflow == bool(precision.state()) == (name == "fp16")
+
+
+@pytest.mark.parametrize(("scale", "skips"), [(2.0**-9, True), (2.0**-10, False)])
+def test_an_overflow_at_the_least_scale_is_a_defect(scale: float, skips: bool) -> None:
+    precision = Precision("fp16", CPU)
+    precision.restore({**precision.state(), "scale": scale})
+    assert precision.scaler.get_scale() == precision.state()["scale"] == scale
+    assert precision.skips_overflow == skips
