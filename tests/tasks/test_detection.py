@@ -115,6 +115,8 @@ def test_codings_go_round() -> None:
     assert far.tolist() == pytest.approx([12 - 250, 2 - 125, 12 + 250, 2 + 125], rel=1e-5)
     near = centreness(torch.tensor([[1.0, 2, 1, 2], [1, 3, 4, 3], [1, 1, 4, 9], [0, 1, 4, 1]]))
     assert near.tolist() == pytest.approx([1, 0.5, 1 / 6, 0])
+    small = centreness(torch.tensor([[0.5, 0.125, 0.25, 0.25], [0.25, 0.5, 0.5, -0.5], [-1, 1, 1, 1], [0, 0, 0, 0]]))
+    assert small.tolist() == pytest.approx([0.5, 0, 0, 0])  # also of places out of their box
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
