@@ -6,8 +6,10 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from srattn.data.preprocess import Preprocess
@@ -93,6 +95,15 @@ def test_teachers_preprocessing_is_respected() -> None:
     red[:, 0] = 1.0
     colour = Preprocess(size=(8, 8))
     torch.testing.assert_close(between(colour, grey)(colour.normalise(red)), torch.full((1, 1, 8, 8), 0.299))
+
+
+def test_a_smaller_teacher_sees_the_image_as_pillow_shrinks_it() -> None:
+    levels = torch.rand(1, 1, 32, 24)
+    student = dataclasses.replace(STUDENT, size=(32, 24))
+    teacher = Preprocess(channels=1, size=(8, 4), mean=(0.0,), std=(1.0,))
+    seen = between(student, teacher)(student.normalise(levels))
+    shrunk = Image.fromarray(levels[0, 0].numpy()).resize((4, 8), Image.Resampling.BILINEAR)
+    torch.testing.assert_close(seen[0, 0], torch.from_numpy(np.array(shrunk)), rtol=1e-5, atol=1e-5)
 
 
 def test_run_as_teacher(finished: Path) -> None:

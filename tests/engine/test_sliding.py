@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -198,6 +199,20 @@ def test_the_weights_of_every_pixel_sum_to_one(size: int, window: int, overlap: 
         assert axis.starts[-1] < size <= axis.starts[-1] + axis.source
         if scale == 1 and overlap == 0.25 and window == 64 and weighting == "cosine":
             assert all(start % 32 == 0 for start in axis.starts)
+
+
+@pytest.mark.parametrize("weighting", ["cosine", "linear", "uniform"])
+def test_weights_are_the_shares_of_their_profiles(weighting: str) -> None:
+    def profile(place: float) -> float:
+        rising = {"cosine": math.sin(math.pi * place) ** 2, "linear": min(place, 1 - place)}
+        return rising.get(weighting, 1.0)
+
+    axis = grids((50, 50), None, Sliding((20, 20), 0.4, weighting, multiple=1))[0].rows
+    assert axis.starts == (0, 10, 20, 30)
+    for start, weights in zip(axis.starts, axis.weights.tolist(), strict=True):
+        for at, weight in enumerate(weights):
+            every = [profile((start + at - other + 0.5) / 20) for other in axis.starts if 0 <= start + at - other < 20]
+            assert weight == pytest.approx(profile((at + 0.5) / 20) / sum(every), rel=1e-6)
 
 
 def test_weights_fade_towards_the_border_of_a_window() -> None:

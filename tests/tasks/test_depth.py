@@ -67,6 +67,15 @@ def test_loss_is_its_definition(balance: float) -> None:
     assert torch.autograd.gradcheck(lambda x: task.loss(x, target), depth.requires_grad_())
 
 
+def test_what_is_predicted_far_too_near_is_still_learnt_by() -> None:
+    depth = torch.tensor([[[2e-6, 1e-4, 0.01, 3.0]]], dtype=DOUBLE, requires_grad=True)
+    target = torch.tensor([[[0.5, 0.02, 0.04, 3.0]]], dtype=DOUBLE)
+    loss = Depth().loss(depth, target)
+    assert float(loss.detach()) == pytest.approx(plain_loss(depth.detach(), target), rel=1e-12)
+    (slope,) = torch.autograd.grad(loss, depth)
+    assert bool((slope[0, 0, :2] < 0).all())  # farther is better
+
+
 def test_a_common_factor_is_forgiven_in_part() -> None:
     target = drawn()[1]
     clean = torch.where(torch.isfinite(target) & (target > 0), target, 1.0)

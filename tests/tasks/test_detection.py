@@ -29,7 +29,7 @@ from srattn.tasks.detection.coding import (
     steps_of_boxes,
 )
 from srattn.tasks.detection.decode import decode
-from srattn.tasks.detection.losses import BETA, focal_loss
+from srattn.tasks.detection.losses import BETA, combine, focal_loss
 from srattn.tasks.detection.model import DetectionModel, build_detection, fcos, retinanet
 from srattn.tasks.detection.task import make_detection
 
@@ -90,6 +90,13 @@ def test_anchors_are_assigned_by_the_rule(seed: int) -> None:
             expected = max(owned, key=lambda m: float(overlap[n, m]))
         assert answer == expected
     assert {0, 1, 2, 3, 4, NONE} <= set(found) and 5 not in found
+
+
+def test_bounds_of_overlaps_belong_to_what_is_above() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 1]], dtype=torch.float64)
+    anchors = torch.tensor([[0.0, 0, side, 1] for side in (5, 8, 10, 10.001)], dtype=torch.float64)
+    assert box_iou(anchors, boxes).squeeze(1).tolist()[:3] == [0.8, 0.5, 0.4]
+    assert assign_anchors(anchors, boxes).tolist() == [0, 0, IGNORED, NONE]
 
 
 def test_without_objects_nobody_answers() -> None:
@@ -195,6 +202,16 @@ def test_the_loss_is_the_papers(centre: bool) -> None:
     expected = total["class"] / total["positives"] + total["box"] / total["centreness"]
     expected += total["centre"] / total["positives"]
     assert float(task.loss(outputs, targets)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_parts_are_divided_by_what_answers() -> None:
+    sums = {"class": 3.0, "box": 0.5, "centre": 1.0, "positives": 4.0, "centreness": 0.02}
+    expected = {"loss": 0.75 + 25 + 0.25, "class": 0.75, "box": 25.0, "centre": 0.25}
+    assert combine(sums) == pytest.approx(expected)
+    numbers = combine({name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()})
+    assert {name: float(value) for name, value in numbers.items()} == pytest.approx(expected)
+    nothing = combine({**sums, "box": 0.0, "centre": 0.0, "positives": 0.0, "centreness": 0.0})
+    assert nothing == {"loss": 3.0, "class": 3.0, "box": 0.0, "centre": 0.0}
 
 
 @pytest.mark.parametrize("centre", [True, False])
