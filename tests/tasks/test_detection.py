@@ -17,10 +17,17 @@ from srattn.heads.fcos import FCOSHead
 from srattn.heads.fpn import FPN
 from srattn.heads.retinanet import RetinaNetHead
 from srattn.heads.rows import Rows, cells, split_rows
-from srattn.ops.boxes import box_iou, paired_giou
+from srattn.ops.boxes import box_iou, ignored_class, paired_giou
 from srattn.tasks import make_task
 from srattn.tasks.detection import Choice, Detection
-from srattn.tasks.detection.assign import IGNORED, NONE, assign_anchors, assign_places
+from srattn.tasks.detection.assign import (
+    IGNORED,
+    NONE,
+    assign_anchors,
+    assign_places,
+    ignored_targets,
+    valid_targets,
+)
 from srattn.tasks.detection.coding import (
     boxes_of_distances,
     boxes_of_steps,
@@ -122,7 +129,7 @@ def test_codings_go_round() -> None:
     assert far.tolist() == pytest.approx([12 - 250, 2 - 125, 12 + 250, 2 + 125], rel=1e-5)
     near = centreness(torch.tensor([[1.0, 2, 1, 2], [1, 3, 4, 3], [1, 1, 4, 9], [0, 1, 4, 1]]))
     assert near.tolist() == pytest.approx([1, 0.5, 1 / 6, 0])
-    small = centreness(torch.tensor([[0.5, 0.125, 0.25, 0.25], [0.25, 0.5, 0.5, -0.5], [-1, 1, 1, 1], [0, 0, 0, 0]]))
+    small = centreness(torch.tensor([[0.01, 0.02, 0.02, 0.01], [0.25, 0.5, 0.5, -0.5], [-1, 1, 1, 1], [0, 0, 0, 0]]))
     assert small.tolist() == pytest.approx([0.5, 0, 0, 0])  # also of places out of their box
 
 
@@ -204,7 +211,17 @@ def test_the_loss_is_the_papers(centre: bool) -> None:
     assert float(task.loss(outputs, targets)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_which_rows_are_objects() -> None:
+    # Class 2, padding, and class 2 that is ignored; each with an area, as two lines, and turned over.
+    shapes = [[1, 1, 5, 4], [1, 1, 5, 1], [1, 1, 1, 4], [5, 1, 1, 4], [1, 4, 5, 1]]
+    rows = torch.tensor([[*shape, kind] for kind in (2.0, -1.0, -4.0) for shape in shapes])
+    assert valid_targets(rows).nonzero().flatten().tolist() == [0]
+    assert ignored_targets(rows).nonzero().flatten().tolist() == [10]
+    assert int(ignored_class(rows[10, 4])) == 2
+
+
 def test_parts_are_divided_by_what_answers() -> None:
+    assert pytest.approx(0.11, abs=0.002) == BETA  # as the authors' configurations write it
     sums = {"class": 3.0, "box": 0.5, "centre": 1.0, "positives": 4.0, "centreness": 0.02}
     expected = {"loss": 0.75 + 25 + 0.25, "class": 0.75, "box": 25.0, "centre": 0.25}
     assert combine(sums) == pytest.approx(expected)
