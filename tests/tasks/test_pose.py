@@ -217,6 +217,9 @@ def test_precision_is_that_of_the_similarities_by_hand() -> None:
     figures = by_similarity(oks_curves(facts, true, found, sigmas))
     assert figures["oks_ap"] == pytest.approx(sum(by_hand) / 10, abs=1e-9)
     assert figures["oks_ap50"] == pytest.approx(by_hand[0]) and figures["oks_ap75"] == pytest.approx(by_hand[5])
+    hidden = true.clone()
+    hidden[..., 2] = hidden[..., 2].clamp(max=1)  # labelled, but covered: counts as what is seen
+    assert by_similarity(oks_curves(facts, hidden, found, sigmas)) == figures
     blind = true.clone()
     blind[..., 2] = 0
     assert by_similarity(oks_curves(facts, blind, found, sigmas)) == {"oks_ap": 0.0, "oks_ap50": 0.0, "oks_ap75": 0.0}
