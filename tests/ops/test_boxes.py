@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srattn import SrattnError
-from srattn.ops.boxes import FORMS, box_area, box_giou, box_iou, clip_boxes, convert_boxes, paired_giou
+from srattn.ops.boxes import FORMS, box_area, box_giou, box_ioa, box_iou, clip_boxes, convert_boxes, paired_giou
 
 
 def some(*shape: int, seed: int = 0) -> Tensor:
@@ -38,6 +38,13 @@ def test_every_pair_is_the_formula() -> None:
     assert (box_giou(a, b)[:, 1] < -0.9).all()
     paired = paired_giou(a[:5], b)
     assert torch.equal(paired, box_giou(a, b).diagonal())
+
+
+def test_the_part_of_a_box_within_another() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 2], [1, 1, 1, 5]])
+    areas = torch.tensor([[1.0, 1, 9, 9], [-1, -1, 9, 9], [4, 0, 8, 2]])
+    assert box_ioa(boxes, areas).tolist() == [[3 / 8, 1, 0], [0, 0, 0]]
+    assert box_ioa(boxes, areas[:0]).shape == (2, 0)
 
 
 def test_batches_empty_ones_and_views() -> None:

@@ -267,6 +267,34 @@ def test_sums_add_up_over_parts_and_padding_means_nothing(centre: bool) -> None:
     assert float(task.loss(outputs, padded)) == pytest.approx(float(task.loss(outputs, targets)))
 
 
+@pytest.mark.parametrize("centre", [True, False])
+def test_what_lies_in_a_crowd_is_not_taught_to_be_background(centre: bool) -> None:
+    outputs, targets = some_rows(centre).requires_grad_(), some_targets()
+    crowd = torch.tensor([10.0, 5, 50, 60])
+    areas = torch.tensor([*crowd, float(ignored_class(torch.tensor(2)))]).expand(2, 1, 5)
+    task = Detection(CLASSES)
+    without = task.sums(outputs.detach(), targets)
+    sums = task.sums(outputs, torch.cat([areas.to(targets), targets], 1))
+    sums["class"].backward()
+    assert outputs.grad is not None
+    rows, spared = split_rows(outputs.detach(), 3), 0
+    for image, wanted in enumerate((targets[0], targets[1, :1])):
+        answers = (assign_places if centre else assign_anchors)(rows.reference[image], wanted[:, :4]).tolist()
+        for place, answer, taught in zip(rows.reference[image], answers, outputs.grad[image, :, 10:13], strict=True):
+            x1, y1, x2, y2 = place.tolist()
+            x, y = (x1 + x2) / 2, (y1 + y2) / 2
+            shared = max(0.0, min(x2, 50) - max(x1, 10)) * max(0.0, min(y2, 60) - max(y1, 5))
+            inside = 10 < x < 50 and 5 < y < 60 if centre else shared >= 0.5 * (x2 - x1) * (y2 - y1)
+            spared += inside and answer == NONE
+            assert bool(taught.any()) == (answer >= 0 or (answer == NONE and not inside))
+    assert spared > 5
+    # Objects are learnt within a crowd as they are without.
+    for name in ("box", "centre", "positives", "centreness"):
+        assert torch.equal(sums[name].detach(), without[name])
+    alone = task.sums(outputs.detach(), torch.tensor([[[-500.0, -500, 900, 900, -2]]] * 2))
+    assert not any(float(value) for value in alone.values())
+
+
 def test_tallies_are_those_of_the_very_outputs() -> None:
     task, outputs, targets = Detection(CLASSES), some_rows(True), some_targets()
     expected = {name: float(value) for name, value in Detection(CLASSES).tally(outputs, targets).items()}

@@ -93,10 +93,18 @@ def test_picked_places_are_different_and_depend_on_the_seed() -> None:
     assert len(first.unique()) == 10 and chosen[first].all() and len(pick(chosen, 99)) == 34
 
 
+def part_within(box: Tensor, area: Tensor) -> float:
+    """Of the box (4,), what lies in the area (4,)."""
+    x1, y1, x2, y2 = box.tolist()
+    left, top, right, bottom = area.tolist()
+    shared = max(0.0, min(x2, right) - max(x1, left)) * max(0.0, min(y2, bottom) - max(y1, top))
+    return shared / ((x2 - x1) * (y2 - y1))
+
+
 def test_anchors_that_are_learnt_from() -> None:
     boxes = some_boxes(4, 9)
     anchors = torch.cat([some_boxes(300, 1), boxes.repeat(20, 1) + 0.1])
-    places, own = sample_anchors(anchors, boxes, 64)
+    places, own = sample_anchors(anchors, boxes, boxes[:0], 64)
     assert len(places) == 64 == len(places.unique()) and int((own >= 0).sum()) == 32
     overlap = box_iou(anchors, boxes)
     for place, number in zip(places.tolist(), own.tolist(), strict=True):
@@ -105,8 +113,19 @@ def test_anchors_that_are_learnt_from() -> None:
             assert best < 0.3
         else:
             assert best >= 0.7 or float(overlap[place, number]) == float(overlap[:, number].max())
-    places, own = sample_anchors(anchors, boxes[:0], 64)
+    places, own = sample_anchors(anchors, boxes[:0], boxes[:0], 64)
     assert len(places) == 64 and own.eq(NONE).all()
+    crowd = torch.tensor([[10.0, 10, 60, 60]])
+    places, own = sample_anchors(anchors, boxes, crowd, 1000)
+    assert torch.equal(own.unique(), torch.tensor([NONE, 0, 1, 2, 3]))  # objects are learnt within a crowd too
+    outside = [
+        part_within(anchors[place], crowd[0]) < 0.5 for place, number in zip(places, own, strict=True) if number < 0
+    ]
+    expected = [overlap[n].max() < 0.3 and part_within(anchors[n], crowd[0]) < 0.5 for n in range(len(anchors))]
+    best = (overlap == overlap.amax(0)).any(1)
+    assert all(outside) and len(outside) == int((torch.tensor(expected) & ~best).sum()) > 20
+    places, own = sample_anchors(anchors, boxes[:0], torch.tensor([[-9.0, -9, 99, 99]]), 64)
+    assert not len(places) and not len(own)
 
 
 def some_targets(masks: bool = True) -> Tensor:
@@ -127,6 +146,8 @@ def test_regions_that_are_learnt_from() -> None:
     there = (proposals[..., 2:] > proposals[..., :2]).all(2)
     found = sample_regions(proposals, there, targets, 32)
     assert found.boxes.shape == (2, 32, 4)
+    crowd = targets[1, 0, :4]
+    assert any(part_within(box, crowd) >= 0.5 for box in proposals[1, there[1]])
     for image in range(2):
         rows = found.rows[image].tolist()
         assert sum(row >= 0 for row in rows) <= 8 and all(row >= 0 for row in rows[: sum(row >= 0 for row in rows)])
@@ -138,6 +159,7 @@ def test_regions_that_are_learnt_from() -> None:
             overlap = {m: float(box_iou(box[None], targets[image, m : m + 1, :4])) for m in valid}
             best = max(overlap, key=lambda m: overlap[m])
             assert row == (best if overlap[best] >= 0.5 else NONE)
+            assert image == 0 or row >= 0 or part_within(box, crowd) < 0.5  # what lies in a crowd is no background
     alone = sample_regions(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool), targets, 32)
     assert sorted(alone.rows[0].tolist()) == [0, 1, 2] and alone.positives == 3  # the true boxes themselves
     assert sorted(alone.rows[1].tolist()) == [IGNORED, IGNORED, 2]  # neither the crowd nor padding
@@ -152,8 +174,9 @@ def test_the_loss_of_the_first_stage() -> None:
     found = region_sums(regions, targets)
     torch.manual_seed(5)
     for image, valid in enumerate(([0, 1, 2], [2])):
-        boxes = targets[image, valid, :4]
-        places, own = sample_anchors(regions.anchors, boxes)
+        boxes, crowds = targets[image, valid, :4], targets[image, [] if image == 0 else [0], :4]
+        places, own = sample_anchors(regions.anchors, boxes, crowds)
+        assert len(places) < len(regions.anchors) or image == 0
         entropy = off = 0.0
         for place, number in zip(places.tolist(), own.tolist(), strict=True):
             logit = regions.logits[image, place]
@@ -163,6 +186,16 @@ def test_the_loss_of_the_first_stage() -> None:
                 off += float(F.smooth_l1_loss(regions.steps[image, place], steps, beta=BETA, reduction="sum"))
         assert found[image].tolist() == pytest.approx([entropy, off, len(places)], rel=1e-4)
     assert found[:, 1].gt(0).all()
+
+
+def test_an_image_that_is_all_crowd_teaches_nothing() -> None:
+    model, targets = small("faster_rcnn"), torch.zeros(1, 1, 5)
+    targets[0, 0] = torch.tensor([0.0, 0, 64, 64, ignored_class(torch.tensor(1))])
+    model(torch.rand(1, 3, 64, 64), targets).sum().backward()
+    regions = Regions(torch.randn(1, 9), torch.randn(1, 9, 4), some_boxes(9).clamp(max=64), [9])
+    assert not region_sums(regions, targets).any()
+    sample = sample_regions(some_boxes(9).clamp(max=64)[None], torch.ones(1, 9, dtype=torch.bool), targets, 32)
+    assert sample.rows.eq(IGNORED).all()
 
 
 def test_the_loss_of_the_second_stage() -> None:

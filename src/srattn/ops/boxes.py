@@ -55,6 +55,12 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return paired_iou(a.unsqueeze(-2), b.unsqueeze(-3))
 
 
+def box_ioa(a: Tensor, b: Tensor) -> Tensor:
+    """What part of every box of a (..., N, 4) lies in every one of b (..., M, 4): (..., N, M), from 0 to 1."""
+    a, b = _wide(a).unsqueeze(-2), _wide(b).unsqueeze(-3)
+    return _overlap(a, b)[0] / _positive(box_area(a))
+
+
 def box_giou(a: Tensor, b: Tensor) -> Tensor:
     """`paired_giou` of every box of a (..., N, 4) with every one of b (..., M, 4): (..., N, M)."""
     return paired_giou(a.unsqueeze(-2), b.unsqueeze(-3))

@@ -62,6 +62,15 @@ def test_what_is_not_seen_any_more_is_gone() -> None:
     assert [len(runs) for runs in kept.masks.runs] == [0, 0]
 
 
+def test_what_is_left_of_a_crowd_stays_ignored() -> None:
+    boxes = torch.tensor([[0.0, 0, 80, 80, 1], [0, 0, 80, 80, 1], [90, 90, 95, 95, 0]])
+    target = Target(boxes=boxes, ignored=torch.tensor([False, True, True]))
+    window = torch.tensor([[1.0, 0, -64], [0, 1, -64]], dtype=torch.float64)
+    moved = target.moved(window, (24, 24))  # a twenty-fifth of the first two, and nothing of the third
+    assert moved.boxes is not None and moved.ignored is not None
+    assert moved.boxes.tolist() == [[0, 0, 16, 16, 1]] and moved.ignored.tolist() == [True]
+
+
 def test_a_batch_says_which_boxes_are_ignored_and_what_their_masks_are() -> None:
     target, masks = some()
     plain = Target(boxes=torch.tensor([[1.0, 2, 3, 4, 7]]), ignored=torch.tensor([False]))

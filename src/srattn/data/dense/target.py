@@ -83,9 +83,11 @@ class Target:
         return dataclasses.replace(self, boxes=moved_boxes(self.boxes, matrix, size, drop=False), masks=masks)
 
     def _objects(self, matrix: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        """Boxes, and what belongs to each of them; without those of which nearly nothing is left to be seen."""
+        """Boxes, and what belongs to each of them; without objects of which nearly nothing is left to be seen."""
         assert self.boxes is not None
         boxes, kept = _moved(self.boxes, matrix, size)
+        if self.ignored is not None:  # however little of a crowd is left, that is no background
+            kept = kept | (self.ignored & (boxes[:, 2:4] - boxes[:, :2] >= _LEAST_SIDE).all(1))
         masks = None if self.masks is None else self.masks.only(kept).moved(matrix, size)
         seen = torch.ones(int(kept.sum()), dtype=torch.bool) if masks is None else ~masks.gone()
         return {

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srattn.ops.boxes import box_area, box_iou
+from srattn.ops.boxes import box_area, box_ioa, box_iou
 
 NONE, IGNORED = -1, -2
 RADIUS = 1.5
 """Of centre sampling, in strides (arXiv:2006.09214, section 3.1)."""
 POSITIVE, NEGATIVE = 0.5, 0.4
 """Overlaps of an anchor from which, and below which, it answers for an object or for none (arXiv:1708.02002)."""
+CROWD = 0.5
+"""The part of an anchor or a proposal within an ignored area from which it is not taken for background: the overlap
+that COCO's tools ask for where they forgive a detection in a crowd."""
 
 
 def valid_targets(targets: Tensor) -> Tensor:
@@ -77,6 +80,20 @@ def assign_anchors(anchors: Tensor, boxes: Tensor, positive: float = POSITIVE, n
     claims = torch.where((overlap == overlap.amax(0)) & (overlap > 0), overlap, -1.0)
     claim, claimed = claims.max(1)
     return torch.where(claim > 0, claimed, found)
+
+
+def spare_places(assign: Tensor, cells: Tensor, areas: Tensor) -> Tensor:
+    """What `assign_places` says (N,), with `IGNORED` for those cells (N, 4) of no object whose middle lies in one of
+    the ignored areas (M, 4)."""
+    at = ((cells[:, :2] + cells[:, 2:]) / 2).unsqueeze(1)
+    within = ((at > areas[:, :2]) & (at < areas[:, 2:])).all(2).any(1)
+    return torch.where(within & (assign == NONE), IGNORED, assign)
+
+
+def spare_boxes(assign: Tensor, boxes: Tensor, areas: Tensor) -> Tensor:
+    """As `spare_places`, of boxes (N, 4) that lie by `CROWD` or more in one ignored area."""
+    within = (box_ioa(boxes, areas) >= CROWD).any(1)
+    return torch.where(within & (assign == NONE), IGNORED, assign)
 
 
 def matched(assign: Tensor, boxes: Tensor) -> Tensor:

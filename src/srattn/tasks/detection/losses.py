@@ -11,7 +11,16 @@ from torch import Tensor
 
 from srattn.heads.rows import Rows
 from srattn.ops.boxes import paired_giou
-from srattn.tasks.detection.assign import IGNORED, NONE, assign_anchors, assign_places, matched, valid_targets
+from srattn.tasks.detection.assign import (
+    IGNORED,
+    assign_anchors,
+    assign_places,
+    ignored_targets,
+    matched,
+    spare_boxes,
+    spare_places,
+    valid_targets,
+)
 from srattn.tasks.detection.coding import boxes_of_distances, centreness, distances_of_boxes, steps_of_boxes
 
 BETA = 1 / 9
@@ -33,14 +42,16 @@ def loss_sums(rows: Rows, targets: Tensor) -> dict[str, Tensor]:
 
     Args:
         rows: of FCOS where they have a centreness, else of RetinaNet.
-        targets: (B, M, 5): x1, y1, x2, y2, class; class -1 is padding.
+        targets: (B, M, 5): x1, y1, x2, y2, class; class -1 is padding, one below is ignored: what lies there and is no
+            object's is not taught.
     """
     of_image = _anchors if rows.centreness is None else _places
     total = {name: rows.logits.new_zeros(()) for name in (*PARTS, "positives", "centreness")}
-    valid = valid_targets(targets)
+    valid, ignored = valid_targets(targets), ignored_targets(targets)
     for number in range(len(targets)):
         row = Rows(*(None if column is None else column[number] for column in rows))  # type: ignore[arg-type]
-        for name, value in of_image(row, targets[number][valid[number]].float()).items():
+        objects, areas = targets[number][valid[number]], targets[number][ignored[number], :4]
+        for name, value in of_image(row, objects.float(), areas.float()).items():
             total[name] = total[name] + value
     return total
 
@@ -72,11 +83,11 @@ def _class_loss(logits: Tensor, assigned: Tensor, labels: Tensor) -> Tensor:
     return (focal_loss(logits, wanted) * (assigned != IGNORED).unsqueeze(1)).sum()
 
 
-def _places(rows: Rows, objects: Tensor) -> dict[str, Tensor]:
+def _places(rows: Rows, objects: Tensor, areas: Tensor) -> dict[str, Tensor]:
     """FCOS (arXiv:1904.01355, equation 2, with the GIoU loss of arXiv:2006.09214) for one image."""
     boxes, labels = objects[:, :4], objects[:, 4].long()
-    assigned = assign_places(rows.reference, boxes)
-    some = assigned != NONE
+    assigned = spare_places(assign_places(rows.reference, boxes), rows.reference, areas)
+    some = assigned >= 0
     wanted = matched(assigned[some], boxes)
     near = centreness(distances_of_boxes(rows.reference[some], wanted))
     found = boxes_of_distances(rows.reference[some], rows.regression[some])
@@ -90,10 +101,10 @@ def _places(rows: Rows, objects: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _anchors(rows: Rows, objects: Tensor) -> dict[str, Tensor]:
+def _anchors(rows: Rows, objects: Tensor, areas: Tensor) -> dict[str, Tensor]:
     """RetinaNet (arXiv:1708.02002, section 4) for one image; every anchor of an object has the weight 1."""
     boxes, labels = objects[:, :4], objects[:, 4].long()
-    assigned = assign_anchors(rows.reference, boxes)
+    assigned = spare_boxes(assign_anchors(rows.reference, boxes), rows.reference, areas)
     some = assigned >= 0
     wanted = steps_of_boxes(rows.reference[some], matched(assigned[some], boxes))
     return {

@@ -11,7 +11,7 @@ from torch import Tensor
 from srattn.heads.roi import BoxHead
 from srattn.heads.rpn import Regions
 from srattn.ops.run_lengths import runs_at
-from srattn.tasks.detection.assign import IGNORED, valid_targets
+from srattn.tasks.detection.assign import IGNORED, ignored_targets, valid_targets
 from srattn.tasks.detection.coding import steps_of_boxes
 from srattn.tasks.detection.losses import BETA, Number
 from srattn.tasks.detection.stages.sample import Sample, sample_anchors
@@ -25,10 +25,11 @@ _HEIGHT = 5  # the column of targets from which masks begin: the height of the i
 def region_sums(regions: Regions, targets: Tensor) -> Tensor:
     """The first stage (arXiv:1506.01497, section 3.1.2): (B, 3), cross-entropy of whether there is an object, smooth
     L1 of the steps to it, and the anchors that were sampled."""
-    valid, found = valid_targets(targets), []
+    valid, ignored, found = valid_targets(targets), ignored_targets(targets), []
     for number in range(len(targets)):
         boxes = targets[number, valid[number], :4].float()
-        places, own = sample_anchors(regions.anchors, boxes)
+        areas = targets[number, ignored[number], :4].float()
+        places, own = sample_anchors(regions.anchors, boxes, areas)
         logits, there = regions.logits[number, places].float(), own >= 0
         some = places[there]
         wanted = steps_of_boxes(regions.anchors[some], boxes[own[there]])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from srattn.ops.boxes import box_iou
-from srattn.tasks.detection.assign import IGNORED, NONE, assign_anchors, valid_targets
+from srattn.tasks.detection.assign import IGNORED, NONE, assign_anchors, ignored_targets, spare_boxes, valid_targets
 
 POSITIVE, NEGATIVE = 0.7, 0.3
 """Overlaps of an anchor from which, and below which, it is an object's or none's (arXiv:1506.01497, section 3.1.2)."""
@@ -41,10 +41,10 @@ def pick(chosen: Tensor, most: int) -> Tensor:
     return places[torch.randperm(len(places), device=places.device)[:most]]
 
 
-def sample_anchors(anchors: Tensor, boxes: Tensor, count: int = ANCHORS) -> tuple[Tensor, Tensor]:
-    """Anchors (N, 4) and an image's objects (M, 4) to those that are learnt from, int64 (at most `count`,), those of
-    objects first, and for each the object's number or `NONE`."""
-    assigned = assign_anchors(anchors, boxes, POSITIVE, NEGATIVE)
+def sample_anchors(anchors: Tensor, boxes: Tensor, areas: Tensor, count: int = ANCHORS) -> tuple[Tensor, Tensor]:
+    """Anchors (N, 4), an image's objects (M, 4) and its ignored areas (I, 4) to those that are learnt from, int64 (at
+    most `count`,), those of objects first, and for each the object's number or `NONE`."""
+    assigned = spare_boxes(assign_anchors(anchors, boxes, POSITIVE, NEGATIVE), anchors, areas)
     positive = pick(assigned >= 0, count // 2)
     places = torch.cat([positive, pick(assigned == NONE, count - len(positive))])
     return places, assigned[places]
@@ -59,7 +59,7 @@ def sample_regions(proposals: Tensor, there: Tensor, targets: Tensor, count: int
         targets: (B, M, 5 or more), see `TwoStage`.
         count: boxes of an image, at most a quarter of them of objects.
     """
-    valid, chosen = valid_targets(targets), []
+    valid, ignored, chosen = valid_targets(targets), ignored_targets(targets), []
     for number in range(len(targets)):
         rows = valid[number].nonzero().squeeze(1)
         true = targets[number, rows, :4].float()
@@ -69,6 +69,7 @@ def sample_regions(proposals: Tensor, there: Tensor, targets: Tensor, count: int
             own = torch.where(overlap >= OVERLAP, rows[best], NONE)
         else:
             own = torch.full((len(boxes),), NONE, device=boxes.device)
+        own = spare_boxes(own, boxes, targets[number, ignored[number], :4].float())
         positive = pick(own >= 0, max(1, round(PART * count)))
         places = torch.cat([positive, pick(own == NONE, count - len(positive))])
         chosen.append((boxes[places], own[places]))
