@@ -23,6 +23,7 @@ from srattn.data.dense.people import open_people
 from srattn.data.dense.read import Found, Unread, divide_scenes, load_part
 from srattn.data.dense.target import VOID
 from srattn.data.depth_files import MILLIMETRES, check_scale
+from srattn.data.index import held_part
 from srattn.data.palette import MOST, standard_palette
 from srattn.data.reader import absolute
 from srattn.data.samples import OnBadImage
@@ -110,13 +111,13 @@ def measure_scenes(
     if depth_scale is None:
         depth_scale = float(run.config.get("depth_scale") or MILLIMETRES)
     found = _in_our_numbers(run, data, classes, void, check_scale(depth_scale), workers)
-    items, words = _part(found, run, split, own)
+    items, words, names = _part(found, run, split, own)
     looked = run.task == "segmentation" and looking is not None and looking != Looking()
     keep = 0 if looked else hold_bytes  # of images at the model's size
     samples, bad = load_part(items, run.preprocess, on_bad_image=on_bad_image, hold_bytes=keep, workers=workers)
     if not len(samples):
-        raise SrattnError(f"{data}: {words} has no image that can be used; the first: {[*bad, *found.problems][0]}")
-    skipped = [*found.problems, *bad]
+        raise SrattnError(f"{data}: {words} has no image that can be used; the first: {bad[0]}")
+    skipped = [*found.problems_of(names), *bad]
     loaded = SceneData(
         run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette, found.notes, found.bones
     )
@@ -214,22 +215,27 @@ def _renumbered(one: Unread, table: Tensor) -> Unread:
     return dataclasses.replace(one, target=read)
 
 
-def _part(found: Found, run: LoadedRun, split: Split, own: bool) -> tuple[list[Unread], str]:
+def _part(found: Found, run: LoadedRun, split: Split, own: bool) -> tuple[list[Unread], str, list[str]]:
+    """The images, what they are called, and the parts of the data that they are of."""
     parts = {name: items for name, items in found.parts.items() if items}
     if split == "auto":
         split = "val" if own or "val" in parts else "test" if "test" in parts else "all"
+    names = ["train"]
     if split == "all":
+        names = [*found.of_parts]
         items, words = [one for items in parts.values() for one in items], "all images"
     elif split == "test":
-        items, words = parts.get("test", []), "the test part"
+        items, words, names = parts.get("test", []), "the test part", ["test"]
     elif split == "val" and not own and "val" in parts:  # there need not be a training part beside it
-        items, words = parts["val"], "the validation part"
+        items, words, names = parts["val"], "the validation part", ["val"]
     else:
         asked = run.config.get("val") if own else None
         fraction, seed = float(run.config.get("val_fraction", 0.2)), int(run.config.get("split_seed", 0))
         train, held = divide_scenes(parts, asked, fraction, seed)
         items, words = (train, "the training part") if split == "train" else (held, "the validation part")
+        if split != "train":
+            names = [held_part(parts, asked) or "train"]
     if not items:
         have = ", ".join(parts) or "none"
         raise SrattnError(f"{words} has no image that can be used; the parts are: {have}; give --split all")
-    return items, words
+    return items, words, names

@@ -61,7 +61,7 @@ def read_coco(
     Raises:
         SrattnError: no such file, or one that is not in COCO's form.
     """
-    file, images, problems = Path(file), Path(images), Problems(on_bad_box)
+    file, images, problems = Path(file), Path(images), Problems(on_bad_box, part)
     content = _read(file)
     names = _categories(content, file)
     if classes is None:
@@ -83,7 +83,7 @@ def read_coco(
             index.parts[part].append(item)
     for number in boxes.keys() - known:
         problems.tell(f"{file}: {len(boxes[number])} annotation(s) of image {number}, which is not there, left out")
-    index.problems, index.lost = problems.lines, problems.lost
+    index.problems, index.lost, index.of_parts = problems.lines, problems.lost, problems.of_parts
     return index
 
 
@@ -125,6 +125,7 @@ def read_coco_folder(
         index.parts |= found.parts
         index.problems += found.problems
         index.lost += found.lost
+        index.of_parts |= found.of_parts
     if index is None:
         raise SrattnError(f"{root} is no folder in COCO's layout: no annotations/instances_train.json or the like")
     return index

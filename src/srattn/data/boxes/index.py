@@ -52,6 +52,7 @@ class BoxIndex:
         parts: the images of "train", "val" and "test", as far as there are any; images without boxes are among them.
         problems: a line for everything that was left out or put right.
         lost: those of them that cost an image; the others are of single boxes and masks.
+        of_parts: the problems again, by part.
         category_ids: the numbers of the classes in a COCO file.
     """
 
@@ -60,6 +61,7 @@ class BoxIndex:
     problems: list[str] = dataclasses.field(default_factory=list)
     lost: list[str] = dataclasses.field(default_factory=list)
     category_ids: list[int] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def counts(self, part: str) -> list[int]:
         """Boxes of each class in a part."""
@@ -69,18 +71,20 @@ class BoxIndex:
 
 
 class Problems:
-    """Collects what is wrong, or raises the first of it."""
+    """Collects what is wrong, or raises the first of it; `part` is the one that is read."""
 
-    def __init__(self, on_bad: OnBadBox) -> None:
+    def __init__(self, on_bad: OnBadBox, part: str = "train") -> None:
         if on_bad not in ("skip", "error"):
             raise SrattnError(f"on_bad_box is 'skip' or 'error', got {on_bad!r}")
         self.on_bad, self.lines, self.lost = on_bad, list[str](), list[str]()
+        self.part, self.of_parts = part, dict[str, list[str]]()
 
     def tell(self, line: str, image: bool = False) -> None:
         """Raises `SrattnError` with the line, if so asked; `image`: all of one is left out."""
         if self.on_bad == "error":
             raise SrattnError(f'{line}; put it right, or go on without it by on_bad_box="skip"')
         self.lines.append(line)
+        self.of_parts.setdefault(self.part, []).append(line)
         if image:
             self.lost.append(line)
 

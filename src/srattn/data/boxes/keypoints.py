@@ -53,6 +53,7 @@ class PeopleIndex:
         skeleton: pairs of joints with a bone between them, as the file has it; counted from 0.
         parts: people of "train", "val" and "test", as far as there are any, image by image.
         problems: a line for everything that was left out.
+        of_parts: these again, by part.
         images: how many the files name.
         unlabelled: people without a labelled joint, and crowds; they are left out as COCO's measures do.
     """
@@ -61,6 +62,7 @@ class PeopleIndex:
     skeleton: list[tuple[int, int]]
     parts: dict[str, list[Person]]
     problems: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     images: int = 0
     unlabelled: int = 0
 
@@ -90,7 +92,7 @@ def read_coco_people(
     Raises:
         SrattnError: no such file, or one that is not in COCO's form.
     """
-    file, images, problems = Path(file), Path(images), Problems(on_bad_box)
+    file, images, problems = Path(file), Path(images), Problems(on_bad_box, part)
     content = _read(file)
     category, names, skeleton = _category(content, file)
     index = PeopleIndex(names, skeleton, {part: []})
@@ -106,7 +108,7 @@ def read_coco_people(
         elif entry.get("num_keypoints") == 0 or entry.get("iscrowd") in (1, True) or not any(_seen(entry)):
             index.unlabelled += 1
     index.parts[part].sort(key=lambda person: person.image)
-    index.problems = problems.lines
+    index.problems, index.of_parts = problems.lines, problems.of_parts
     return index
 
 
@@ -140,6 +142,7 @@ def read_coco_people_folder(root: str | Path, *, on_bad_box: OnBadBox = "skip") 
             index.parts[name] = [dataclasses.replace(one, image=one.image + index.images) for one in people]
         index.images += found.images
         index.problems += found.problems
+        index.of_parts |= found.of_parts
         index.unlabelled += found.unlabelled
     if index is None:
         raise SrattnError(

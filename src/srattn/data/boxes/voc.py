@@ -58,20 +58,22 @@ def read_voc(
         if not (root / folder).is_dir():
             raise SrattnError(f"{root} is no folder in Pascal VOC's layout: it has no {folder}/")
     lists = _lists(root)
-    found = {part: _annotations(root, names, problems) for part, names in lists.items()}
+    found: dict[str, list[_Annotation]] = {}
+    for problems.part, names in lists.items():
+        found[problems.part] = _annotations(root, names, problems)
     if classes is None:
         classes = sorted({box.label for some in found.values() for a in some for box in a[2]})
     if not classes:
         raise SrattnError(f"{root}: the annotations name no class")
     index = BoxIndex(list(classes), {})
-    for part, some in found.items():
-        items = index.parts[part] = []
+    for problems.part, some in found.items():
+        items = index.parts[problems.part] = []
         for name, declared, boxes in some:
             path = _image(root, name)
             size = usable_size(name, path, declared, problems, check_images)
             if size is not None:
                 items.append(make_item(name, path, size, boxes, classes, problems))
-    index.problems, index.lost = problems.lines, problems.lost
+    index.problems, index.lost, index.of_parts = problems.lines, problems.lost, problems.of_parts
     return index
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,8 +74,8 @@ def open_boxes(data: str, classes: str | None = None, masks: bool | None = False
             f"boxes: {len(wrong):,} were cut or left out, or their masks; the first: {wrong[0]}; srattn data check "
             f"names them"
         )
-    facts = digest.hexdigest()
-    return Found(index.classes, parts, list(index.lost), facts, notes=notes, refused=list(index.problems)), index
+    more: dict[str, Any] = {"notes": notes, "refused": list(index.problems), "of_parts": index.of_parts}
+    return Found(index.classes, parts, list(index.lost), digest.hexdigest(), **more), index
 
 
 def box_classes(given: str | None) -> list[str] | None:

@@ -35,6 +35,7 @@ class DepthSet:
         without: those of them whose files know no depth that is learnt.
         pixels, known, beyond: of all files that can: how many there are, how many have a depth, and how many of these
             lie beyond the largest that is learnt.
+        of_parts: the problems again, by part.
         facts: a hash of all numbers.
     """
 
@@ -47,11 +48,13 @@ class DepthSet:
     beyond: int
     facts: str
     without: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def found(self) -> Found:
         """For `srattn.data.dense.read.load_scenes`."""
         parts = {part: [self._unread(pair) for pair in pairs] for part, pairs in self.pairs.items()}
-        return Found(list(CLASSES), parts, self.problems, self.facts, notes=self.notes())
+        notes, of_parts = self.notes(), self.of_parts
+        return Found(list(CLASSES), parts, self.problems, self.facts, notes=notes, of_parts=of_parts)
 
     def notes(self) -> list[str]:
         """What a person should know of the numbers."""
@@ -129,11 +132,13 @@ def read_depths(
     every = [(part, pair) for part, pairs in index.parts.items() for pair in pairs]
     problems, without = list(index.skipped), list[str]()
     pairs = {part: list[Pair]() for part in index.parts}
+    of_parts = {part: list(lines) for part, lines in index.of_parts.items()}
     digest, totals = hashlib.sha256(repr(scale).encode()), [0, 0, 0]
     looks = ahead(lambda entry: _look(entry[1], scale, max_depth), every, workers)
     for done, ((part, pair), look) in enumerate(zip(every, looks, strict=True), 1):
         if isinstance(look, BadImage):
             problems.append(str(look))
+            of_parts.setdefault(part, []).append(str(look))
             without += [str(look)] if isinstance(look, NoDepth) else []
         else:
             totals = [
@@ -146,7 +151,7 @@ def read_depths(
     if not any(pairs.values()):
         raise SrattnError(f"no depth of {index.root} can be used; the first of {len(problems)}: {problems[0]}")
     facts = digest.hexdigest()
-    return DepthSet(scale, max_depth, pairs, problems, totals[0], totals[1], totals[2], facts, without)
+    return DepthSet(scale, max_depth, pairs, problems, totals[0], totals[1], totals[2], facts, without, of_parts)
 
 
 def _look(pair: Pair, scale: float, max_depth: float) -> _Look | BadImage:

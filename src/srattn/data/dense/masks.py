@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class MaskSet:
         pairs: by part.
         problems: a line for each pair that cannot be used.
         counts: pixels of each number of the masks.
+        of_parts: the problems again, by part.
         facts: a hash of the classes and of every mask.
         notes: what a person should know.
     """
@@ -50,14 +52,14 @@ class MaskSet:
     counts: Counter[int]
     facts: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def found(self) -> Found:
         """For `srattn.data.dense.read.load_scenes`."""
         parts = {part: [self._unread(pair) for pair in pairs] for part, pairs in self.pairs.items()}
         classes = self.classes
-        return Found(
-            classes.names, parts, self.problems, self.facts, classes.palette, self.notes, of_255=classes.of_255
-        )
+        more: dict[str, Any] = {"of_255": self.classes.of_255, "of_parts": self.of_parts}
+        return Found(classes.names, parts, self.problems, self.facts, classes.palette, self.notes, **more)
 
     def _unread(self, pair: Pair) -> Unread:
         return Unread(pair.name, pair.image, lambda size: Target(mask=self.read(pair, size)))
@@ -142,11 +144,13 @@ def read_masks(
             for (_, pair), look in zip(every, looks, strict=True)
         ]
     problems, pairs = list(index.skipped), {part: list[Pair]() for part in index.parts}
+    of_parts = {part: list(lines) for part, lines in index.of_parts.items()}
     counts: Counter[int] = Counter()
     digest = hashlib.sha256()
     for (part, pair), look in zip(every, looks, strict=True):
         if isinstance(look, BadImage):
             problems.append(str(look))
+            of_parts.setdefault(part, []).append(str(look))
             continue
         counts.update(look.counts)
         digest.update(f"{part} {pair.name} ".encode(errors="surrogateescape") + look.digest)
@@ -161,7 +165,7 @@ def read_masks(
             f"if it is the object, save masks of 0 and 1"
         )
     digest.update(repr(found).encode(errors="surrogateescape"))
-    return MaskSet(found, pairs, problems, counts, digest.hexdigest(), notes)
+    return MaskSet(found, pairs, problems, counts, digest.hexdigest(), notes, of_parts)
 
 
 @dataclasses.dataclass(frozen=True)

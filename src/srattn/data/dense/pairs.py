@@ -33,11 +33,16 @@ class Pair:
 @dataclasses.dataclass
 class PairIndex:
     """The pairs of each part ("train", "val", "test"; "train" alone where there are no parts), and a line for every
-    image without a mask and every mask without an image."""
+    image without a mask and every mask without an image; `of_parts` has these lines again, by part."""
 
     root: Path
     parts: dict[str, list[Pair]]
     skipped: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def skip(self, part: str, line: str) -> None:
+        self.skipped.append(line)
+        self.of_parts.setdefault(part, []).append(line)
 
 
 def index_pairs(root: Path, beside: Sequence[str] = MASKS, word: str = "mask") -> PairIndex:
@@ -61,7 +66,7 @@ def index_pairs(root: Path, beside: Sequence[str] = MASKS, word: str = "mask") -
     places = list(_places(root, beside))
     for part, images, masks in places:
         if images is None:
-            index.skipped.append(f"{masks} has {word}s, but there is no folder of that name for their images")
+            index.skip(part, f"{masks} has {word}s, but there is no folder of that name for their images")
             continue
         if masks is None:
             if part != "test" or len(places) == 1:
@@ -124,8 +129,10 @@ def _add(
         if stem in others:
             pairs.append(Pair(image.relative_to(index.root).as_posix(), image, others[stem]))
         else:
-            index.skipped.append(f"{image} has no {word} in {masks}")
-    index.skipped += [f"{mask} has no image in {images}" for stem, mask in others.items() if stem not in pictures]
+            index.skip(part, f"{image} has no {word} in {masks}")
+    for stem, mask in others.items():
+        if stem not in pictures:
+            index.skip(part, f"{mask} has no image in {images}")
 
 
 def _only(files: dict[str, Path], stems: Sequence[str]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ def open_people(data: str, mirrored: bool = False) -> tuple[Found, PeopleIndex]:
     notes = []
     if index.unlabelled:
         notes.append(f"people: {index.unlabelled:,} without a labelled joint, or crowds, are left out")
-    problems, facts = list(index.problems), digest.hexdigest()
-    return Found(list(index.names), parts, problems, facts, notes=notes, bones=index.skeleton), index
+    more: dict[str, Any] = {"notes": notes, "bones": index.skeleton, "of_parts": index.of_parts}
+    return Found(list(index.names), parts, list(index.problems), digest.hexdigest(), **more), index
 
 
 def _unread(person: Person, order: Tensor | None) -> Unread:

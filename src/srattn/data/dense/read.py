@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -53,6 +53,7 @@ class Found:
         facts: a hash of the targets: says whether a resumed run has those that it began with.
         bones: joints by number that a line is drawn between in pictures, where the data says them.
         of_255: what 255 is in masks, where they say it.
+        of_parts: the problems again, and others, by part, as far as they are of one.
     """
 
     classes: list[str]
@@ -64,6 +65,14 @@ class Found:
     bones: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     of_255: Of255 | None = None
     refused: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def problems_of(self, parts: Collection[str]) -> list[str]:
+        """The problems but those of other parts."""
+        mine, others = set[str](), set[str]()
+        for part, lines in self.of_parts.items():
+            (mine if part in parts else others).update(lines)
+        return [line for line in self.problems if line in mine or line not in others]
 
 
 def load_scenes(
