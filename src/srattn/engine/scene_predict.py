@@ -87,13 +87,12 @@ def predict_mask(
     """
     looking = looking or Looking()
     preprocess = run.preprocess
-    image = preprocess.inverted(image)
     if looking.native:
         from srattn.data.strips import PictureParts
         from srattn.engine.sliding import slide
 
         options: dict[str, Any] = {"overlap": looking.overlap, "scales": looking.scales, "flips": looking.flip}
-        parts = PictureParts(image)
+        parts = PictureParts(preprocess.inverted(image))
         window = tuple(preprocess.size)
         return slide(
             run.model, parts, normalise=preprocess.normalise, window=window, progress=progress, **options
@@ -198,14 +197,13 @@ def predict_depth(
     """Depths float32 (H, W) in metres."""
     looking = looking or Looking()
     preprocess = run.preprocess
-    image = preprocess.inverted(image)
     if looking.native:
         from srattn.data.strips import PictureParts
         from srattn.engine.sliding import slide
 
         options: dict[str, Any] = {"overlap": looking.overlap, "flips": looking.flip, "progress": progress}
         options |= {"window": tuple(preprocess.size), "kind": "values", "normalise": preprocess.normalise}
-        return slide(run.model, PictureParts(image), **options).values
+        return slide(run.model, PictureParts(preprocess.inverted(image)), **options).values
     device = next(run.model.parameters()).device
     inputs = preprocess.normalise(preprocess.pixels(image).unsqueeze(0).to(device).float() / 255)
     depth = run.model(inputs).float()
