@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,24 @@ def test_sizes_are_averaged_on_the_finest_grid_in_any_order(picture: Image.Image
     run = made(3)
     one, other = (predict_mask(run, picture, Looking(scales=scales)) for scales in ((0.5, 2.0), (2.0, 0.5)))
     assert torch.equal(one, other)
+
+
+class Both(torch.nn.Module):
+    """The logits of a foreground, and zeros for all else."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.model(images)
+        return torch.cat([logits * 0, logits], 1)
+
+
+@pytest.mark.parametrize("looking", [Looking(native=True), Looking(native=True, flip=True, scales=(0.5, 1.0))])
+def test_windows_take_a_model_of_one_logit(picture: Image.Image, looking: Looking) -> None:
+    run = made(1)
+    found = predict_mask(run, picture, looking)
+    both: Any = Both(run.model)
+    assert torch.equal(found, predict_mask(dataclasses.replace(run, model=both), picture, looking))
+    assert found.shape == (73, 111) and found.unique().tolist() == [0, 1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from srattn.data.dense.person import person_windows
 from srattn.data.palette import check_mask_classes
@@ -94,9 +94,8 @@ def predict_mask(
         options: dict[str, Any] = {"overlap": looking.overlap, "scales": looking.scales, "flips": looking.flip}
         parts = PictureParts(preprocess.inverted(image))
         window = tuple(preprocess.size)
-        return slide(
-            run.model, parts, normalise=preprocess.normalise, window=window, progress=progress, **options
-        ).values
+        model = _OfTwo(run.model)
+        return slide(model, parts, normalise=preprocess.normalise, window=window, progress=progress, **options).values
     scores: Tensor | None = None
     averaged = looking.flip or len(looking.scales) > 1
     for scale in sorted(looking.scales, reverse=True):  # the finest grid first, on which the others are added
@@ -112,6 +111,17 @@ def predict_mask(
     if progress:
         progress(1, 1)
     return likeliest(scores[0], image.height, image.width)
+
+
+class _OfTwo(nn.Module):
+    """A model of masks, whose one logit, if it has no more, is one of two classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return two_logits(self.model(images))
 
 
 def _logits(run: LoadedRun, image: Image.Image, scale: float, mirrored: bool) -> Tensor:
