@@ -120,6 +120,21 @@ def test_calibrates_on_a_folder_and_says_what_it_costs(
     assert len(predicted([str(photos), "--model", str(out)], capsys)) == 3
 
 
+@pytest.mark.parametrize("beside", ["masks", "depths"])
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_masks_and_depths_are_no_images_to_calibrate_on(tmp_path: Path, beside: str, parts: tuple[str, ...]) -> None:
+    from srattn.cli.export import _real_images
+
+    for part in parts:
+        for folder, level in (("images", 255), (beside, 0)):
+            (tmp_path / folder / part).mkdir(parents=True)
+            Image.new("L", (8, 8), level).save(tmp_path / folder / part / "0.png")
+    preprocess = Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    loaded = LoadedRun(torch.nn.Identity(), ["a"], preprocess, {}, tmp_path)  # type: ignore[arg-type]
+    found = _real_images(loaded, str(tmp_path), Options(size=(8, 8)), 6, "--calibrate", together=False)
+    assert [float(image.mean()) for image in found] == [1.0] * len(parts)
+
+
 def test_images_to_calibrate_on_come_from_all_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from srattn.cli import export
 

@@ -235,16 +235,19 @@ def _card(loaded: LoadedRun) -> dict[str, Any]:
 def _real_images(
     loaded: LoadedRun, name: str, options: Options, most: int, flag: str, together: bool = True
 ) -> list[Tensor]:
-    """Readable images of a file or folder, as the graph takes them, `options.batch` at a time.
+    """Readable images of a file or folder, as the graph takes them, `options.batch` at a time; masks and depths beside
+    images are none.
 
     Args:
         most: images; of more, blocks from all over, since folders may be sorted by class.
         together: images of one size are one batch, where the batch is free; else each is by itself.
     """
     import dataclasses
+    from pathlib import Path
 
     import torch
 
+    from srattn.data.dense.pairs import image_folders
     from srattn.engine.rows import open_rows
     from srattn.engine.rows.answer import pixels_of
 
@@ -256,7 +259,7 @@ def _real_images(
     else:
         kept = options.fitted(loaded.preprocess)
     run = dataclasses.replace(loaded, preprocess=kept)
-    rows = open_rows([name], None)
+    rows = open_rows([str(folder) for folder in image_folders(Path(name))] or [name], None)
     blocks = max(1, most // _BLOCK) if len(rows) > most else 1
     starts = [block * len(rows) // blocks for block in range(blocks)]
     count = min(len(rows), most) // blocks

@@ -100,6 +100,14 @@ def find_pair(root: Path, beside: Sequence[str] = MASKS) -> tuple[Path, Path] | 
     return None
 
 
+def image_folders(root: Path) -> list[Path]:
+    """The folders of images that have masks or depths beside them in folders of their own; opens no image."""
+    for beside in (MASKS, DEPTHS):
+        if has_pairs(root, beside):
+            return [images for _, images, _ in _places(root, beside) if images is not None]
+    return []
+
+
 def _places(root: Path, beside: Sequence[str] = MASKS) -> Iterator[tuple[str, Path | None, Path | None]]:
     """A part, the folder of its images and that of its masks, as far as they are there."""
     folders = _folders(root)
