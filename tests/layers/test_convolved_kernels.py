@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -103,6 +104,71 @@ def test_projected_then_pooled(size: Grid, options: dict[str, Any]) -> None:
     assert knows_convolved(block)
     for batch in (1, 3):
         check(block, torch.randn(batch, *size, block.attn.dim))
+
+
+# Of two blocks of 512 keys, or eight of 128: one less, as many, one more; of three, likewise; and a rest of 74.
+MANY = [(31, 33), (32, 32), (25, 41), (5, 307), (32, 48), (29, 53), (35, 46)]
+
+
+@pytest.fixture(params=[512, 128])
+def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Keys of a block, by a cache of that size."""
+    for module in ("convolved", "calls"):  # of a block alone, and of several
+        monkeypatch.setattr(f"srattn.ops.native.{module}.cache_bytes", lambda: 16 * 192 * request.param)
+    assert [kernels.keys_at_once(keys) for keys in (1, 1023, 1024, 1610)] == [1, 1023, request.param, request.param]
+    return request.param
+
+
+def at_many_keys(size: Grid) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+    """Blocks with `size` keys, and one more for a class token; sharp softmaxes, so that the largest score moves on."""
+    pooled = pooling(q=(3, 4), kv=1, grid=size, heads=1)
+    for block in (convolving(ratio=1), convolving(ratio=1, kind=ClassTokenBlock), pooled):
+        block.attn.scale *= 4
+        token = isinstance(block, ClassTokenBlock)
+        x = torch.randn(2, 1 + size[0] * size[1], 32) if token else torch.randn(2, *size, 32)
+        yield (OfTokens(block, size).eval() if token else block), x
+
+
+@pytest.mark.parametrize("size", MANY)
+def test_many_keys_come_in_blocks(size: Grid, at_a_time: int) -> None:
+    for block, x in at_many_keys(size):
+        check(block, x)
+
+
+@pytest.mark.parametrize("size", MANY)
+def test_many_keys_in_bfloat16(size: Grid, at_a_time: int, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags(monkeypatch, "avx512_bf16")
+    for block, x in at_many_keys(size):
+        half_precision(block.bfloat16(), x.bfloat16())
+
+
+def test_a_largest_score_in_the_last_block(at_a_time: int) -> None:
+    """Every query finds the last key alone, by scores far beyond what the blocks before have."""
+    block, x = convolving(ratio=1, heads=1), torch.randn(1, 32, 48, 32)
+    with torch.no_grad():
+        block.attn.k.weight.zero_()
+        block.attn.k.weight[0, 0] = 200.0
+        block.attn.q.weight.zero_()
+        block.attn.q.bias.fill_(1.0)
+        x[0, -1, -1, 0] = 50.0
+    check(block, x)
+
+
+def test_the_plan_tells_blocks_of_keys(at_a_time: int) -> None:
+    model = build_model("cvt_13").eval()
+    many, few = (next(iter(srattn.plan(model, size))).reason for size in (512, 224))
+    assert f"1 heads x 4096 keys in one call, {at_a_time} keys at a time" in many and "at a time" not in few
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_number_among_many_keys(value: float) -> None:
+    """A key that is no number is no number to every query, in whichever block it comes."""
+    block = convolving(ratio=1)
+    for column in (0, 20, 47):
+        x = torch.randn(1, 32, 48, 32)
+        x[0, 16, column] = value
+        with torch.no_grad():
+            assert used(block, x) and block(x).isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

@@ -144,5 +144,7 @@ def _plan_convolved(
         macs += n * (out * (9 + places) + heads * m * places)
         moved = all_tokens * (2 * dim + 6 * out) + n * out + 4 * m * out  # x twice, its projections; keys and values
         order = "projected, then pooled and normalised"
-    reason = f"kernel: {order}, {heads} heads x {m} keys in one call; scores, queries and heads stay in the cache"
+    at_once = native.keys_at_once(m, operand)
+    counts = f"{heads} heads x {m} keys in one call" + (f", {at_once} keys at a time" if at_once < m else "")
+    reason = f"kernel: {order}, {counts}; scores, queries and heads stay in the cache"
     return AttentionPlan("projected", batch * macs, 4 * batch * moved, reason)

@@ -16,6 +16,7 @@ from srattn.ops.native.calls import lanes as lanes
 from srattn.ops.native.calls import takes_pairs as takes_pairs
 from srattn.ops.native.convolved import ConvolvedKernel as ConvolvedKernel
 from srattn.ops.native.convolved import Way as Way
+from srattn.ops.native.convolved import keys_at_once as keys_at_once
 from srattn.ops.native.library import Sample as Sample
 from srattn.ops.native.library import available as available
 from srattn.ops.native.library import has_matrix_units as has_matrix_units

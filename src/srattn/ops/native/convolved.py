@@ -12,7 +12,19 @@ from srattn.errors import SrattnError
 from srattn.ops.decomposed import distances, stretched, table_length
 from srattn.ops.native.build import Operand
 from srattn.ops.native.calls import Linear, NormWeights, heads_bias, joined
-from srattn.ops.native.library import Convolved, Held, Place, Step, check, library, padded, panels, plain, put_norm
+from srattn.ops.native.library import (
+    Convolved,
+    Held,
+    Place,
+    Step,
+    cache_bytes,
+    check,
+    library,
+    padded,
+    panels,
+    plain,
+    put_norm,
+)
 
 Grid = tuple[int, int]
 
@@ -99,8 +111,8 @@ class ConvolvedKernel:
         size = x.shape[1:2] if self.token else _reduced((height, width), self.strides[0])
         out = x.new_empty(x.shape[0], *size, self.out)
         place, half = self._place((height, width))[1], x.dtype == torch.bfloat16
-        maps = (x.data_ptr(), out.data_ptr(), x.shape[0])
-        check(self.library.srattn_convolved(self.held.address, place, *maps, half, torch.get_num_threads()))
+        maps, limits = (x.data_ptr(), out.data_ptr(), x.shape[0]), (cache_bytes(), torch.get_num_threads())
+        check(self.library.srattn_convolved(self.held.address, place, *maps, half, *limits))
         return out
 
     def put_into(self, step: Step, tokens: int, grid: Grid) -> object:
@@ -129,6 +141,11 @@ class ConvolvedKernel:
                 place.structure.distances = len(columns)
             self._last = last = grid, place.structure, place.tensors
         return last
+
+
+def keys_at_once(keys: int, operand: Operand = "float32") -> int:
+    """Whose scores are in the cache at a time: all of few keys, else those of a block, by a running softmax."""
+    return library(operand).srattn_keys_at_once(keys, cache_bytes())
 
 
 def _reduced(grid: Grid, stride: Grid) -> Grid:

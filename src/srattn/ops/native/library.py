@@ -119,16 +119,17 @@ def _load(operand: Operand) -> ctypes.CDLL | None:
         return None
     _multiplies_in_units[operand] = bool(library.srattn_start(True))
     longs, ints = [c_long] * 3, [c_int] * 2
-    for name in ("whole", "packed", "weighed", "layout_cost", "sizes", "cache"):
+    for name in ("whole", "packed", "weighed", "keys_at_once", "layout_cost", "sizes", "cache"):
         getattr(library, f"srattn_{name}").restype = c_long
     for name in ("whole", "packed", "weighed"):
         getattr(library, f"srattn_{name}").argtypes = [c_long]
+    library.srattn_keys_at_once.argtypes = [c_long, c_long]
     library.srattn_sizes.argtypes = [c_int]
     library.srattn_pack.argtypes = [c_void_p, c_long, c_long, c_long, c_long, c_void_p]
     library.srattn_cut.argtypes = [POINTER(FeedForward), c_long, c_long, c_long, POINTER(c_long), POINTER(c_long)]
     library.srattn_patches.argtypes = [POINTER(Patch), c_void_p, POINTER(c_long), *longs, c_void_p, *longs[:2], *ints]
     library.srattn_blocks.argtypes = [POINTER(Step), c_long, c_void_p, c_void_p] + [c_long] * 4 + [c_int, c_long, c_int]
-    library.srattn_convolved.argtypes = [c_void_p, POINTER(Place), c_void_p, c_void_p, c_long, *ints]
+    library.srattn_convolved.argtypes = [c_void_p, POINTER(Place), c_void_p, c_void_p, c_long, c_int, c_long, c_int]
     library.srattn_sample.argtypes, library.srattn_sample.restype = [c_void_p, c_void_p, c_long], c_ulong
     for which, structure in enumerate((Patch, FeedForward, Attention, Step, Convolved, Place)):
         if library.srattn_sizes(which) != ctypes.sizeof(structure):  # another compiler's idea of alignment

@@ -38,7 +38,7 @@ static void blocks(const Step* steps, long count, const float* x, float* y, cons
     if (s.attention)
       attend(*s.attention, x, y, m.batch, m.height, m.width, s.keys_h, s.keys_w, s.absorbed, threads);
     else if (s.convolved)
-      convolved(*s.convolved, *s.place, x, y, m.batch, threads);
+      convolved(*s.convolved, *s.place, x, y, m.batch, cache, threads);
     else if (x != y)
       copy_shared(x, m.count(), y, threads);
     if (s.feed_forward) feed_forward(*s.feed_forward, y, m.batch, m.height, m.width, cache, threads);

@@ -115,6 +115,16 @@ static void pool_largest(const Branch& b, const Number* x, long channels, const 
   }
 }
 
+// From as many keys on, the cache would hold all scores of a few queries only, for which all keys and values would be
+// read: more queries then meet one block of keys after the other, by a running softmax.
+constexpr long MANY_KEYS = 1024, MANY_ROWS = 192;
+
+// Scores of a query that are computed at a time: all, or whole panels, for which the tile has a quarter of the cache.
+static long keys_at_once(long keys, long cache) {
+  if (keys < MANY_KEYS) return scored(keys);
+  return std::clamp<long>(cache / (4 * 4 * MANY_ROWS) / PANEL * PANEL, 4 * PANEL, 512);
+}
+
 // One call on one image.
 template <typename Number>
 struct ConvolvedImage {
@@ -124,16 +134,21 @@ struct ConvolvedImage {
   Number* y;
   long d, tokens, queries, keys;  // channels of a head, and numbers with the class token
   Kept kept;
+  bool many;                      // keys: they come in blocks
+  long rows, block;               // queries, and scores of each, that are in the cache at a time
   float* normed;                  // `first`: norm(x)
   Operand* reduced[2];            // and its convolved keys and values
   float *maps[3], *shortcut;      // else: projected queries, keys and values, and what stands in x's place
   float *heads, *zero;
 
-  ConvolvedImage(const Convolved& a, const Place& p, const Number* x, Number* y)
+  ConvolvedImage(const Convolved& a, const Place& p, const Number* x, Number* y, long cache)
       : a(a), p(p), x(x), y(y), d(a.out / a.heads), tokens(p.in.count() + a.token),
         queries(p.queries.count() + a.token), keys(p.keys.count() + a.token) {
     long depth = p.rows ? whole_steps(d + p.keys.height + p.keys.width) : d;
     kept = {keys, scored(keys), depth, d};
+    many = keys >= MANY_KEYS;
+    rows = many ? MANY_ROWS : std::max<long>(2 * TILE_ROWS, std::min<long>(96, 49152 / kept.wide));
+    block = keys_at_once(keys, cache);
   }
 
   void run(int threads) {
@@ -158,8 +173,7 @@ struct ConvolvedImage {
       });
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long half = 0; half < 2 * a.heads; ++half) half % 2 ? keep_values(half / 2) : keep_keys(half / 2);
-    long most = std::max<long>(2 * TILE_ROWS, std::min<long>(96, 49152 / kept.wide));
-    each(queries, most, threads, [&](long from, long count) { attend(from, count); });
+    each(queries, rows, threads, [&](long from, long count) { attend(from, count); });
     common.trim();
   }
 
@@ -275,11 +289,13 @@ struct ConvolvedImage {
   void attend(long from, long count) {
     MatrixUnits units;
     constexpr bool ASIDE = !std::is_same<Number, float>::value;  // sums are float32
-    long all = count * a.out, spread = p.rows ? count * a.heads * kept.depth : 0, wide = count * kept.wide;
+    long all = count * a.out, spread = p.rows ? count * a.heads * kept.depth : 0;
+    // A panel more than a block: at a power of two apart, rows would fall on the same lines of the cache.
+    long step = many ? block + PANEL : kept.wide, wide = count * step;
     long narrow_size = std::max(all, count * a.dim), aside = ASIDE ? all : 0;
     long between = p.rows ? count * a.heads * p.distances : 0;
     Pieces pieces(worker.take(
-        room({narrow_size, all, all, all, aside, spread, spread, between, wide, wide, count * d, count})));
+        room({narrow_size, all, all, all, aside, spread, spread, between, wide, wide, count * d, count, count})));
     Operand *narrow = pieces.take<Operand>(narrow_size), *found = pieces.take<Operand>(all);
     float *q = pieces.take<float>(all), *add = pieces.take<float>(all);
     float* sums = ASIDE ? pieces.take<float>(aside) : reinterpret_cast<float*>(y + from * a.out);
@@ -287,7 +303,7 @@ struct ConvolvedImage {
     Operand* further_narrow = pieces.take<Operand>(spread);
     float *distances = pieces.take<float>(between), *scores = pieces.take<float>(wide);
     Operand* weights = in_place(scores, pieces.take<Operand>(wide));
-    float *o = pieces.take<float>(count * d), *factors = pieces.take<float>(count);
+    float *o = pieces.take<float>(count * d), *factors = pieces.take<float>(count), *tops = pieces.take<float>(count);
     if (a.first) {
       gather(a.query, p.queries, from, count, narrow);
       Tail tail;
@@ -308,12 +324,18 @@ struct ConvolvedImage {
     }
     for (long head = 0; head < a.heads; ++head) {
       const auto [keys_of, values, bias] = head_at(kept, heads + head * kept.size());
-      Tail tail;
-      tail.bias = bias;
-      gemm(count, kept.wide, kept.depth, left + head * kept.depth, a.heads * kept.depth, keys_of, kept.depth, 0, scores,
-           kept.wide, tail);
-      weigh_rows(scores, count, kept.wide, weights, factors);
-      gemm(count, d, weighed(keys), weights, kept.wide, values, weighed(keys), 0, o, d, Tail());
+      const Running running{tops, factors, o, d};
+      if (many) running.begin(count);
+      for (long at = 0, now; at < kept.wide; at += now) {
+        now = std::min(block, kept.wide - at);
+        Tail tail, more;
+        tail.bias = bias + at, more.accumulate = many;
+        gemm(count, now, kept.depth, left + head * kept.depth, a.heads * kept.depth, keys_of + at * paired(kept.depth),
+             kept.depth, 0, scores, step, tail);
+        many ? weigh_block(scores, count, now, step, weights, running) : weigh_rows(scores, count, now, weights, factors);
+        gemm(count, d, std::min(now, weighed(keys) - at), weights, step, values, weighed(keys), at, o, d, more);
+      }
+      for (long i = 0; many && i < count; ++i) factors[i] = 1.0f / factors[i];
       for (long i = 0; i < count; ++i) {
         long at = i * a.out + head * d;
         lanes_of(d, [&](long c, auto lanes) {
@@ -332,9 +354,10 @@ struct ConvolvedImage {
 // Images of tokens, class token and all, to others of `out` channels; y may be x where queries are as many as tokens and x
 // itself is added to what the heads found. Each thread has an image of its own, as long as there is one for every thread.
 template <typename Number>
-static void convolved(const Convolved& a, const Place& p, const Number* x, Number* y, long batch, int threads) {
+static void convolved(const Convolved& a, const Place& p, const Number* x, Number* y, long batch, long cache,
+                      int threads) {
   long read = (p.in.count() + a.token) * a.dim, made = (p.queries.count() + a.token) * a.out;
-  auto image = [&](long b, int team) { ConvolvedImage<Number>(a, p, x + b * read, y + b * made).run(team); };
+  auto image = [&](long b, int team) { ConvolvedImage<Number>(a, p, x + b * read, y + b * made, cache).run(team); };
   long apart = threads > 1 ? batch - batch % threads : batch;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < apart; ++b) image(b, 1);

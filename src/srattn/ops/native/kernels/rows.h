@@ -73,6 +73,39 @@ static void weigh_rows(float* x, long rows, long keys, Operand* out, float* fact
   }
 }
 
+// As weigh_rows, of keys that come one block after the other: of each row the largest score so far, the sum of weights by
+// it, and what these found, `columns` numbers, which a new largest score makes smaller. `totals` are no factors yet.
+struct Running {
+  float *tops, *totals, *found;
+  long columns;
+
+  void begin(long rows) const {
+    std::fill(tops, tops + rows, -1e30f);
+    std::memset(totals, 0, 4 * rows);
+    std::memset(found, 0, 4 * rows * columns);
+  }
+};
+static void weigh_block(float* x, long rows, long keys, long step, Operand* out, const Running& r) {
+  for (long row = 0; row < rows; ++row, x += step, out += step) {
+    vec most[2] = {load(x), splat(r.tops[row])};  // two chains of comparisons
+    for (long i = LANES; i < keys; i += LANES) most[i / LANES % 2] = maximum(most[i / LANES % 2], load(x + i));
+    float before = r.tops[row], now = largest_of(maximum(most[0], most[1]));
+    vec total = {};
+    for (long i = 0; i < keys; i += LANES) {
+      vec e = exponential_for(out, load(x + i) - splat(now));
+      total += e;
+      store(out + i, e);
+    }
+    float less = exponential(splat(before - now))[0];
+    r.tops[row] = now, r.totals[row] = r.totals[row] * less + sum_of(total);
+    if (now == before) continue;
+    lanes_of(r.columns, [&](long c, auto lanes) {
+      float* to = r.found + row * r.columns + c;
+      put(to, take(to, lanes) * splat(less), lanes);
+    });
+  }
+}
+
 template <typename Out>
 static void gelu_all(const float* x, long count, Out* out) {
   long i = 0;

@@ -40,6 +40,7 @@ unsigned long srattn_sample(const void* const* tensors, const long* bytes, long 
 long srattn_whole(long depth) { return whole_steps(depth); }
 long srattn_packed(long columns) { return packed_columns(columns); }
 long srattn_weighed(long keys) { return weighed(keys); }
+long srattn_keys_at_once(long keys, long cache) { return std::min(keys, keys_at_once(keys, cache)); }
 // What it takes to lay out a number of keys or values, in multiply-adds.
 long srattn_layout_cost() { return matrix_units ? 200 : 0; }
 void srattn_pack(const float* w, long n, long k, long column_step, long row_step, Operand* out) {
@@ -70,9 +71,10 @@ int srattn_blocks(const Step* steps, long count, const void* x, void* y, long ba
   auto run = [&](auto* from, auto* to) { blocks(steps, count, from, to, maps, cache, threads); };
   GUARDED(half ? run((const Half*)x, (Half*)y) : run((const float*)x, (float*)y))
 }
-int srattn_convolved(const Convolved* a, const Place* p, const void* x, void* y, long batch, int half, int threads) {
+int srattn_convolved(const Convolved* a, const Place* p, const void* x, void* y, long batch, int half, long cache,
+                     int threads) {
   fetches_ahead = batch == 1;
-  auto run = [&](auto* from, auto* to) { convolved(*a, *p, from, to, batch, threads); };
+  auto run = [&](auto* from, auto* to) { convolved(*a, *p, from, to, batch, cache, threads); };
   GUARDED(half ? run((const Half*)x, (Half*)y) : run((const float*)x, (float*)y))
 }
 }
