@@ -92,7 +92,9 @@ def test_the_child_and_what_it_started_end_with_the_parent(number: str, tmp_path
     mark = tmp_path / "started"
     order = f"trap '' INT; echo $$ > {mark}; mv {mark} {mark}.whole; sleep 300"
     call = f"in_child('it', 'subprocess', 'call', args=['sh', '-c', {order!r}])"
-    command = [sys.executable, "-c", f"from srattn.export.child import in_child; {call}"]
+    # A shell's background jobs begin with SIGINT ignored, and so would this one's.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heard}; from srattn.export.child import in_child; {call}"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         while not mark.with_suffix(".whole").exists():
