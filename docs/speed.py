@@ -72,8 +72,8 @@ FILES = [
         "In bfloat16 on a processor with AMX",
         "Products are done in the processor's units for matrices, 16 x 16 sums at a time, by the same kernels: maps "
         "stay in the cache between them. GELU and softmax are as precise as bfloat16 asks and no more. Whole models "
-        "come to a tenth to some two fifths of the machine's rate of products: with one image the weights come from memory, "
-        "and what is no product weighs the more, the faster products are.",
+        "come to a tenth to some two fifths of the machine's rate of products: with one image the weights come from "
+        "memory, and what is no product weighs the more, the faster products are.",
     ),
     (
         "inference_large.json",
