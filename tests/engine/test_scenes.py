@@ -24,7 +24,7 @@ from srattn.engine.open_model import open_model, task_of
 from srattn.engine.rows import open_rows
 from srattn.engine.scene_exam import measure_scenes
 from srattn.engine.scene_folder import write_folder
-from srattn.engine.scene_predict import Looking, in_image, likeliest, predict_boxes, predict_mask
+from srattn.engine.scene_predict import Looking, likeliest, objects_in_image, predict_boxes, predict_mask
 from srattn.engine.start import prepare_model
 from srattn.engine.weights import load_run, save_weights
 from srattn.errors import SrattnError
@@ -292,7 +292,8 @@ def test_boxes_come_back_to_the_image(run: Path) -> None:
     top, left = loaded.preprocess.corner(*size)
     rows, columns = loaded.preprocess.sides(*size)
     inside = torch.tensor([[left, top, left + columns, top + rows, 0.9, 1.0]], dtype=torch.float32)
-    assert in_image(inside, loaded, size)[0, :4].tolist() == pytest.approx([0, 0, size[1], size[0]])
+    whole, _ = objects_in_image(loaded, inside, inside, size, 0.0)
+    assert whole[0, :4].tolist() == pytest.approx([0, 0, size[1], size[0]])
     image = Image.fromarray(next(shapes(1, 5))[0])
     assert to_tensor(image).shape == (3, HEIGHT, WIDTH)
     found = predict_boxes(loaded, image, Looking(threshold=0.0))

@@ -243,14 +243,8 @@ def predict_joints(run: LoadedRun, image: Image.Image, boxes: Tensor | None = No
     return joints_in_image(found, matrices, (height, width)).float()
 
 
-def in_image(boxes: Tensor, run: LoadedRun, size: tuple[int, int]) -> Tensor:
-    """Boxes (N, 6) of the model's input in pixels of an image of `size` (height, width), cut at its edges."""
-    found, inside = _cut(_seen_from(boxes, run, size), size)
-    return found[inside]
-
-
 def _seen_from(boxes: Tensor, run: LoadedRun, size: tuple[int, int]) -> Tensor:
-    """As `in_image`, and not cut."""
+    """Boxes (N, 6) of the model's input in pixels of an image of `size` (height, width), not cut at its edges."""
     rows, columns = run.preprocess.sides(*size)
     top, left = run.preprocess.corner(*size)
     boxes = boxes.clone()
