@@ -42,8 +42,9 @@ work, and `srattn info` says why). There is nothing to switch on, and the parame
 - Query and output projections are absorbed into the few keys and values where that needs fewer multiply-adds.
 - Reductions and patch embeddings are matrix products over rows that are gathered on the way.
 - Queries, keys and values that are convolved (CvT, MViTv2) are so in the same call as their projections and heads: the
-  batch norm is part of the convolution, and relative positions are further channels of the products. From 1,024 keys on
-  (CvT at 512 pixels has 4,096) they come in blocks, by a running softmax: the cache holds the scores of one block.
+  batch norm is part of the convolution, and relative positions are further channels of the products.
+- From 1,024 keys on (PVT v2 and SegFormer at 1,024 pixels; CvT at 512 has 4,096) they come in blocks, by a running
+  softmax: the cache holds the scores of one block.
 - The blocks of a stage are one call, and its map stays float32 from one to the next (in MViTv2 a block is two calls).
 - In bfloat16 (`model.to(torch.bfloat16)` or autocast) the products read bfloat16 where the processor has AVX-512
   instructions for it, in its matrix units (AMX) where it has those.

@@ -110,15 +110,6 @@ def test_projected_then_pooled(size: Grid, options: dict[str, Any]) -> None:
 MANY = [(31, 33), (32, 32), (25, 41), (5, 307), (32, 48), (29, 53), (35, 46)]
 
 
-@pytest.fixture(params=[512, 128])
-def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Keys of a block, by a cache of that size."""
-    for module in ("convolved", "calls"):  # of a block alone, and of several
-        monkeypatch.setattr(f"srattn.ops.native.{module}.cache_bytes", lambda: 16 * 192 * request.param)
-    assert [kernels.keys_at_once(keys) for keys in (1, 1023, 1024, 1610)] == [1, 1023, request.param, request.param]
-    return request.param
-
-
 def at_many_keys(size: Grid) -> Iterator[tuple[nn.Module, torch.Tensor]]:
     """Blocks with `size` keys, and one more for a class token; sharp softmaxes, so that the largest score moves on."""
     pooled = pooling(q=(3, 4), kv=1, grid=size, heads=1)

@@ -79,6 +79,61 @@ def test_both_forms_of_the_attention(absorbed: bool, monkeypatch: pytest.MonkeyP
         check(block_of(heads=heads, ratio=2), torch.randn(2, 12, 10, 32))
 
 
+# Keys of two blocks or of eight (`at_a_time`): as many, one more, a rest of 74; and 1,023, which come at once.
+MANY = [(32, 32), (25, 41), (35, 46), (31, 33)]
+
+
+def with_many_keys(**options: object) -> Block:
+    """As many keys as tokens; sharp softmaxes, so that the largest score moves on from block to block."""
+    block = block_of(**options)  # type: ignore[arg-type]
+    block.attn.scale *= 4  # type: ignore[operator]
+    return block
+
+
+@pytest.mark.parametrize("size", MANY)
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_many_keys_come_in_blocks(
+    size: tuple[int, int], absorbed: bool, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels.calls, "absorbs", lambda *sizes: absorbed)
+    for heads, qk_dim in [(1, 32), (4, 16)]:
+        check(with_many_keys(heads=heads, qk_dim=qk_dim), torch.randn(2, *size, 32))
+
+
+@pytest.mark.parametrize("size", MANY)
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_many_keys_in_bfloat16(
+    size: tuple[int, int], absorbed: bool, at_a_time: int, products: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags(monkeypatch, "avx512_bf16")
+    monkeypatch.setattr(kernels.calls, "absorbs", lambda *sizes: absorbed)
+    for heads in (1, 4):
+        half_precision(with_many_keys(heads=heads).bfloat16(), torch.randn(2, *size, 32).bfloat16())
+
+
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_a_largest_score_in_the_last_block(absorbed: bool, at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every query finds the last key alone, by scores far beyond what the blocks before have."""
+    monkeypatch.setattr(kernels.calls, "absorbs", lambda *sizes: absorbed)
+    block, x = block_of(heads=1), torch.randn(1, 32, 48, 32)
+    with torch.no_grad():
+        block.attn.k.weight.zero_()  # type: ignore[union-attr, operator]
+        block.attn.k.weight[0, 0] = 200.0  # type: ignore[index]
+        block.attn.q.weight.zero_()  # type: ignore[union-attr, operator]
+        block.attn.q.bias.fill_(1.0)  # type: ignore[union-attr, operator]
+        x[0, -1, -1] = 0.0
+        x[0, -1, -1, 0] = 50.0
+    check(block, x)
+
+
+def test_the_plan_tells_blocks_of_keys(at_a_time: int) -> None:
+    for name in ("mit_b0", "pvt_v2_b2"):  # absorbed and projected stages
+        few = [stage.reason for stage in srattn.plan(build_model(name).eval(), 512)]
+        many = [stage.reason for stage in srattn.plan(build_model(name).eval(), 1024)]
+        assert not any("at a time" in reason for reason in few)
+        assert all(f", {at_a_time} of 1024 keys at a time; " in reason for reason in many)
+
+
 def test_the_floor_policy_loses_what_it_loses() -> None:
     check(block_of(ratio=4, edge="floor"), torch.randn(1, 9, 11, 32))
 

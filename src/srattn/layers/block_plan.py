@@ -118,11 +118,17 @@ def _plan_attention(
     absorbed, projected = native.attention_macs(*sizes, operand)
     moved = 4 * batch * (3 * n * attn.dim + 2 * attn.num_heads * m * attn.dim)  # x twice, the output; K' and V'
     counts = f"kernel: absorbed needs {absorbed / projected:.2f}x the multiply-adds of projected"
+    at_once = native.keys_at_once(m, operand)
+    blocks = f", {at_once} of {m} keys at a time" if at_once < m else ""
     if native.absorbs(*sizes, operand):
-        return AttentionPlan("absorbed", batch * absorbed, moved, f"{counts}; nothing but the output leaves the cache")
+        return AttentionPlan(
+            "absorbed", batch * absorbed, moved, f"{counts}{blocks}; nothing but the output leaves the cache"
+        )
     if absorbed < projected:
         counts += ", and more time to lay out its keys and values"
-    return AttentionPlan("projected", batch * projected, moved, f"{counts}; queries and heads stay in the cache")
+    return AttentionPlan(
+        "projected", batch * projected, moved, f"{counts}{blocks}; queries and heads stay in the cache"
+    )
 
 
 def _plan_convolved(

@@ -3,6 +3,7 @@
 // Two forms, one result. `absorbed`: W^Q goes into the keys and W^O into the values, so that a tile of queries meets
 // two GEMMs a head. `projected`: queries, heads and W^O, all within the tile. Scores never leave the cache.
 #pragma once
+#include "head.h"
 #include "patch.h"
 
 struct Attention {
@@ -71,28 +72,6 @@ static void reduce(const Attention& a, const float* x, long batch, long height, 
   }
 }
 
-// Columns of scores: whole panels, and whole tiles of the product with values.
-static inline long scored(long keys) { return matrix_units ? (keys + PANEL - 1) / PANEL * PANEL : packed_columns(keys); }
-// Depth of the product with values: matrix units take whole tiles, with zeros where there is no key.
-static inline long weighed(long keys) { return matrix_units ? scored(keys) : keys; }
-
-// What one head keeps of one image: keys and values as panels, and a bias of each key.
-struct Kept {
-  long keys, wide, depth, columns;  // keys, keys padded to whole panels, depth of scores, columns of values
-  long keys_size() const { return wide * paired(depth); }
-  long values_size() const { return packed_columns(columns) * paired(weighed(keys)); }
-  long size() const { return room({keys_size(), values_size(), wide}); }  // numbers of float32
-};
-struct Head {
-  Operand *keys, *values;
-  float* bias;
-};
-static inline Head head_at(const Kept& kept, float* memory) {
-  Pieces pieces(memory);
-  Operand *keys = pieces.take<Operand>(kept.keys_size()), *values = pieces.take<Operand>(kept.values_size());
-  return {keys, values, pieces.take<float>(kept.wide)};
-}
-
 // The projection (keys, columns) of the reduced tokens; `wide` and `narrow` are room for what absorbs it.
 struct Projected {
   float *here, *wide;
@@ -138,54 +117,50 @@ static void prepare_values(const Attention& a, const Kept& kept, bool absorbed, 
   pack(wide, a.dim, m, 1, a.dim, h.values, weighed(kept.keys));
 }
 
-// `rows` tokens of x to y, which may be x.
-static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, float* heads, const float* x,
+// `rows` tokens of x to y, which may be x; a query meets `block` keys at a time.
+static void attend_tile(const Attention& a, const Kept& kept, bool absorbed, long block, float* heads, const float* x,
                         float* y, long rows) {
   MatrixUnits units;
-  long d = a.width / a.heads, dv = a.dim / a.heads;
-  long wide = rows * kept.wide, most = rows * std::max(a.width, a.dim);
-  Pieces pieces(worker.take(room({rows * a.dim, wide, wide, rows * a.width, rows * a.dim, most})));
-  Operand *xn = pieces.take<Operand>(rows * a.dim), *weights = pieces.take<Operand>(wide);
-  float *scores = pieces.take<float>(wide), *queries = pieces.take<float>(rows * a.width);
-  float* o = pieces.take<float>(rows * a.dim);
-  Operand* narrow = pieces.take<Operand>(most);
-  weights = in_place(scores, weights);
-  const Operand* q = nullptr;
+  long d = a.width / a.heads, all = rows * a.dim, projected = absorbed ? 0 : rows * a.width;
+  Pieces pieces(worker.take(room({all, projected, projected, all}) + Seekers::size(kept, rows, block)));
+  Operand* xn = pieces.take<Operand>(all);
+  float* queries = pieces.take<float>(projected);
+  Operand *narrow = pieces.take<Operand>(projected), *joined = pieces.take<Operand>(all);
+  const Seekers seekers(kept, rows, block, pieces);
   norm_rows(x, rows, a.dim, a.norm, xn);
+  const Operand* q = xn;
   if (!absorbed) {
     Tail tail;
     tail.bias = a.query_bias;
     gemm(rows, a.width, a.dim, xn, a.dim, a.query, a.dim, 0, queries, a.width, tail);
-    q = narrowed(queries, rows * a.width, narrow);
+    q = narrowed(queries, projected, narrow);
   }
   for (long head = 0; head < a.heads; ++head) {
-    const auto [keys, values, bias] = head_at(kept, heads + head * kept.size());
-    Tail tail;
-    tail.bias = bias;
-    if (absorbed)
-      gemm(rows, kept.wide, a.dim, xn, a.dim, keys, a.dim, 0, scores, kept.wide, tail);
-    else
-      gemm(rows, kept.wide, d, q + head * d, a.width, keys, d, 0, scores, kept.wide, tail);
-    softmax_rows(scores, rows, kept.wide, weights);
-    if (absorbed) {
-      Tail into;
-      into.accumulate = head > 0;
-      if (head == 0) into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
-      gemm(rows, a.dim, weighed(kept.keys), weights, kept.wide, values, weighed(kept.keys), 0, y, a.dim, into);
-    } else {
-      gemm(rows, dv, weighed(kept.keys), weights, kept.wide, values, weighed(kept.keys), 0, o + head * dv, a.dim, Tail());
+    seekers.seek(kept, head_at(kept, heads + head * kept.size()), absorbed ? q : q + head * d, absorbed ? a.dim : a.width);
+    const float *found = seekers.found, *bias = head == 0 ? a.out_bias : nullptr;
+    for (long i = 0; i < rows; ++i, found += kept.columns) {
+      vec factor = splat(seekers.factors[i]);
+      float* to = y + i * a.dim;
+      const float* add = head == 0 ? x + i * a.dim : to;
+      Operand* beside = joined + i * a.dim + head * kept.columns;
+      lanes_of(kept.columns, [&](long c, auto lanes) {
+        vec v = take(found + c, lanes) * factor;
+        if (!absorbed) return put(beside + c, v, lanes);
+        if (bias) v += take(bias + c, lanes);
+        put(to + c, v + take(add + c, lanes), lanes);
+      });
     }
   }
   if (!absorbed) {
     Tail into;
     into.bias = a.out_bias, into.add = x, into.add_step = a.dim;
-    gemm(rows, a.dim, a.dim, narrowed(o, rows * a.dim, narrow), a.dim, a.out, a.dim, 0, y, a.dim, into);
+    gemm(rows, a.dim, a.dim, joined, a.dim, a.out, a.dim, 0, y, a.dim, into);
   }
 }
 
 // y = x + attention(norm(x)) on (batch, height, width, dim); y may be x.
 static void attend(const Attention& a, const float* x, float* y, long batch, long height, long width, long keys_h,
-                   long keys_w, bool absorbed, int threads) {
+                   long keys_w, bool absorbed, long cache, int threads) {
   long tokens = height * width, size = tokens * a.dim, keys = keys_h * keys_w;
   Kept kept{keys, scored(keys), absorbed ? a.dim : a.width / a.heads, absorbed ? a.dim : a.dim / a.heads};
   // `patches` may use the common memory only for images that are planes, never for tokens.
@@ -199,14 +174,13 @@ static void attend(const Attention& a, const float* x, float* y, long batch, lon
     for (long half = 0; half < 2 * a.heads; ++half)
       (half % 2 ? prepare_values : prepare_keys)(a, kept, absorbed, z + b * keys * a.dim, half / 2,
                                                  heads + (b * a.heads + half / 2) * kept.size());
-  long most = std::max<long>(2 * TILE_ROWS, std::min<long>(96, 49152 / kept.wide));
-  long parts = parts_of(tokens, most, batch, threads);
+  long parts = parts_of(tokens, queries_at_once(keys), batch, threads), block = keys_at_once(keys, cache);
 #pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(threads)
   for (long b = 0; b < batch; ++b)
     for (long part = 0; part < parts; ++part) {
       long token = part_at(tokens, part, parts), count = part_at(tokens, part + 1, parts) - token;
       if (count <= 0) continue;
-      attend_tile(a, kept, absorbed, heads + b * a.heads * kept.size(), x + b * size + token * a.dim,
+      attend_tile(a, kept, absorbed, block, heads + b * a.heads * kept.size(), x + b * size + token * a.dim,
                   y + b * size + token * a.dim, count);
     }
   common.trim();

@@ -36,7 +36,8 @@ static void blocks(const Step* steps, long count, const float* x, float* y, cons
   for (long i = 0; i < count; ++i, x = y) {
     const Step& s = steps[i];
     if (s.attention)
-      attend(*s.attention, x, y, m.batch, m.height, m.width, s.keys_h, s.keys_w, s.absorbed, threads);
+      attend(*s.attention, x, y, m.batch, m.height, m.width, s.keys_h, s.keys_w, s.absorbed, cache,
+             threads);
     else if (s.convolved)
       convolved(*s.convolved, *s.place, x, y, m.batch, cache, threads);
     else if (x != y)

@@ -115,16 +115,6 @@ static void pool_largest(const Branch& b, const Number* x, long channels, const 
   }
 }
 
-// From as many keys on, the cache would hold all scores of a few queries only, for which all keys and values would be
-// read: more queries then meet one block of keys after the other, by a running softmax.
-constexpr long MANY_KEYS = 1024, MANY_ROWS = 192;
-
-// Scores of a query that are computed at a time: all, or whole panels, for which the tile has a quarter of the cache.
-static long keys_at_once(long keys, long cache) {
-  if (keys < MANY_KEYS) return scored(keys);
-  return std::clamp<long>(cache / (4 * 4 * MANY_ROWS) / PANEL * PANEL, 4 * PANEL, 512);
-}
-
 // One call on one image.
 template <typename Number>
 struct ConvolvedImage {
@@ -134,7 +124,6 @@ struct ConvolvedImage {
   Number* y;
   long d, tokens, queries, keys;  // channels of a head, and numbers with the class token
   Kept kept;
-  bool many;                      // keys: they come in blocks
   long rows, block;               // queries, and scores of each, that are in the cache at a time
   float* normed;                  // `first`: norm(x)
   Operand* reduced[2];            // and its convolved keys and values
@@ -146,9 +135,7 @@ struct ConvolvedImage {
         queries(p.queries.count() + a.token), keys(p.keys.count() + a.token) {
     long depth = p.rows ? whole_steps(d + p.keys.height + p.keys.width) : d;
     kept = {keys, scored(keys), depth, d};
-    many = keys >= MANY_KEYS;
-    rows = many ? MANY_ROWS : std::max<long>(2 * TILE_ROWS, std::min<long>(96, 49152 / kept.wide));
-    block = keys_at_once(keys, cache);
+    rows = queries_at_once(keys), block = keys_at_once(keys, cache);
   }
 
   void run(int threads) {
@@ -290,20 +277,17 @@ struct ConvolvedImage {
     MatrixUnits units;
     constexpr bool ASIDE = !std::is_same<Number, float>::value;  // sums are float32
     long all = count * a.out, spread = p.rows ? count * a.heads * kept.depth : 0;
-    // A panel more than a block: at a power of two apart, rows would fall on the same lines of the cache.
-    long step = many ? block + PANEL : kept.wide, wide = count * step;
     long narrow_size = std::max(all, count * a.dim), aside = ASIDE ? all : 0;
     long between = p.rows ? count * a.heads * p.distances : 0;
-    Pieces pieces(worker.take(
-        room({narrow_size, all, all, all, aside, spread, spread, between, wide, wide, count * d, count, count})));
+    Pieces pieces(worker.take(room({narrow_size, all, all, all, aside, spread, spread, between}) +
+                              Seekers::size(kept, count, block)));
     Operand *narrow = pieces.take<Operand>(narrow_size), *found = pieces.take<Operand>(all);
     float *q = pieces.take<float>(all), *add = pieces.take<float>(all);
     float* sums = ASIDE ? pieces.take<float>(aside) : reinterpret_cast<float*>(y + from * a.out);
     float* further = pieces.take<float>(spread);
     Operand* further_narrow = pieces.take<Operand>(spread);
-    float *distances = pieces.take<float>(between), *scores = pieces.take<float>(wide);
-    Operand* weights = in_place(scores, pieces.take<Operand>(wide));
-    float *o = pieces.take<float>(count * d), *factors = pieces.take<float>(count), *tops = pieces.take<float>(count);
+    float* distances = pieces.take<float>(between);
+    const Seekers seekers(kept, count, block, pieces);
     if (a.first) {
       gather(a.query, p.queries, from, count, narrow);
       Tail tail;
@@ -323,23 +307,11 @@ struct ConvolvedImage {
       left = narrowed(further, spread, further_narrow);
     }
     for (long head = 0; head < a.heads; ++head) {
-      const auto [keys_of, values, bias] = head_at(kept, heads + head * kept.size());
-      const Running running{tops, factors, o, d};
-      if (many) running.begin(count);
-      for (long at = 0, now; at < kept.wide; at += now) {
-        now = std::min(block, kept.wide - at);
-        Tail tail, more;
-        tail.bias = bias + at, more.accumulate = many;
-        gemm(count, now, kept.depth, left + head * kept.depth, a.heads * kept.depth, keys_of + at * paired(kept.depth),
-             kept.depth, 0, scores, step, tail);
-        many ? weigh_block(scores, count, now, step, weights, running) : weigh_rows(scores, count, now, weights, factors);
-        gemm(count, d, std::min(now, weighed(keys) - at), weights, step, values, weighed(keys), at, o, d, more);
-      }
-      for (long i = 0; many && i < count; ++i) factors[i] = 1.0f / factors[i];
+      seekers.seek(kept, head_at(kept, heads + head * kept.size()), left + head * kept.depth, a.heads * kept.depth);
       for (long i = 0; i < count; ++i) {
         long at = i * a.out + head * d;
         lanes_of(d, [&](long c, auto lanes) {
-          vec v = take(o + i * d + c, lanes) * splat(factors[i]);
+          vec v = take(seekers.found + i * d + c, lanes) * splat(seekers.factors[i]);
           put(found + at + c, a.first ? v : v + take(q + at + c, lanes), lanes);
         });
       }

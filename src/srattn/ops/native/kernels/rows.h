@@ -41,24 +41,8 @@ static void norm_rows(const In* x, long rows, long channels, const Norm& norm, O
   for (long i = 0; i < rows; ++i) norm_row(x + i * channels, channels, norm, out + i * channels);
 }
 
-// Softmax over each row of `keys` numbers, whole vectors of them; x is overwritten.
-static void softmax_rows(float* x, long rows, long keys, Operand* out) {
-  for (long row = 0; row < rows; ++row, x += keys, out += keys) {
-    vec most = load(x);
-    for (long i = LANES; i < keys; i += LANES) most = maximum(most, load(x + i));
-    float top = largest_of(most);
-    vec total = {};
-    for (long i = 0; i < keys; i += LANES) {
-      vec e = exponential_for(out, load(x + i) - splat(top));
-      total += e;
-      store(x + i, e);
-    }
-    vec factor = splat(1.0f / sum_of(total));
-    for (long i = 0; i < keys; i += LANES) store(out + i, load(x + i) * factor);
-  }
-}
-
-// As softmax_rows, but that the sums are left out: each row's result is to be multiplied by its factor. One pass less.
+// exp(x - max) over each row of `keys` numbers, whole vectors of them, x overwritten: a softmax whose division is left to
+// what comes of it, each row's to be multiplied by its factor.
 static void weigh_rows(float* x, long rows, long keys, Operand* out, float* factors) {
   for (long row = 0; row < rows; ++row, x += keys, out += keys) {
     vec most = load(x);
