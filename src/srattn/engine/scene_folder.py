@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from srattn.data.boxes.coco_ids import CocoIds, find_coco_ids
 from srattn.data.decode import BadImage, decode
 from srattn.data.depth_files import unit_for, write_depth
 from srattn.data.mask_files import write_mask
@@ -128,7 +129,8 @@ def write_folder(
 
     masks/NAME.png holds class numbers, depths/NAME.png 16 bits in the units of `depth_unit`, overlays/NAME.png what
     `draw` makes, predictions.json all records and that unit (of boxes, with their masks if the model has them, and of
-    joints in the form of COCO's results as well: coco.json). An image whose record is there is not answered again.
+    joints in the form of COCO's results as well: coco.json, with the ids of images that lie beside annotations in
+    COCO's form). An image whose record is there is not answered again.
 
     Returns:
         How many images were answered, before and now.
@@ -136,7 +138,8 @@ def write_folder(
     Raises:
         SrattnError: the folder is of another job, or an image is named twice.
     """
-    names = _names(rows)
+    places = _places(rows)
+    names = [place.name for place in places]
     told = None if people is None else {name: boxes.tolist() for name, boxes in people.items()}
     facts = {"rows": list(rows.stamp()), "people": told, "looking": dataclasses.asdict(looking), **model_facts(run)}
     _begin(out, json.loads(json.dumps(facts)))
@@ -149,7 +152,7 @@ def write_folder(
             _write(out, name, scene, run, draw)
     if progress:
         progress(len(names), len(names))
-    return _finish(out, names, run)
+    return _finish(out, names, [place.file for place in places], run)
 
 
 def _write(out: Path, name: str, scene: Scene, run: LoadedRun, draw: Draw | None) -> None:
@@ -177,16 +180,23 @@ def _write(out: Path, name: str, scene: Scene, run: LoadedRun, draw: Draw | None
     _write_json(out / RECORDS / f"{name}.json", record)
 
 
-def _finish(out: Path, names: list[str], run: LoadedRun) -> int:
-    records = []
-    for name in names:
+def _finish(out: Path, names: list[str], files: list[Path | None], run: LoadedRun) -> int:
+    records: list[dict[str, Any]] = []
+    numbers: list[int] = []  # of the records' images
+    for number, name in enumerate(names):
         file = out / RECORDS / f"{name}.json"
         if file.is_file():
             records.append(json.loads(file.read_text("utf-8")))
+            numbers.append(number)
     unit = {"depth_scale": depth_unit(run)} if run.task == "depth" else {}
     _write_json(out / "predictions.json", {"task": run.task, "classes": run.classes, **unit, "images": records})
     if run.task in ("detection", "pose"):
-        _write_json(out / "coco.json", _coco(records) if run.task == "detection" else _coco_people(records))
+        ids = find_coco_ids([files[number] for number in numbers], run.classes if run.task == "pose" else None)
+        if run.task == "detection":
+            entries = _coco(records, ids if ids and ids.categories.keys() & set(run.classes) else None)
+        else:
+            entries = _coco_people(records, ids if ids and ids.categories else None)
+        _write_json(out / "coco.json", entries)
     return len(records)
 
 
@@ -195,38 +205,47 @@ def depth_unit(run: LoadedRun) -> float:
     return unit_for(float(task_options(run.model)["max_depth"]))
 
 
-def _coco(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Detections in the form of COCO's results: boxes as x, y, width, height, masks as runs; images by name, categories
-    by number."""
+def _coco(records: list[dict[str, Any]], ids: CocoIds | None) -> list[dict[str, Any]]:
+    """Detections in the form of COCO's results: boxes as x, y, width, height, masks as runs.
+
+    With `ids` images and categories have those, and boxes of other categories are left out, for which there is no id;
+    else images have their names and categories the model's numbers.
+    """
     return [
         {
-            "image_id": record["name"],
-            "category_id": box["number"],
+            "image_id": image,
+            "category_id": box["number"] if ids is None else ids.categories[box["class"]],
             "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
             "score": box["score"],
             **({"segmentation": box["segmentation"]} if "segmentation" in box else {}),
         }
-        for record in records
+        for image, record in zip(_image_ids(records, ids), records, strict=True)
         for box in record["boxes"]
+        if ids is None or box["class"] in ids.categories
         for x1, y1, x2, y2 in [box["box"]]
     ]
 
 
-def _coco_people(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _coco_people(records: list[dict[str, Any]], ids: CocoIds | None) -> list[dict[str, Any]]:
     """Joints in the form of COCO's results: x, y, 1 for each; the score is the mean of the joints'.
 
     COCO counts from the centre of the first pixel, this package from its edge.
     """
     return [
         {
-            "image_id": record["name"],
-            "category_id": 1,
+            "image_id": image,
+            "category_id": 1 if ids is None else next(iter(ids.categories.values())),
             "keypoints": [value for x, y, _ in person.values() for value in (round(x - 0.5, 4), round(y - 0.5, 4), 1)],
             "score": round(sum(score for _, _, score in person.values()) / max(1, len(person)), 6),
         }
-        for record in records
+        for image, record in zip(_image_ids(records, ids), records, strict=True)
         for person in record["people"]
     ]
+
+
+def _image_ids(records: list[dict[str, Any]], ids: CocoIds | None) -> list[Any]:
+    """The ids of the images, or their names."""
+    return [record["name"] for record in records] if ids is None else list(ids.images)
 
 
 def _people(joints: Tensor, names: list[str]) -> list[dict[str, list[float]]]:
@@ -253,6 +272,7 @@ class _Place:
     """Where an image lies, and how much of that its files are called by."""
 
     said: str
+    file: Path | None
     parts: tuple[str, ...]
     used: int
     suffixed: bool = False
@@ -263,8 +283,9 @@ class _Place:
         return "/".join(parts if self.suffixed else (*parts[:-1], PurePath(parts[-1]).stem))
 
 
-def _names(rows: Rows) -> list[str]:
-    """What the files of each image are called: its name without suffix, below its folders, of a whole path the last.
+def _places(rows: Rows) -> list[_Place]:
+    """Where each image lies. Its files are called by its name without suffix, below its folders, of a whole path the
+    last.
 
     Where names meet, they go as far up as tells them apart, and keep the suffix where it alone does.
 
@@ -276,7 +297,7 @@ def _names(rows: Rows) -> list[str]:
         if not any([_part(group) for group in meeting]):
             one, other = meeting[0][:2]
             raise SrattnError(f"{one.said} and {other.said} would both be written as {one.name}; predict them apart")
-    return [place.name for place in places]
+    return places
 
 
 def _place(source: Source) -> _Place:
@@ -289,7 +310,7 @@ def _place(source: Source) -> _Place:
         whole = PurePath(os.path.abspath(shown(str(source.data)))).parts[1:]
         # Of a list the name may be a shorter one than the file's; of a path with ".." it is other folders.
         above = whole[: -len(own)] if whole[-len(own) :] == own else whole[:-1] if whole[-1:] == own[-1:] else ()
-    return _Place(said, (*above, *own), used)
+    return _Place(said, source.data if isinstance(source.data, Path) else None, (*above, *own), used)
 
 
 def _meeting(places: list[_Place]) -> list[list[_Place]]:
