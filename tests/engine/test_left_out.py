@@ -1,4 +1,4 @@
-"""What `srattn eval` counts as left out is of the part that is measured."""
+"""What a run and `srattn eval` count as left out is of the parts that they read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import pytest
 from measured import NAMES, plain_people, write_depths, write_people
 from scenes import CLASSES
 
+from srattn.data.decode import BadImage
+from srattn.data.dense.boxes import open_boxes
+from srattn.data.dense.depths import open_depths
+from srattn.data.dense.joint import JointAugment
+from srattn.data.dense.masks import open_masks
+from srattn.data.dense.people import open_people
+from srattn.data.dense.person import PersonAugment
+from srattn.data.dense.read import Found, load_scenes
 from srattn.data.preprocess import Preprocess
 from srattn.engine.exam import Split
 from srattn.engine.scene_exam import measure_scenes
@@ -73,3 +81,34 @@ def test_what_is_left_out_is_of_the_measured_part(
     run = LoadedRun(model.eval(), classes, Preprocess(size=(32, 32), fit=fit), {}, Path("-"), task)
     found = measure_scenes(run, str(data), split)
     assert len(found.skipped) == found.to_dict()["left_out"] == count, found.skipped
+
+
+def found_in(task: str, data: Path) -> Found:
+    if task == "segmentation":
+        return open_masks(str(data)).found()
+    if task == "depth":
+        return open_depths(str(data)).found()
+    return (open_people if task == "pose" else open_boxes)(str(data))[0]
+
+
+@pytest.mark.parametrize(("val", "count"), [(None, 3), ("val", 3), ("split", 2)])
+def test_a_run_counts_what_is_left_out_of_the_parts_that_it_reads(
+    damaged: tuple[str, list[str], Path], val: str | None, count: int
+) -> None:
+    task, _, data = damaged
+    measured = Preprocess(size=(32, 32), fit="inside" if task in ("detection", "pose") else "shorter")
+    augment = (PersonAugment if task == "pose" else JointAugment)(measured)
+    assert len(load_scenes(found_in(task, data), augment, measured, val=val).skipped) == count
+
+
+def test_boxes_of_a_part_that_is_not_read_are_no_note_and_no_reason_to_refuse(box_folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(box_folder, tmp_path / "data"))
+    stem = (root / "ImageSets" / "Main" / "val.txt").read_text().split()[0]
+    file = root / "Annotations" / f"{stem}.xml"
+    file.write_text(file.read_text().replace("<name>", "<name>un", 1))
+    measured = Preprocess(size=(32, 32), fit="inside")
+    found = open_boxes(str(root), "disc,square")[0]
+    assert not load_scenes(found, JointAugment(measured), measured, val="split", on_bad_image="error").notes
+    assert "1 were cut or left out" in load_scenes(found, JointAugment(measured), measured).notes[0]
+    with pytest.raises(BadImage, match="of no known class"):
+        load_scenes(found, JointAugment(measured), measured, on_bad_image="error")

@@ -78,9 +78,13 @@ def _index(root: Path, classes: list[str], folders: dict[str, Path]) -> Index:
             images = find_images(folder / name)
             if not (folder / name).is_dir():
                 other = next(one for one in folders.values() if (one / name).is_dir())
-                index.empty.append(f"class {name!r} is in {other} but not in {folder}")
+                empty = f"class {name!r} is in {other} but not in {folder}"
             elif not images:
-                looked = ", ".join(sorted(SUFFIXES))
-                index.empty.append(f"class folder {folder / name} has no images (looked for {looked})")
+                empty = f"class folder {folder / name} has no images (looked for {', '.join(sorted(SUFFIXES))})"
+            else:
+                empty = None
+            if empty is not None:
+                index.empty.append(empty)
+                index.of_parts.setdefault(part, []).append(empty)
             items += [Item(image.relative_to(root).as_posix(), label, image) for image in images]
     return index

@@ -11,7 +11,7 @@ from typing import Any
 from srattn.convert.reach import reach_hub
 from srattn.data.columns import Columns, find_columns
 from srattn.data.decode import BadImage
-from srattn.data.index import Index, part_called
+from srattn.data.index import Index, Skipped, part_called
 from srattn.data.labels import Row, assign, plain_label
 from srattn.data.sources import Fetched, oversized, within
 from srattn.errors import SrattnError, missing_extra
@@ -34,11 +34,11 @@ def index_hub(name: str, columns: Columns | None = None, labelled: bool = True) 
     splits, folders = _load(datasets, name), _folders(datasets, name)
     rows: list[Row] = []
     classes: list[str] | None = None
-    skipped: list[str] = []
+    skipped = Skipped()
     for split, table in splits.items():
         part = part_called(split)
         if part is None:
-            skipped.append(f"{name}: the split {split!r} is not train, val or test")
+            skipped.add(f"{name}: the split {split!r} is not train, val or test")
             continue
         image, label, _ = find_columns(table.column_names, columns, f"hf:{name}", labelled)
         if label:
@@ -50,7 +50,7 @@ def index_hub(name: str, columns: Columns | None = None, labelled: bool = True) 
         for number, known in enumerate(labels):
             rows.append(Row(f"{split}/{number}", plain_label(known), Fetched(fetch, number), part))
     if not rows:
-        raise SrattnError(f"hf:{name} has no images{f'; {skipped[0]}' if skipped else ''}")
+        raise SrattnError(f"hf:{name} has no images{f'; {skipped.lines[0]}' if skipped.lines else ''}")
     return assign(rows, classes, labelled, skipped)
 
 

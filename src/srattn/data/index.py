@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -40,6 +40,7 @@ class Index:
         skipped: a line for everything that could not be used.
         class_folders: whether classes are folders, of which none is empty except by mistake.
         empty: a line for every such folder.
+        of_parts: the lines of both again, by part, as far as they are of one.
     """
 
     classes: list[str]
@@ -47,6 +48,33 @@ class Index:
     skipped: list[str] = dataclasses.field(default_factory=list)
     class_folders: bool = False
     empty: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def without_lines_of_others(self, parts: Collection[str]) -> Index:
+        """The same without what is said of other parts than these."""
+        skipped, empty = (lines_of(lines, self.of_parts, parts) for lines in (self.skipped, self.empty))
+        return dataclasses.replace(self, skipped=skipped, empty=empty)
+
+
+@dataclasses.dataclass
+class Skipped:
+    """Collects lines for what cannot be used, by part where that is known; see `Index`."""
+
+    lines: list[str] = dataclasses.field(default_factory=list)
+    of_parts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, line: str, part: str | None = None) -> None:
+        self.lines.append(line)
+        if part is not None:
+            self.of_parts.setdefault(part, []).append(line)
+
+
+def lines_of(lines: Sequence[str], of_parts: dict[str, list[str]], parts: Collection[str]) -> list[str]:
+    """The lines but those of other parts than `parts`."""
+    mine, others = set[str](), set[str]()
+    for part, told in of_parts.items():
+        (mine if part in parts else others).update(told)
+    return [line for line in lines if line in mine or line not in others]
 
 
 def without_empty_classes(index: Index) -> Index:
@@ -54,18 +82,27 @@ def without_empty_classes(index: Index) -> Index:
     present = {item.label for item in index.parts.get("train", [])}
     kept = [number for number in range(len(index.classes)) if number in present]
     place = {number: new for new, number in enumerate(kept)}
-    skipped = [*index.skipped, *index.empty]
+    skipped = Skipped([*index.skipped, *index.empty], {part: list(told) for part, told in index.of_parts.items()})
     parts: dict[str, list[Item]] = {}
     for part, items in index.parts.items():
         parts[part] = [dataclasses.replace(item, label=place[item.label]) for item in items if item.label in place]
         lost = len(items) - len(parts[part])
-        skipped += [f"{lost} image(s) of {part}: their classes have no training image"] if lost else []
-    return Index([index.classes[number] for number in kept], parts, skipped, index.class_folders)
+        if lost:
+            skipped.add(f"{lost} image(s) of {part}: their classes have no training image", part)
+    classes = [index.classes[number] for number in kept]
+    return Index(classes, parts, skipped.lines, index.class_folders, of_parts=skipped.of_parts)
 
 
 def part_called(name: str) -> str | None:
     """ "train", "val" or "test" for a name that means it; None for any other."""
     return next((part for part, names in PARTS.items() if name.casefold() in names), None)
+
+
+def parts_read(parts: Mapping[str, Collection[object]], val: str | None) -> set[str]:
+    """The parts that a run means to read; see `held_part`. One that has only what cannot be used is among them."""
+    if val is not None:
+        return {"train", "train" if val == "split" else part_called(val) or val}
+    return {"train", "val"} if parts.get("val") else {"train", "val", "test"}
 
 
 def held_part(parts: Collection[str], val: str | None) -> str | None:

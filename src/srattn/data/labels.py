@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from srattn.data.index import Index
+from srattn.data.index import Index, Skipped
 from srattn.data.sources import Item, Source
 from srattn.errors import SrattnError
 
@@ -25,7 +25,7 @@ class Row:
 
 
 def assign(
-    rows: Iterable[Row], classes: Sequence[str] | None, labelled: bool = True, skipped: Sequence[str] = ()
+    rows: Iterable[Row], classes: Sequence[str] | None, labelled: bool = True, skipped: Skipped | None = None
 ) -> Index:
     """Class numbers for `rows`.
 
@@ -34,7 +34,7 @@ def assign(
     are two. What has no label, or one that is no class,
     is named in `skipped`; with `labelled` false it gets the class number -1 instead.
     """
-    rows, lines = list(rows), list(skipped)
+    rows, skipped = list(rows), skipped or Skipped()
     places = classes is not None  # whether a number is a place in `classes`, or itself the name of one
     if classes is None:
         classes = _classes_of(rows)
@@ -45,10 +45,10 @@ def assign(
         if number is None and not labelled:
             number = -1
         if number is None:
-            lines.append(f"{row.name}: {_complaint(row.label, classes)}")
+            skipped.add(f"{row.name}: {_complaint(row.label, classes)}", row.part)
             continue
         parts.setdefault(row.part, []).append(Item(row.name, number, row.source))
-    return Index(list(classes), parts, lines)
+    return Index(list(classes), parts, skipped.lines, of_parts=skipped.of_parts)
 
 
 def read_classes(folder: Path) -> list[str] | None:

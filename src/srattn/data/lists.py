@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from srattn.data.columns import Columns, find_columns
-from srattn.data.index import Index, part_called
+from srattn.data.index import Index, Skipped, part_called
 from srattn.data.labels import Row, assign, plain_label, read_classes
 from srattn.data.patterns import part_of
 from srattn.errors import SrattnError
@@ -30,22 +30,22 @@ def index_list(path: Path, columns: Columns | None = None, labelled: bool = True
     columns = columns or Columns()
     whole = part_of(path.stem) or "train"
     rows: list[Row] = []
-    skipped: list[str] = []
+    skipped = Skipped()
     names: tuple[str, str, str] | None = None
     for number, record in read_records(path):
         if names is None:
             names = find_columns(list(record), columns, str(path), labelled)
         image, label, split = (record.get(name) if name else None for name in names)
-        if not isinstance(image, str) or not image.strip() or "\0" in image:
-            skipped.append(f"{path.name}, line {number}: it names no image")
-            continue
         part = whole if split is None or split == "" else part_called(str(split).strip())
+        if not isinstance(image, str) or not image.strip() or "\0" in image:
+            skipped.add(f"{path.name}, line {number}: it names no image", part)
+            continue
         if part is None:
-            skipped.append(f"{path.name}, line {number}: the split {str(split)[:80]!r} is not train, val or test")
+            skipped.add(f"{path.name}, line {number}: the split {str(split)[:80]!r} is not train, val or test")
             continue
         rows.append(Row(image.strip(), plain_label(label), path.parent / image.strip(), part))
     if not rows:
-        raise SrattnError(f"{path} lists no image{f'; {skipped[0]}' if skipped else ''}")
+        raise SrattnError(f"{path} lists no image{f'; {skipped.lines[0]}' if skipped.lines else ''}")
     return assign(rows, read_classes(path.parent), labelled, skipped)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from srattn.data.columns import IMAGE, LABEL, Columns, find_columns
 from srattn.data.decode import BadImage
 from srattn.data.download import cache_folder
-from srattn.data.index import Index, part_called
+from srattn.data.index import Index, Skipped, part_called
 from srattn.data.labels import Row, assign, plain_label, read_classes
 from srattn.data.patterns import part_of
 from srattn.data.sources import Span, below, oversized
@@ -42,7 +42,7 @@ def index_parquet(
     columns = columns or Columns()
     hold = HOLD_BYTES if hold_bytes is None else hold_bytes
     rows: list[Row] = []
-    skipped: list[str] = []
+    skipped = Skipped()
     classes: list[str] | None = None
     for path in files:
         whole = part_of(path.stem) or part_called(path.parent.name) or "train"
@@ -55,9 +55,9 @@ def index_parquet(
                 found = _rows(file, path, names, whole, skipped)
                 rows += found if hold >= 0 else _laid_out(path, found)
         except BadImage as error:
-            skipped.append(str(error))
+            skipped.add(str(error), whole)
     if not rows:
-        raise SrattnError(f"no image in {len(files)} Parquet file(s){f'; {skipped[0]}' if skipped else ''}")
+        raise SrattnError(f"no image in {len(files)} Parquet file(s){f'; {skipped.lines[0]}' if skipped.lines else ''}")
     return assign(rows, classes or read_classes(files[0].parent), labelled, skipped)
 
 
@@ -151,18 +151,19 @@ def source_of(name: str, value: Any, folder: Path) -> bytes | Path:
         raise BadImage(f"{name}: {error}") from None
 
 
-def _rows(file: Any, path: Path, names: tuple[str, str, str], whole: str, skipped: list[str]) -> Iterator[Row]:
+def _rows(file: Any, path: Path, names: tuple[str, str, str], whole: str, skipped: Skipped) -> Iterator[Row]:
     """The rows with an image; a line in `skipped` for each of the others."""
     numbers = itertools.count()
     for group in range(file.metadata.num_row_groups):
         for image, label, split in group_rows(file, group, names):
             name = f"{path.name}/{next(numbers)}"
+            part = (split and part_called(str(split))) or whole
             try:
                 source = source_of(name, image, path.parent)
             except BadImage as error:
-                skipped.append(str(error))
+                skipped.add(str(error), part)
                 continue
-            yield Row(name, plain_label(label), source, (split and part_called(str(split))) or whole)
+            yield Row(name, plain_label(label), source, part)
 
 
 def _laid_out(path: Path, rows: Iterator[Row]) -> list[Row]:

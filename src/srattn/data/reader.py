@@ -13,7 +13,7 @@ from srattn.data.columns import Columns
 from srattn.data.decode import BadImage
 from srattn.data.digits import digits_preprocess, read_digits
 from srattn.data.folder import find_images, index_folder
-from srattn.data.index import Index, check_classes, divide, part_called, read_data, without_empty_classes
+from srattn.data.index import Index, check_classes, divide, part_called, parts_read, read_data, without_empty_classes
 from srattn.data.lists import SUFFIXES as LIST_SUFFIXES
 from srattn.data.lists import index_list
 from srattn.data.patterns import files_with, is_pattern, is_url
@@ -165,6 +165,8 @@ def choose(
     apart = val is not None and val != "split" and part_called(val) is None
     if apart and val is not None:
         index = _with_val(index, open_data(val, columns=columns), val)
+    else:
+        index = index.without_lines_of_others(parts_read(index.parts, val))
     if index.skipped and on_bad_image == "error":
         raise BadImage(index.skipped[0])
     strict = on_empty_class == "error" or (on_empty_class is None and (index.class_folders or on_bad_image == "error"))
@@ -246,6 +248,7 @@ def _with_val(index: Index, other: Index, val: str) -> Index:
         raise SrattnError(f"val {val!r} has no usable image")
     numbers = {name: number for number, name in enumerate(index.classes)}
     items: list[Item] = []
+    index, other = index.without_lines_of_others({"train"}), other.without_lines_of_others({part})
     skipped = [*index.skipped, *other.skipped]
     for item in other.parts[part]:
         name = other.classes[item.label]

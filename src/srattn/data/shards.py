@@ -13,7 +13,7 @@ from typing import Any
 
 from srattn.data.decode import SUFFIXES, BadImage
 from srattn.data.download import download
-from srattn.data.index import Index, part_called
+from srattn.data.index import Index, Skipped, part_called
 from srattn.data.labels import Row, assign, plain_label, read_classes
 from srattn.data.patterns import expand, files_with, is_url, part_of
 from srattn.data.sources import Span, oversized
@@ -35,35 +35,43 @@ def index_shards(patterns: Sequence[str], labelled: bool = True) -> Index:
         SrattnError: no shard can be read, or no sample has an image.
     """
     rows: list[Row] = []
-    skipped: list[str] = []
+    skipped = Skipped()
     files = [name for pattern in patterns for name in _expand(pattern)]
     classes = None
     for name in files:
+        part = _part(name)
         try:
             path = download(name) if is_url(name) else Path(name)
             members, wrong = read_contents(path)
         except (OSError, BadImage) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            skipped.append(f"shard {name}: {reason}")
+            skipped.add(f"shard {name}: {reason}", part)
             continue
         if wrong:
-            skipped.append(f"shard {name} {wrong}")
+            skipped.add(f"shard {name} {wrong}", part)
         if classes is None and not is_url(name):
             classes = read_classes(path.parent)
-        part = part_of(PurePosixPath(name).name) or part_called(path.parent.name) or "train"
         for key, parts in samples(members):
             image = image_of(parts)
             label = f"{PurePosixPath(name).name}/{key}"
             if image is None:
                 if labelled:
-                    skipped.append(f"{label}: there is no image among {', '.join(sorted(parts)) or 'nothing'}")
+                    skipped.add(f"{label}: there is no image among {', '.join(sorted(parts)) or 'nothing'}", part)
             elif bad := oversized(label, image.size):
-                skipped.append(str(bad))
+                skipped.add(str(bad), part)
             else:
                 rows.append(Row(label, label_of(path, parts, image), span_of(path, image), part))
     if not rows:
-        raise SrattnError(f"{patterns[0]}: no image in {len(files)} shard(s){f'; {skipped[0]}' if skipped else ''}")
+        raise SrattnError(
+            f"{patterns[0]}: no image in {len(files)} shard(s){f'; {skipped.lines[0]}' if skipped.lines else ''}"
+        )
     return assign(rows, classes, labelled, skipped)
+
+
+def _part(name: str) -> str:
+    path = PurePosixPath(name)
+    folder = None if is_url(name) else part_called(Path(name).parent.name)
+    return part_of(path.name) or folder or "train"
 
 
 def _expand(pattern: str) -> list[str]:

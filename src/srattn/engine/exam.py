@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from srattn.data.columns import Columns
-from srattn.data.index import divide, lazy_samples
+from srattn.data.index import divide, held_part, lazy_samples, lines_of
 from srattn.data.preprocess import Preprocess, to_image
 from srattn.data.reader import absolute, is_built_in, open_data
 from srattn.data.samples import Samples
@@ -85,18 +85,21 @@ def open_exam(
     asked = asked if asked in ("split", *parts.keys() - {"train"}) else None  # measured on other data: not this
     if split == "auto":
         split = "val" if own or "val" in parts else "test" if "test" in parts else "all"
+    names = ["train"]
     if split == "all":
+        names = [*index.parts, *index.of_parts]
         items, words = [item for part in parts.values() for item in part], "all images"
     elif split == "test":
-        items, words = parts.get("test", []), "the test part"
+        items, words, names = parts.get("test", []), "the test part", ["test"]
         if not items:
             raise SrattnError(f"{data} has no test part; its parts: {', '.join(parts) or 'none'}; give --split all")
     elif split == "val" and not own and "val" in parts:  # there need not be a training part beside it
-        items, words = parts["val"], "the val part"
+        items, words, names = parts["val"], "the val part", ["val"]
     else:
         train, held = divide(index, asked, fraction, seed)
         items, words = (train, "the training part") if split == "train" else (held, "the validation part")
         if split == "val":
+            names = [held_part(parts, asked) or "train"]
             named = next((f"the {name} part" for name in ("val", "test") if held is index.parts.get(name)), None)
             words = named or f"{100 * fraction:g} % held out of each class"
     if not items:
@@ -104,7 +107,7 @@ def open_exam(
     numbers = class_numbers(index.classes, run.classes)
     items = [dataclasses.replace(item, label=numbers[item.label]) for item in items]
     samples = lazy_samples(items, run.preprocess.channels, run.preprocess.pixels, on_bad_image)
-    return Exam(samples, run.classes, words, list(index.skipped))
+    return Exam(samples, run.classes, words, lines_of(index.skipped, index.of_parts, names))
 
 
 def class_numbers(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:

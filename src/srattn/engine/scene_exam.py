@@ -118,9 +118,8 @@ def measure_scenes(
     if not len(samples):
         raise SrattnError(f"{data}: {words} has no image that can be used; the first: {bad[0]}")
     skipped = [*found.problems_of(names), *bad]
-    loaded = SceneData(
-        run.classes, samples, samples, run.preprocess, skipped, found.facts, run.palette, found.notes, found.bones
-    )
+    facts = found.facts, run.palette, found.notes_of(names), found.bones
+    loaded = SceneData(run.classes, samples, samples, run.preprocess, skipped, *facts)
     task: Any = make_task(run.task, run.classes, **task_options(run.model))
     device = next(run.model.parameters()).device
     augment: Any = JointAugment(run.preprocess)

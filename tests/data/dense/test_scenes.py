@@ -527,7 +527,7 @@ def test_blood_cells(shared: Path) -> None:
     augment = parse_joint("scale=0.75-1.5,flip", Preprocess(size=(96, 96), fit="inside"))
     data = load_scenes(found, augment, augment.preprocess)
     assert data.classes == ["Platelets", "RBC", "WBC"] and data.skipped == []
-    assert len(found.refused) == 2 and found.notes[0].startswith("boxes: 2 ")
+    assert len(found.refused) == 2 and found.notes_of(found.parts)[0].startswith("boxes: 2 ")
     for place, item in enumerate(index.parts["val"][:6]):
         scene = loader(data).val_scene(place)
         assert scene is not None and scene[1].boxes is not None and len(scene[1].boxes) == len(item.boxes)

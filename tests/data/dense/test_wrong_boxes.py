@@ -30,7 +30,7 @@ def test_images_that_are_used_are_not_skipped(tmp_path: Path) -> None:
 
     found, index = open_boxes(str(tmp_path))
     assert len(index.problems) == 3 and len(index.lost) == 1
-    (note,) = found.notes
+    (note,) = found.notes_of(["train"])
     assert note.startswith("boxes: 2 were cut or left out") and "0.png: annotation 0" in note and "data check" in note
     measured = Preprocess(size=(32, 32), fit="inside")
     data = load_scenes(found, parse_joint("none", measured), measured)

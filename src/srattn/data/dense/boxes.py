@@ -67,14 +67,7 @@ def open_boxes(data: str, classes: str | None = None, masks: bool | None = False
             for outline in item.outlines or ():
                 digest.update(b"-" if outline is None else outline.stamp())
     parts = {part: [_unread(item, known) for item in items] for part, items in index.parts.items()}
-    lost = set(index.lost)
-    wrong, notes = [line for line in index.problems if line not in lost], list[str]()
-    if wrong:
-        notes.append(
-            f"boxes: {len(wrong):,} were cut or left out, or their masks; the first: {wrong[0]}; srattn data check "
-            f"names them"
-        )
-    more: dict[str, Any] = {"notes": notes, "refused": list(index.problems), "of_parts": index.of_parts}
+    more: dict[str, Any] = {"refused": list(index.problems), "of_parts": index.of_parts}
     return Found(index.classes, parts, list(index.lost), digest.hexdigest(), **more), index
 
 

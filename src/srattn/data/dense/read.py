@@ -16,7 +16,7 @@ from srattn.data.dense.joint import JointAugment
 from srattn.data.dense.person import kept_person, measured_person
 from srattn.data.dense.scenes import SceneData, Scenes, shape_of
 from srattn.data.dense.target import Target
-from srattn.data.index import Budget, held_part
+from srattn.data.index import Budget, held_part, lines_of, parts_read
 from srattn.data.keyed import permutation
 from srattn.data.palette import Of255, Palette
 from srattn.data.preprocess import Preprocess, to_tensor
@@ -47,7 +47,7 @@ class Found:
     Attributes:
         parts: images of "train", "val" and "test", as far as there are any.
         problems: a line for every image that cannot be used, or person.
-        refused: what `on_bad_image` "error" refuses beside these: boxes that were cut or left out.
+        refused: what `on_bad_image` "error" refuses, where that is more: boxes that were cut or left out, too.
         palette: colours of the classes, where the data says them.
         notes: what a person should know of the data.
         facts: a hash of the targets: says whether a resumed run has those that it began with.
@@ -69,10 +69,19 @@ class Found:
 
     def problems_of(self, parts: Collection[str]) -> list[str]:
         """The problems but those of other parts."""
-        mine, others = set[str](), set[str]()
-        for part, lines in self.of_parts.items():
-            (mine if part in parts else others).update(lines)
-        return [line for line in self.problems if line in mine or line not in others]
+        return lines_of(self.problems, self.of_parts, parts)
+
+    def notes_of(self, parts: Collection[str]) -> list[str]:
+        """The notes, and one on boxes of these parts that were cut or left out."""
+        lost = set(self.problems)
+        wrong = [line for line in lines_of(self.refused, self.of_parts, parts) if line not in lost]
+        if not wrong:
+            return list(self.notes)
+        return [
+            *self.notes,
+            f"boxes: {len(wrong):,} were cut or left out, or their masks; the first: {wrong[0]}; srattn data check "
+            f"names them",
+        ]
 
 
 def load_scenes(
@@ -96,11 +105,12 @@ def load_scenes(
     Raises:
         SrattnError: nothing to train on or to measure with; `BadImage` with `on_bad_image` "error".
     """
-    if on_bad_image == "error" and (wrong := found.refused or found.problems):
+    used = parts_read(found.parts, val)
+    if on_bad_image == "error" and (wrong := lines_of(found.refused or found.problems, found.of_parts, used)):
         raise BadImage(wrong[0])
     train, held = divide_scenes(found.parts, val, val_fraction, split_seed)
     total, before = len(train) + len(held), 0
-    budget, skipped = Budget(hold_bytes), list(found.problems)
+    budget, skipped = Budget(hold_bytes), found.problems_of(used)
     parts: list[Scenes] = []
     for unread, resize in ((train, _Kept(augment)), (held, _Measured(measured))):
         samples, bad = _check(unread, resize, measured.channels, on_bad_image, budget, workers, notify, before, total)
@@ -111,7 +121,7 @@ def load_scenes(
         if not len(part):
             reason = f"; the first of {len(skipped)} that cannot be used: {skipped[0]}" if skipped else ""
             raise SrattnError(f"there is no usable image for {where}{reason}")
-    facts = found.facts, found.palette, found.notes, found.bones, found.of_255
+    facts = found.facts, found.palette, found.notes_of(used), found.bones, found.of_255
     return SceneData(found.classes, parts[0], parts[1], measured, skipped, *facts)
 
 
