@@ -109,9 +109,16 @@ def test_the_picture_lies_where_it_is_said_to() -> None:
 
 def test_a_line_of_pixels_does_not_fill_the_memory() -> None:
     line = Image.new("L", (9000, 1))
-    with pytest.raises(BadImage, match=r"9000x1 would become 4608000x512, more than the 64,000,000 pixels .*; cut it"):
+    with pytest.raises(BadImage, match=r"9000x1 would become 288000x32, more than the 4,194,304 pixels .*; cut it"):
         Preprocess(1, (512, 512), (0.5,), (0.5,), fit="shorter").pixels(line)
     assert Preprocess(1, (512, 512), (0.5,), (0.5,), fit="inside").pixels(line).shape == (1, 512, 512)
+    for wide, high in ((16, 1), (17, 1), (50, 1), (1, 300), (5000, 100)):  # enlarged, as far as the pixels go
+        rows, columns = Preprocess(1, (512, 512), (0.5,), (0.5,), fit="shorter").sides(high, wide)
+        assert rows * columns == pytest.approx(min(16, max(wide / high, high / wide)) * 512 * 512, rel=0.01)
+        assert max(rows, columns) / min(rows, columns) == pytest.approx(max(wide / high, high / wide), rel=0.01)
+    strip = Preprocess(1, (64, 64), (0.5,), (0.5,), fit="shorter")
+    assert strip.sides(80, 80_000) == (64, 64_000)  # what is made smaller keeps its height
+    assert strip.pixels(Image.new("L", (16_000, 80))).shape == (1, 64, 12_800)
 
 
 def test_normalise() -> None:

@@ -19,7 +19,7 @@ from srattn.explain import attention
 from srattn.serve import Options, make_app
 
 pytest.importorskip("kornia", reason="windows around people are kornia's")
-SIZES = [(60, 40), (33, 90)]
+SIZES = [(60, 40), (33, 90), (1, 50), (700, 3)]
 
 
 @pytest.fixture

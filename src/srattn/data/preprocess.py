@@ -23,6 +23,7 @@ _CHOICES = {
     "invert": ("never", "always", "auto"),
 }
 _MOST = 1e6  # of a mean or deviation; levels go from 0 to 1, or to 255
+_NARROWEST = 32  # pixels that a line is as wide as, at least, where models see nothing in less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Preprocess:
             `size`, times `crop_fraction`, and resizes that; "centre" does so where that part is made smaller, and
             else enlarges nothing for the sake of a crop, which would blur it: of a picture hardly larger than `size`
             it takes the middle as it is, of one no larger the largest part; "shorter" keeps the shape and all of the
-            picture, whose shorter side becomes that of `size`, so that results differ in size; "inside" keeps both too
-            and fills up what is left of `size`, around the middle, with the mean colour.
+            picture, whose shorter side becomes that of `size`, so that results differ in size, but enlarges no line of
+            pixels beyond `most_pixels`; "inside" keeps both too and fills up what is left of `size`, around the middle,
+            with the mean colour.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         invert: "auto" turns dark on light into light on dark, judged by the median level of the border.
     """
@@ -121,7 +123,20 @@ class Preprocess:
     def factor(self, height: int, width: int) -> float:
         """What "shorter" and "inside" enlarge an image of that size by; both sides alike."""
         rows, columns = self.size
-        return max(rows / height, columns / width) if self.fit != "inside" else min(rows / height, columns / width)
+        if self.fit == "inside":
+            return min(rows / height, columns / width)
+        wanted = max(rows / height, columns / width)
+        enough = max(1.0, math.sqrt(self.most_pixels / (height * width)), _NARROWEST / min(height, width))
+        return min(wanted, enough)
+
+    @property
+    def most_pixels(self) -> int:
+        """Of what "shorter" enlarges: 16 times those of `size`, or a million, whichever is more."""
+        return min(MAX_PIXELS, max(16 * self.size[0] * self.size[1], 1_000_000))
+
+    def is_too_long(self, rows: int, columns: int) -> bool:
+        """Whether a result of that size has more than `most_pixels`, beyond what rounding adds."""
+        return rows * columns > self.most_pixels + max(rows, columns)
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         """Of an image of that size after "shorter", and of its part of the result of "inside"."""
@@ -137,10 +152,10 @@ class Preprocess:
         from PIL.Image import Resampling
 
         rows, columns = self.sides(image.height, image.width)
-        if rows * columns > MAX_PIXELS:  # a line of pixels
+        if rows > image.height and self.fit == "shorter" and self.is_too_long(rows, columns):
             raise BadImage(
-                f"{image.width}x{image.height} would become {columns}x{rows}, more than the {MAX_PIXELS:,} pixels that "
-                "are accepted; cut it"
+                f"{image.width}x{image.height} would become {columns}x{rows}, more than the {self.most_pixels:,} "
+                "pixels that are accepted; cut it"
             )
         resampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         pixels = to_tensor(image.resize((columns, rows), resampling))

@@ -19,9 +19,6 @@ from srattn.serve.fault import Fault
 if TYPE_CHECKING:
     from PIL import Image
 
-# "shorter" keeps the shape of a picture, and a line of one pixel would become a map without end.
-_LARGEST_SHARE = 16
-
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -64,8 +61,12 @@ def see(picture: Picture, preprocess: Preprocess, max_pixels: int) -> Seen:
     box = seen_box(preprocess, image.height, image.width)
     if preprocess.fit == "shorter":
         rows, columns = preprocess.sides(image.height, image.width)
-        if rows * columns > _LARGEST_SHARE * preprocess.size[0] * preprocess.size[1]:
-            raise Fault(413, f"{picture.name}: {image.width}x{image.height} is too long for its width")
+        if preprocess.is_too_long(rows, columns):
+            raise Fault(
+                413,
+                f"{picture.name}: {image.width}x{image.height} is too long for its width: the model would see "
+                f"{columns}x{rows}, more than the {preprocess.most_pixels:,} pixels that are accepted",
+            )
     return Seen(picture.name, image.width, image.height, preprocess.pixels(image), box)
 
 
