@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -117,6 +118,15 @@ def _parents(target: Path) -> Iterator[None]:
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no space left, or none of what a user may have.
+
+    Writers in other languages (safetensors) pass the system's words on in errors of their own.
+    """
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return getattr(error, "errno", None) in full or "No space left on device" in str(error)
 
 
 def flush_to_disk(path: Path) -> None:

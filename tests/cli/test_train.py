@@ -193,13 +193,47 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     monkeypatch.setattr(_Watched, "put", full)
     out = tmp_path / "run"
     assert main([*tiny, "--out", str(out), "--epochs", "2"]) == 2
-    assert "no space left on the disk" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no space left on the disk" in said and "nothing is lost" in said
+    assert said.endswith(f"srattn train --resume {out}\n") and said.count("\n") == 1
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step-0000000000", "step-0000000006"}
     monkeypatch.undo()
     assert main(["train", "--resume", str(out)]) == 0
     whole = tmp_path / "whole"
     assert main([*tiny, "--out", str(whole), "--epochs", "2"]) == 0
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".safetensors", ".json", ".html"])
+def test_a_disk_that_is_full_for_another_file_of_a_run(
+    tiny: list[str],
+    suffix: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_scaling: None,
+) -> None:
+    """History, weights, result and report; each is written aside, and what was there stays."""
+    from srattn import files
+
+    flush = files.flush_to_disk
+
+    def full(path: Path) -> None:
+        if path.suffix == suffix:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        flush(path)
+
+    monkeypatch.setattr(files, "flush_to_disk", full)
+    out = tmp_path / "run"
+    assert main([*tiny, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "no space left on the disk" in said and "nothing is lost" in said
+    assert said.endswith(f"srattn train --resume {out}\n") and said.count("\n") == 1
+    assert not list(out.rglob(f"*{suffix}")) or suffix == ".json"  # checkpoints have a state.json
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(out)]) == 0
+    assert (out / "report.html").is_file() and (out / "result.json").is_file()
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_limit_on_file_size_in_a_real_process(tiny: list[str], tmp_path: Path) -> None:

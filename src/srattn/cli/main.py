@@ -7,7 +7,6 @@ interrupted, 141 the reader of our output went away, 143 ended by SIGTERM.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import importlib.util
 import io
@@ -19,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from srattn.errors import SrattnError, missing_extra, nearest
+from srattn.files import is_disk_full
 from srattn.version import __version__
 
 VERBS: dict[str, str] = {
@@ -205,15 +205,9 @@ def _user_message(error: Exception) -> str | None:
         if root == "srattn":
             return f"this installation of srattn is incomplete ({error.name} is missing); install it again"
         return str(missing_extra(*EXTRAS[root])) if root in EXTRAS else None
-    if _is_disk_full(error):
+    if is_disk_full(error):
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' for {place}' if place else ''}; nothing was overwritten"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
     return None
-
-
-def _is_disk_full(error: Exception) -> bool:
-    # Writers in other languages (safetensors) pass the system's words on in errors of their own.
-    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return getattr(error, "errno", None) in full or "No space left on device" in str(error)

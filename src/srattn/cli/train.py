@@ -17,6 +17,7 @@ from srattn.cli.parser import VerbParser
 from srattn.errors import SrattnError
 
 if TYPE_CHECKING:
+    from srattn.engine.interrupt import NoSpace
     from srattn.engine.run import RunResult
 
 REPORT_BYTES = 256 << 20  # validation images that a report may hold in memory
@@ -92,6 +93,7 @@ def _options() -> set[str]:
 
 def run(args: jsonargparse.Namespace) -> int:
     from srattn.engine import Interrupted, TrainConfig, train
+    from srattn.engine.interrupt import NoSpace, resumable
     from srattn.engine.progress import figure_text, make_progress
 
     values: dict[str, Any] = args.as_dict()
@@ -108,16 +110,30 @@ def run(args: jsonargparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
+    except NoSpace as full:
+        raise _go_on(full) from full
     if not result.first:
         return 0
     headline = result.result["headline"]
     figure = figure_text(headline, result.result[headline])
     print(f"held-out {headline} {figure} on {result.result['val_images']} images")
     print(f"run folder {result.folder}")
-    report = _report(result)
+    try:
+        with resumable(result.folder):
+            report = _report(result)
+    except NoSpace as full:
+        raise _go_on(full) from full
     if report is not None:
         print(f"report {report}")
     return 0
+
+
+def _go_on(full: NoSpace) -> SrattnError:
+    place = f" for {full.filename}" if full.filename else ""
+    return SrattnError(
+        f"no space left on the disk{place}; nothing is lost: make room, and the run goes on from its last checkpoint "
+        f"with: srattn train --resume {shlex.quote(str(full.folder))}"
+    )
 
 
 def _report(result: RunResult) -> Path | None:

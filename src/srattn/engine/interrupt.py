@@ -1,13 +1,18 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""What stops a run that can be resumed: Ctrl-C and SIGTERM, as a request that the loop answers between two steps, and a
+full disk."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+
+from srattn.files import is_disk_full
 
 
 class Interrupted(KeyboardInterrupt):
@@ -16,6 +21,25 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, folder: Path, epoch: int, step: int) -> None:
         super().__init__(f"stopped in epoch {epoch}, step {step}")
         self.folder, self.epoch, self.step = folder, epoch, step
+
+
+class NoSpace(OSError):
+    """The disk was full; the checkpoints of the run `folder` are whole, and it can be resumed."""
+
+    def __init__(self, error: Exception, folder: Path) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC), getattr(error, "filename", None))
+        self.folder = folder
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Within the block a full disk is a `NoSpace` of the run in `folder`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, NoSpace) or not is_disk_full(error):
+            raise
+        raise NoSpace(error, folder) from error
 
 
 class StopRequest:

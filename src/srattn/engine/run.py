@@ -23,7 +23,7 @@ from srattn.engine.device import pick_device
 from srattn.engine.distributed import World, join, whole
 from srattn.engine.evaluate import Evaluation
 from srattn.engine.heap import kept_heap
-from srattn.engine.interrupt import catch_signals
+from srattn.engine.interrupt import catch_signals, resumable
 from srattn.engine.progress import Progress, Silent
 from srattn.engine.read import make_augment, make_loader, read_data
 from srattn.engine.results import make_result
@@ -87,7 +87,8 @@ def train(
         SrattnError: options, data or a run folder that cannot be used, a loss that is no number any more, or another
             process that failed; or another process that trains in the run's folder.
         Interrupted: SIGINT or SIGTERM; the run is saved and can be resumed.
-        OSError: no space left; what was there before is whole.
+        OSError: no space left; what was there before is whole. Of a run that has begun it is a `NoSpace`, and the run
+            can be resumed.
     """
     resuming = config.resume is not None
     with (
@@ -109,11 +110,13 @@ def train(
                 if trainer.finished:
                     progress.note(_ended(trainer, folder))
                 try:
-                    trainer.run(stop)
+                    with resumable(folder):
+                        trainer.run(stop)
                 finally:
                     if trainer.sinks:
                         trainer.sinks.close()
-            return _finish(trainer, folder)
+            with resumable(folder):
+                return _finish(trainer, folder)
 
 
 @contextlib.contextmanager
