@@ -9,7 +9,7 @@ import torch
 
 from srattn import SrattnError
 from srattn.heads.mask_rcnn import FasterRCNNHead, MaskRCNNHead
-from srattn.heads.roi import map_of_boxes, pyramid_align
+from srattn.heads.roi import BoxHead, map_of_boxes, pyramid_align
 from srattn.heads.rpn import RPNHead
 from srattn.ops.roi_align import roi_align
 
@@ -84,6 +84,17 @@ def test_shapes(norm: str) -> None:
     assert head.masks(maps, boxes).shape == (2, 2, 3, 28, 28)
     assert head.config["kind"] == "mask_rcnn" and head.config["norm"] == norm
     assert {name.split(".")[0] for name in head.state_dict()} == {"rpn", "box", "mask"}
+
+
+def test_steps_of_boxes_are_in_tenths_and_fifths_and_begin_near_none() -> None:
+    # As published: targets divided by 0.1 and 0.2; a classifier drawn with a deviation of 0.01, a regressor with 0.001.
+    head = BoxHead(8, 1, 7, 256)  # one class is enough
+    for layer, deviation in ((head.classifier, 0.01), (head.regressor, 0.001)):
+        assert float(layer.weight.detach().std()) == pytest.approx(deviation, rel=0.2) and not layer.bias.any()
+    torch.nn.init.zeros_(head.regressor.weight)
+    torch.nn.init.ones_(head.regressor.bias)
+    _, steps = head(torch.randn(2, 3, 8, 7, 7))
+    torch.testing.assert_close(steps, torch.tensor([0.1, 0.1, 0.2, 0.2]).expand(2, 3, 1, 4))
 
 
 def test_what_is_refused() -> None:

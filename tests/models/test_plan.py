@@ -12,7 +12,7 @@ from srattn import SpatialReductionAttention, SrattnError
 from srattn.models import build_model
 from srattn.ops import attend
 from srattn.ops import native as kernels
-from srattn.ops.plan import PATHS, Shape, choose, cost_of
+from srattn.ops.plan import PATHS, Path, Shape, choose, cost_of
 
 FUNCTIONS = ("plain", "sdpa", "absorbed_grouped", "absorbed_streamed")
 
@@ -68,6 +68,32 @@ def test_multiply_adds_by_hand() -> None:
     shape = Shape(batch=3, queries=100, keys=10, dim=16, heads=4, width=16)
     assert cost_of("sdpa", shape).macs == 3 * (100 * (2 * 16 * 16 + 2 * 10 * 16))
     assert cost_of("absorbed", shape).macs == 3 * (100 * 2 * 4 * 10 * 16 + 2 * 10 * 16 * 16)
+
+
+@pytest.mark.parametrize(
+    ("path", "steps"),
+    [
+        # What each step reads and writes; x and the output are n x c, queries and heads n x d, scores h x n x m.
+        ("sdpa", ["x", "q", "q", "k", "v", "heads", "heads", "y"]),
+        ("plain", ["x", "q", "q", "k", "v", "heads", "heads", "y", *["scores"] * 6]),  # of which two scale them
+        ("absorbed", ["x", "y", *["keys of x", "values of x"] * 2, *["scores"] * 4]),
+    ],
+)
+def test_bytes_moved_by_hand(path: Path, steps: list[str]) -> None:
+    batch, n, m, c, h, d = 3, 100, 10, 16, 4, 24
+    sizes = {"x": n * c, "y": n * c, "q": n * d, "heads": n * d, "k": m * d, "v": m * d, "scores": h * n * m}
+    sizes |= {"keys of x": h * m * c, "values of x": h * m * c}
+    shape = Shape(batch, n, m, c, h, d, itemsize=2)
+    assert cost_of(path, shape).bytes == batch * 2 * sum(sizes[step] for step in steps)
+    cost = cost_of(path, shape)
+    assert cost.total("cpu") == cost.macs + 10 * cost.bytes
+    assert cost.total("cuda") == cost.total("xpu") == cost.macs + 90 * cost.bytes  # other devices are taken for GPUs
+
+
+def test_one_head_without_kept_scores_moves_none() -> None:
+    one = Shape(1, 100, 10, 16, 1, 16)
+    kept = cost_of("absorbed", one._replace(keeps_scores=True)).bytes
+    assert kept - cost_of("absorbed", one).bytes == 4 * 4 * 100 * 10
 
 
 def test_one_head_is_always_absorbed_and_many_keys_never_with_several() -> None:

@@ -126,6 +126,7 @@ def test_anchors_that_are_learnt_from() -> None:
     assert all(outside) and len(outside) == int((torch.tensor(expected) & ~best).sum()) > 20
     places, own = sample_anchors(anchors, boxes[:0], torch.tensor([[-9.0, -9, 99, 99]]), 64)
     assert not len(places) and not len(own)
+    assert len(sample_anchors(anchors, boxes[:0], boxes[:0])[0]) == 256  # arXiv:1506.01497, section 3.1.3
 
 
 def some_targets(masks: bool = True) -> Tensor:
@@ -163,6 +164,14 @@ def test_regions_that_are_learnt_from() -> None:
     alone = sample_regions(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool), targets, 32)
     assert sorted(alone.rows[0].tolist()) == [0, 1, 2] and alone.positives == 3  # the true boxes themselves
     assert sorted(alone.rows[1].tolist()) == [IGNORED, IGNORED, 2]  # neither the crowd nor padding
+
+
+def test_half_an_overlap_makes_a_proposal_an_objects() -> None:
+    targets = torch.tensor([[[0.0, 0, 10, 20, 1]]])
+    proposals = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9.75]]])  # arXiv:1703.06870, section 3.1: from 0.5 on
+    found = sample_regions(proposals, torch.ones(1, 2, dtype=torch.bool), targets, 32)
+    rows = {tuple(box): row for box, row in zip(found.boxes[0].tolist(), found.rows[0].tolist(), strict=True)}
+    assert rows == {(0, 0, 10, 10): 0, (0, 0, 10, 9.75): NONE, (0, 0, 10, 20): 0}
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -247,6 +256,16 @@ def test_the_loss_of_masks() -> None:
     targets[0, 0, 6:] = 0  # a mask that is not known teaches nothing
     assert mask_sums(logits, sample, targets)[:, 1].tolist() == [1, 1]
     assert mask_sums(logits, sample, targets[..., :5]).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor])
+def test_parts_of_the_loss_are_means_over_what_there_is(number: Any) -> None:
+    given = [6.0, 4.0, 2.0, 9.0, 3.0, 3.0, 5.0, 1.0]
+    sums = {name: number(value) for name, value in zip(SUMS, given, strict=True)}
+    expected = {"loss": 14.0, "objectness": 3.0, "proposal": 2.0, "class": 3.0, "box": 1.0, "mask": 5.0}
+    assert {name: float(value) for name, value in combine(sums).items()} == expected
+    nothing = {name: float(value) for name, value in combine({name: number(0.0) for name in SUMS}).items()}
+    assert set(nothing.values()) == {0.0}
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "faster_rcnn"])

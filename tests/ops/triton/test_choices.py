@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,27 @@ def test_every_candidate_is_possible() -> None:
 def test_the_plan_on_a_gpu_says_why(shape: Shape, path: str, words: str) -> None:
     choice = choose(shape)
     assert choice.path == path and words in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        ({"keys": 1024}, {"keys": 1025}),
+        ({"dim": 512}, {"dim": 513}),
+        ({"heads": 16}, {"heads": 17}),
+        ({"itemsize": 4}, {"itemsize": 8}),
+        ({"batch": 65_535}, {"batch": 65_536}),
+        ({"batch": 13_107, "heads": 5}, {"batch": 13_108, "heads": 5}),  # of CUDA's grid: images times heads
+        ({"queries": 1, "keys": 1, "batch": 1}, {"queries": 0}),
+        ({}, {"keys": 0}),
+        ({}, {"batch": 0}),
+        ({}, {"device": "cpu"}),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what this machine's own GPU says is another matter")
+def test_the_kernel_up_to_its_limits(most: dict[str, Any], more: dict[str, Any]) -> None:
+    shape = Shape(64, 3136, 49, 64, 1, 64, 2, "cuda")
+    assert plan.takes_kernel(shape._replace(**most)) and not plan.takes_kernel(shape._replace(**more))
 
 
 def test_the_plan_on_a_cpu_knows_no_kernel() -> None:
