@@ -10,7 +10,7 @@ import torch
 import srattn
 from srattn import SpatialReductionAttention, SrattnError
 from srattn.models import build_model
-from srattn.ops import attend
+from srattn.ops import attend, plan
 from srattn.ops import native as kernels
 from srattn.ops.plan import PATHS, Path, Shape, choose, cost_of
 
@@ -88,6 +88,41 @@ def test_bytes_moved_by_hand(path: Path, steps: list[str]) -> None:
     cost = cost_of(path, shape)
     assert cost.total("cpu") == cost.macs + 10 * cost.bytes
     assert cost.total("cuda") == cost.total("xpu") == cost.macs + 90 * cost.bytes  # other devices are taken for GPUs
+
+
+def test_the_reason_names_both_ratios() -> None:
+    # 2 C^2 + 2 M C against 2 h M C + 2 M C^2 / N multiply-adds; bytes as above.
+    n, m, c, h = 100, 10, 16, 4
+    work = (2 * h * m * c + 2 * m * c * c / n) / (2 * c * c + 2 * m * c)
+    moved = (2 * n * c + 4 * h * m * c + 4 * n * h * m) / (6 * n * c + 2 * m * c)
+    told = f"absorbed needs {work:.2f}x the multiply-adds and {moved:.2f}x the bytes of sdpa"
+    assert choose(Shape(3, n, m, c, h, c)).reason.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("hip", "triton", "capability", "said"),
+    [
+        (None, object(), (8, 0), None),
+        (None, object(), (9, 0), None),
+        (None, object(), (7, 5), "compute capability 7.5 is below 8.0"),
+        (None, None, (9, 0), "Triton is not installed"),
+        ("6.2", object(), (9, 4), "untried on AMD"),
+    ],
+)
+def test_which_gpus_have_the_kernel(
+    hip: str | None, triton: object, capability: tuple[int, int], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: triton)
+    monkeypatch.setattr(plan, "_answers", {})
+    assert plan.why_not_here() == said
+
+
+def test_one_symbolic_size_makes_a_shape_unknown() -> None:
+    symbol = torch.SymInt(None)
+    assert plan.known(4, 5) and not plan.known(4, symbol) and not plan.known(symbol, 5)
 
 
 def test_one_head_without_kept_scores_moves_none() -> None:
