@@ -304,6 +304,45 @@ def test_positions_are_resized_each_by_its_own_grid():
     assert torch.equal(model.class_position, state["pos_embed4"][:, :1])
 
 
+def test_nothing_but_positions_and_the_first_convolution_is_adapted():
+    for key, told in (("patch_embed1.proj.weight", 0), ("patch_embed2.proj.weight", 1)):
+        state = official()
+        weight = state[key]
+        state[key] = torch.cat([weight, weight], told)  # twice the channels; of the first convolution those that go out
+        model = build()
+        before = snapshot(model)
+        with pytest.raises(srattn.SrattnError, match=rf"{key}.*is \({state[key].shape[0]}, {state[key].shape[1]}, "):
+            srattn.load_checkpoint(model, state)
+        assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 0}, {"features_only": True}])
+def test_blocks_that_a_model_without_classifier_has_not_are_refused(options):
+    model = build(**options)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(srattn.SrattnError, match=r"no place for 'stages\.3\.blocks\.1"):
+        srattn.load_checkpoint(model, official(depths=(1, 1, 2, 2)))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_relative_positions_of_another_size_are_stretched_along_their_own_axis():
+    small: dict[str, Any] = {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 1, 1), "depths": (1, 1, 1, 1)}
+    theirs = srattn.create_model("mvitv2_tiny", num_classes=2, img_size=(64, 96), **small)
+    ours = srattn.create_model("mvitv2_tiny", num_classes=2, img_size=(96, 64), **small)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    report = srattn.load_checkpoint(ours, theirs.state_dict())
+    name = "stages.0.blocks.0.attn.position"
+    assert report.resized[f"{name}.rows"] == "31 -> 47" and report.resized[f"{name}.columns"] == "47 -> 31"
+    for kind, length in (("rows", 47), ("columns", 31)):
+        table, found = theirs.state_dict()[f"{name}.{kind}"], ours.state_dict()[f"{name}.{kind}"]
+        at = ((torch.arange(length) + 0.5) * len(table) / length - 0.5).clamp(0, len(table) - 1)
+        low = at.floor().long()
+        expected = torch.lerp(table[low], table[(low + 1).clamp(max=len(table) - 1)], (at - low).unsqueeze(1))
+        torch.testing.assert_close(found, expected)
+
+
 def test_positions_of_float64_keep_their_digits():
     state = {key: value.double() + 1e-12 for key, value in official("pvt_tiny").items()}
     model = build("pvt_tiny", img_size=96).double()
