@@ -24,7 +24,10 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "twins": ("twins_pcpvt_small", {**FOUR, "sr_ratios": (6, 3, 2, 1)}),
     "p2t": ("p2t_tiny", FOUR),
     "cvt": ("cvt_13", {"embed_dims": (8, 16, 32), "num_heads": (1, 2, 4), "depths": (2, 1, 3), "sr_ratios": (4, 2, 3)}),
-    "cmt": ("cmt_ti", {**FOUR, "embed_dims": (8, 16, 24, 64), "sr_ratios": (4, 3, 2, 1), "stem_channels": 10}),
+    "cmt": (
+        "cmt_ti",
+        {**FOUR, "embed_dims": (8, 16, 24, 64), "sr_ratios": (4, 3, 2, 1), "stem_channels": 10, "qk_ratio": 2},
+    ),
     "shunted": ("shunted_tiny", {**FOUR, "embed_dims": (16, 32, 64, 128), "num_heads": (2, 4, 8, 16)}),
 }
 

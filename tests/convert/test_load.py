@@ -343,6 +343,18 @@ def test_relative_positions_of_another_size_are_stretched_along_their_own_axis()
         torch.testing.assert_close(found, expected)
 
 
+def test_biases_of_grids_that_no_ratio_divides_come_back():
+    small: dict[str, Any] = {"embed_dims": (8, 16, 24, 64), "num_heads": (1, 2, 3, 4), "depths": (1, 1, 1, 1)}
+    theirs, ours = (srattn.create_model("cmt_ti", num_classes=2, img_size=(72, 104), **small) for _ in range(2))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    state = convert_state_dict(theirs.state_dict(), "official")
+    assert state["relative_pos_a"].shape == (1, 18 * 26, 3 * 4)  # keys of 8x8 queries, those at the edges of fewer
+    assert not srattn.load_checkpoint(ours, state).resized
+    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+
+
 def test_positions_of_float64_keep_their_digits():
     state = {key: value.double() + 1e-12 for key, value in official("pvt_tiny").items()}
     model = build("pvt_tiny", img_size=96).double()
