@@ -50,6 +50,16 @@ def test_weights_count_images_by_their_class() -> None:
     assert torch.allclose(alone, Classification(CLASSES).loss(LOGITS, TARGETS))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_added_in_float32(dtype: torch.dtype) -> None:
+    logits, targets = torch.zeros(40_000, 3, dtype=dtype), torch.zeros(40_000, dtype=torch.int64)
+    logits[:, 1] = 2
+    for given in (targets, F.one_hot(targets, 3).float()):
+        task = Classification(CLASSES)
+        sums = {name: float(value) for name, value in task.tally(logits, given).items()}
+        assert task.summary(sums)["loss"] == pytest.approx(math.log(2 + math.exp(2)), rel=1e-5)
+
+
 def test_balanced_classes_weigh_the_same() -> None:
     labels = torch.tensor([0] * 6 + [1] * 3 + [2])
     weights = weights_of("balanced", labels, CLASSES)

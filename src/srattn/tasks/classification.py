@@ -75,6 +75,8 @@ class Classification:
         Of mixed images the class with the largest share counts as correct.
         """
         likeliest = targets.argmax(1) if targets.ndim == 2 else targets
+        if outputs.dtype in (torch.bfloat16, torch.float16):  # whose sums have three digits, or overflow
+            outputs = outputs.float()
         return {
             "count": torch.tensor(float(len(targets))),
             "loss": F.cross_entropy(outputs, targets, reduction="sum"),
