@@ -82,6 +82,12 @@ def test_sweep_uses_the_runs_own_steps_and_leaves_nothing(
     assert torch.get_num_threads() == before and torch.equal(torch.random.get_rng_state(), drawn)
 
 
+def test_sweep_takes_batches_of_a_data_set_below_the_batch_size(tiny: dict[str, Any]) -> None:
+    # Two passes are an epoch of two batches here, neither of which is ever whole.
+    found = lr_range(TrainConfig(**{**tiny, "val_fraction": 0.9, "passes": 2}), steps=20)
+    assert len(found.losses) == 20
+
+
 def test_ranges_are_checked(tiny: dict[str, Any]) -> None:
     config = TrainConfig(**tiny)
     with pytest.raises(SrattnError, match=r"0 < lowest < highest, got 1 and 0\.1"):

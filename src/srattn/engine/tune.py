@@ -104,7 +104,7 @@ def _endless(loader: Loader) -> Iterator[Batch]:
     """Whole batches, epoch after epoch; a smaller last one would stand out in the curve."""
     for epoch in itertools.count():
         for batch in loader.train(epoch):
-            if len(batch.labels) == loader.batch_size or loader.steps_per_epoch == 1:
+            if len(batch.labels) == loader.batch_size or loader.steps_per_pass == 1:
                 yield batch
 
 
