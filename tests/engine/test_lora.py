@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 import srattn
+from srattn.engine.config import from_dict
 from srattn.engine.freeze import freeze
 from srattn.engine.lora import TARGETS, add_lora, load_lora, lora_state, merge_lora, unmerge_lora
 from srattn.engine.lora_file import read_lora, save_lora
+from srattn.engine.start import prepare_model
 from srattn.errors import SrattnError
 from srattn.models import build_model
 
@@ -213,3 +215,27 @@ def test_what_cannot_be_adapted_is_named() -> None:
 
 def test_targets_are_the_names_of_the_field() -> None:
     assert TARGETS == ("q", "k", "v", "kv", "qkv", "proj")
+
+
+def prepared(**options: Any) -> Any:
+    """The model of a run with adapters, as its first step finds it."""
+    tiny = {"embed_dims": [8, 8, 16], "depths": [1, 1, 1], "num_heads": [1, 1, 2]}
+    config = from_dict({"size": 32, "lora_rank": 2, "model": "cvt_13", "model_options": tiny, **options})
+    return prepare_model(config, ["a", "b"])[0]
+
+
+def test_frozen_batch_norms_of_an_adapted_run_keep_their_statistics() -> None:
+    model = prepared().train()
+    norms = {name: each for name, each in model.named_modules() if isinstance(each, nn.BatchNorm2d)}
+    before = {name: each.running_mean.clone() for name, each in norms.items()}
+    model(torch.randn(4, 3, 32, 32) + 2)
+    assert norms and all(torch.equal(each.running_mean, before[name]) for name, each in norms.items())
+
+
+def test_what_lies_between_backbone_and_head_is_trained_beside_adapters() -> None:
+    small = {"embed_dims": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    model = prepared(task="detection", head="fcos", model="pvt_v2_b0", model_options=small)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    new = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    assert any(name.startswith("neck.") for name in new) and new <= trained
+    assert all(name.endswith((".0.a", ".0.b")) for name in trained - new)

@@ -57,6 +57,11 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> FreezeReport:
         raise SrattnError(f"freezing {', '.join(patterns)} leaves no parameter to train")
     for name in chosen:
         parameters[name].requires_grad_(False)
+    return _report(parameters, hold_norms(model))
+
+
+def hold_norms(model: nn.Module) -> list[str]:
+    """Keeps every batch norm whose parameters are all frozen in eval mode; returns their names."""
     held = []
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and _is_frozen(module):
@@ -64,7 +69,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> FreezeReport:
             # A bound method, which a deep copy of the model binds to the copy.
             module.train = MethodType(_stays, module)  # type: ignore[method-assign]
             held.append(name)
-    return _report(parameters, held)
+    return held
 
 
 def unfreeze(model: nn.Module) -> None:

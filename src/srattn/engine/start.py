@@ -153,10 +153,14 @@ def _another_class(ours: list[str], theirs: list[str]) -> int | None:
 
 
 def _adapt(model: Backbone, config: ResolvedConfig) -> str:
+    from srattn.engine.freeze import hold_norms
     from srattn.engine.lora import add_lora
 
+    whole = "backbone" in model.config  # a model of another task: all that is behind its backbone begins anew
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
+        beside = not name.startswith("backbone.") if whole else name.startswith("head.")
+        parameter.requires_grad_(parameter.requires_grad and beside)
+    hold_norms(model)
     added = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{len(added) // 2} adapters of rank {config.lora_rank}: {trained:,} parameters are trained"
