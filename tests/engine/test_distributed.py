@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 from srattn.engine import TrainConfig, train
 from srattn.engine.checkpoint import Checkpoints
 from srattn.engine.distributed import World
+from srattn.engine.exam import open_exam
+from srattn.engine.measure import measure
+from srattn.engine.weights import LoadedRun, load_run
 from srattn.errors import SrattnError
 
 Launch = Callable[..., list[Any]]  # see conftest
@@ -162,3 +165,25 @@ def test_processes_are_asked_for_by_torchrun_alone(tiny: dict[str, Any], tmp_pat
     with pytest.raises(SrattnError, match="torchrun --nproc-per-node N"):
         train(TrainConfig(**tiny, distributed="fsdp", out=str(tmp_path / "run")))
     assert list(tmp_path.iterdir()) == []
+
+
+CVT = {"embed_dims": [8, 8], "depths": [1, 1], "num_heads": [1, 1], "mlp_ratios": [1, 1], "sr_ratios": [2, 1]}
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_batch_norms_are_measured_as_they_are_saved(
+    options: dict[str, Any], launch: Launch, tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "run"
+    own = {"model": "cvt_13", "model_options": CVT, "size": 16, "epochs": 4, "lr": 1e-2, "ema_decay": 0.0, "batch_size": 32}
+    ended = launch(2, options=options | own | {"out": str(folder), "distributed": kind})
+    assert [process.code for process in ended] == [0, 0], [process.text for process in ended]
+    result = json.loads((folder / "result.json").read_text())
+    run = load_run(folder)
+    found = measure(run.model, *_held_out(run))
+    assert result["loss"] == pytest.approx(found.nll, rel=1e-5)
+
+
+def _held_out(run: LoadedRun) -> tuple[Any, ...]:
+    exam = open_exam(run, "digits")
+    return exam.samples, run.preprocess, exam.classes

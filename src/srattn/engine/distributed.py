@@ -169,6 +169,21 @@ def with_common_norms(model: nn.Module, world: World) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Gives all processes the first one's running statistics of batch norms; to be called in all.
+
+    On a CPU each has its own, of its part of the images: measured and kept are those of the first.
+    """
+    own = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if world.size == 1 or not own:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in own])
+    torch.distributed.broadcast(flat, src=0, group=world.group if flat.device.type == "cpu" else None)
+    for buffer, values in zip(own, flat.split([buffer.numel() for buffer in own]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
 @contextlib.contextmanager
 def gradients_meet(runner: nn.Module, meet: bool) -> Iterator[None]:
     """Backward passes within exchange gradients only if `meet`: of several parts of a step, the last."""

@@ -13,7 +13,7 @@ from srattn.data.keyed import seed_of
 from srattn.data.loader import Batch, Loader
 from srattn.engine.compiled import compile_parts, eager_unless
 from srattn.engine.config import ResolvedConfig
-from srattn.engine.distributed import World, gradients_meet, spread, with_common_norms
+from srattn.engine.distributed import World, gradients_meet, share_buffers, spread, with_common_norms
 from srattn.engine.ema import WeightAverage
 from srattn.engine.evaluate import Evaluation, evaluate
 from srattn.engine.optimiser import make_optimiser, optimiser_state, set_learning_rate
@@ -150,6 +150,7 @@ class Learner:
 
     def evaluate(self, loader: Loader, stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
         """Measures the average of the weights, if there is one, else the weights; None if `stop` said so."""
+        share_buffers(self.model, self.world)
         if self.world.kind != "fsdp":
             # Fused optimisers change weights behind autograd's back; whoever keeps something made of them must see it.
             torch.autograd.graph.increment_version(list(self.model.parameters()))

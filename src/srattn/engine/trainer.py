@@ -16,7 +16,7 @@ from srattn.engine import guard, run_folder
 from srattn.engine.checkpoint import Checkpoints, name_of, read_facts, read_tensors
 from srattn.engine.config import ResolvedConfig, to_dict
 from srattn.engine.device import pick_device as pick_device
-from srattn.engine.distributed import World
+from srattn.engine.distributed import World, share_buffers
 from srattn.engine.evaluate import Evaluation
 from srattn.engine.interrupt import Interrupted, StopRequest
 from srattn.engine.learner import Learner
@@ -173,6 +173,7 @@ class Trainer:
         assert self.checkpoints is not None
         best = self.position.best(f"val_{self.task.headline}")
         step = None if best is None else int(self.position.history[best]["step"])
+        share_buffers(self.model, self.world)  # any process may be the one that writes them
         self.checkpoints.save(self.steps_done, self.learner.tensors(), self.facts(), step)
         self._saved = time.monotonic()
         if wait:
