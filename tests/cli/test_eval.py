@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from srattn.cli.main import main
@@ -207,3 +209,45 @@ def test_an_exported_file_is_worth_the_same(run: Path, tmp_path: Path, capsys: p
     assert code == 2 and "leave out --weights" in err
     code, _, err = evaluate(capsys, "--model", tmp_path / "no.onnx", "--data", "digits")
     assert code == 2 and "does not exist" in err
+
+
+def trained_on(file: Path, folder: Path, **config: object) -> Path:
+    """A run folder with the weights of `file` and a configuration."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(file.read_bytes())
+    (folder / "config.yaml").write_text(yaml.safe_dump({"split_seed": 0, **config}))
+    return folder
+
+
+def test_a_run_that_was_measured_with_other_data_held_out_none_of_its_own(
+    colours: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = colours
+    data, other = root / "train", str(root / "val")
+    run = trained_on(file, tmp_path / "run", data=str(data), val=other, val_fraction=0.5)
+    code, out, _ = evaluate(capsys, "--model", run, "--data", data)
+    assert code == 0 and "all images, which the run was trained on, 6 images" in out
+    assert "the training part, 6 images" in evaluate(capsys, "--model", run, "--data", data, "--split", "train")[1]
+    assert "all images, 4 images" in evaluate(capsys, "--model", run, "--data", other)[1]
+    code, _, err = evaluate(capsys, "--model", run, "--data", data, "--split", "val")
+    assert code == 2 and f"was measured with {other} and held out nothing of {data}: give --data {other}, or" in err
+
+
+def test_what_a_run_held_out_is_found_by_any_name_of_its_part(
+    colours: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = colours
+    run = trained_on(file, tmp_path / "run", data=str(root), val="testing")
+    assert "the test part, 8 images" in evaluate(capsys, "--model", run, "--data", root)[1]
+
+
+def test_classes_that_a_run_left_out_are_left_out(
+    colours: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = colours
+    shutil.copytree(root / "test", tmp_path / "photos")
+    (tmp_path / "photos" / "amber").mkdir()  # before the others, whose numbers choose what is held out
+    options = {"data": str(tmp_path / "photos"), "on_empty_class": "skip", "val_fraction": 0.5}
+    run = trained_on(file, tmp_path / "run", **options)
+    code, out, err = evaluate(capsys, "--model", run, "--data", tmp_path / "photos")
+    assert code == 0 and "50 % held out of each class, 4 images" in out, err

@@ -27,8 +27,9 @@ def stratified_split(
     for label, name in enumerate(classes):
         members = torch.nonzero(every == label).flatten()
         if len(members) < 2:
+            way = "add some, or a part to measure with" if len(members) else "--on_empty_class skip goes on without it"
             raise SrattnError(
-                f"class {name!r} has {len(members)} usable image(s); a split needs at least 2 in each class"
+                f"class {name!r} has {len(members)} usable image(s); a split needs at least 2 in each class: {way}"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held_out += members[permutation(len(members), seed, label)[:count]].tolist()

@@ -9,7 +9,15 @@ from typing import Literal
 import torch
 
 from srattn.data.columns import Columns
-from srattn.data.index import divide, held_part, lazy_samples, lines_of
+from srattn.data.index import (
+    Index,
+    divide,
+    held_part,
+    lazy_samples,
+    lines_of,
+    part_called,
+    without_empty_classes,
+)
 from srattn.data.preprocess import Preprocess, to_image
 from srattn.data.reader import absolute, is_built_in, open_data
 from srattn.data.samples import Samples
@@ -67,7 +75,8 @@ def open_exam(
     Args:
         data: as `srattn.data.reader.load_data` takes it.
         split: "val", "test", "train" or "all". "auto" takes what the run held out where it was trained on `data`;
-            else the val part, the test part, or all images of data that has no parts.
+            else the val part, the test part, or all images of data that has no parts. A run that was measured with other
+            data held out none of its own.
         columns: of lists and tables; where `run` was trained on `data`, those that it was told, if none is given.
 
     Raises:
@@ -79,35 +88,48 @@ def open_exam(
     if own and columns in (None, Columns()):
         columns = Columns(*(run.config.get(f"{kind}_column") for kind in ("image", "label", "split")))
     index = open_data(data, columns=columns)
-    parts = {name: items for name, items in index.parts.items() if items}
-    fraction, seed = float(run.config.get("val_fraction", 0.2)), int(run.config.get("split_seed", 0))
-    asked = run.config.get("val") if own else None
-    asked = asked if asked in ("split", *parts.keys() - {"train"}) else None  # measured on other data: not this
-    if split == "auto":
-        split = "val" if own or "val" in parts else "test" if "test" in parts else "all"
-    names = ["train"]
-    if split == "all":
-        names = [*index.parts, *index.of_parts]
-        items, words = [item for part in parts.values() for item in part], "all images"
-    elif split == "test":
-        items, words, names = parts.get("test", []), "the test part", ["test"]
-        if not items:
-            raise SrattnError(f"{data} has no test part; its parts: {', '.join(parts) or 'none'}; give --split all")
-    elif split == "val" and not own and "val" in parts:  # there need not be a training part beside it
-        items, words, names = parts["val"], "the val part", ["val"]
-    else:
-        train, held = divide(index, asked, fraction, seed)
-        items, words = (train, "the training part") if split == "train" else (held, "the validation part")
-        if split == "val":
-            names = [held_part(parts, asked) or "train"]
-            named = next((f"the {name} part" for name in ("val", "test") if held is index.parts.get(name)), None)
-            words = named or f"{100 * fraction:g} % held out of each class"
+    if own and run.config.get("on_empty_class") == "skip":
+        index = without_empty_classes(index)  # which the run did before it divided the others
+    items, words, names = _asked_for(run, index, data, split, own)
     if not items:
         raise SrattnError(f"{data} has no labelled images" + (f"; {index.skipped[0]}" if index.skipped else ""))
     numbers = class_numbers(index.classes, run.classes)
     items = [dataclasses.replace(item, label=numbers[item.label]) for item in items]
     samples = lazy_samples(items, run.preprocess.channels, run.preprocess.pixels, on_bad_image)
     return Exam(samples, run.classes, words, lines_of(index.skipped, index.of_parts, names))
+
+
+def _asked_for(
+    run: LoadedRun, index: Index, data: str, split: Split, own: bool
+) -> tuple[Sequence[Item], str, Sequence[str]]:
+    """The images, words for them, and the parts that are read for it; `own` is data that the run was trained on."""
+    parts = {name: items for name, items in index.parts.items() if items}
+    asked = run.config.get("val") if own else None
+    apart = asked not in (None, "split") and part_called(str(asked)) is None  # measured with other data
+    held_out = own and not apart
+    if split == "auto":
+        split = "val" if held_out or "val" in parts else "test" if "test" in parts else "all"
+    if split == "all":
+        words = "all images" + (", which the run was trained on" if apart and set(parts) == {"train"} else "")
+        return [item for part in parts.values() for item in part], words, [*index.parts, *index.of_parts]
+    if split == "test":
+        if "test" not in parts:
+            raise SrattnError(f"{data} has no test part; its parts: {', '.join(parts) or 'none'}; give --split all")
+        return parts["test"], "the test part", ["test"]
+    if split == "val" and not held_out and "val" in parts:  # there need not be a training part beside it
+        return parts["val"], "the val part", ["val"]
+    if apart and split == "train":
+        return parts.get("train", []), "the training part", ["train"]
+    if apart:
+        raise SrattnError(
+            f"the run was measured with {asked} and held out nothing of {data}: give --data {asked}, or --split all"
+        )
+    fraction, seed = float(run.config.get("val_fraction", 0.2)), int(run.config.get("split_seed", 0))
+    train, held = divide(index, asked, fraction, seed)
+    if split == "train":
+        return train, "the training part", ["train"]
+    named = next((f"the {name} part" for name in ("val", "test") if held is index.parts.get(name)), None)
+    return held, named or f"{100 * fraction:g} % held out of each class", [held_part(parts, asked) or "train"]
 
 
 def class_numbers(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
