@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+from collections.abc import Mapping
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from srattn.engine import Interrupted, TrainConfig, load_run, train
 from srattn.engine.compiled import compile_parts
 from srattn.engine.defaults import resolve
 from srattn.engine.learner import Learner
+from srattn.engine.progress import Silent
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models import build_model
@@ -194,6 +196,16 @@ class Clock:
             signal.raise_signal(signal.SIGINT)
 
 
+class Shown(Silent):
+    """Remembers how far a run was said to be."""
+
+    def start(self, step: int, steps: int, epochs: int) -> None:
+        self.first, self.total, self.steps = step, steps, list[int]()
+
+    def step(self, epoch: int, step: int, figures: Mapping[str, float], speed: float, waiting: float) -> None:
+        self.steps.append(step)
+
+
 def test_a_budget_is_kept_and_the_rate_falls_by_the_clock(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +222,10 @@ def test_a_budget_is_kept_and_the_rate_falls_by_the_clock(
     with pytest.raises(Interrupted):
         train(TrainConfig(**options, out=str(tmp_path / "other")), on_step=again)
     again.now = 1000.0
-    train(TrainConfig(resume=str(tmp_path / "other")), on_step=again)
+    shown = Shown()
+    train(TrainConfig(resume=str(tmp_path / "other")), shown, on_step=again)
+    # Two fifths of the time are over, and so are two fifths of what is shown, whatever part of all steps that is.
+    assert shown.first == pytest.approx(shown.steps[0], abs=0.05 * shown.total) and shown.first > 0.35 * shown.total
     assert again.rates[:20] == pytest.approx(clock.rates[:20], abs=1e-4)
 
 

@@ -15,10 +15,11 @@ RECORD = {
 
 
 def test_plain_lines_without_a_terminal() -> None:
-    file = io.StringIO()
-    lines = Lines(file)
+    file, now = io.StringIO(), [1000.0]
+    lines = Lines(file, clock=lambda: now[0])
     lines.checking(10, 10)
     lines.start(step=0, steps=40, epochs=4)
+    now[0] += 30
     lines.step(1, 10, {"loss": 0.5, "accuracy": 0.75}, 812.4, 0.034)
     lines.epoch(RECORD)
     lines.close()
@@ -32,11 +33,12 @@ def test_plain_lines_without_a_terminal() -> None:
 
 
 def test_time_left_of_a_resumed_run_counts_its_own_steps() -> None:
-    file = io.StringIO()
-    lines = Lines(file)
-    lines.start(step=20, steps=40, epochs=4)
+    file, now = io.StringIO(), [1000.0]
+    lines = Lines(file, clock=lambda: now[0])
+    lines.start(step=28, steps=40, epochs=4)
+    now[0] += 720
     lines.step(3, 30, {}, 1.0, 0.0)
-    lines.epoch(RECORD | {"epoch": 3, "seconds": 3600.0})
+    lines.epoch(RECORD | {"epoch": 3, "seconds": 3600.0})  # of its ten steps, eight of them before it was resumed
     assert file.getvalue().rstrip().endswith("left 1:00:00")
 
 

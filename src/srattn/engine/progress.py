@@ -62,7 +62,6 @@ class Lines(Silent):
         self._began = self._told = 0.0
         self._epochs = 0
         self._steps = self._first = self._step = 0
-        self._seconds = 0.0
 
     def note(self, text: str) -> None:
         print(text, file=self._file, flush=True)
@@ -83,18 +82,19 @@ class Lines(Silent):
             return
         self._told = now
         shown = "  ".join(f"{name} {figure_text(name, value)}" for name, value in figures.items())
-        left = (now - self._began) / max(1, step - self._first) * (self._steps - step)
         self.note(
             f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}  step {step} of {self._steps}  {shown}  "
-            f"{speed:.0f} images/s  loader {100 * waiting:.0f}%  left {_clock(left)}"
+            f"{speed:.0f} images/s  loader {100 * waiting:.0f}%  left {self._left(now)}"
         )
 
     def epoch(self, record: Mapping[str, float]) -> None:
         self._told = self._clock()
-        self._seconds += record["seconds"]
+        self.note(f"{epoch_line(record, self._epochs)}  left {self._left(self._told)}")
+
+    def _left(self, now: float) -> str:
+        """By the steps of this session and its time: an epoch's own may have been spent before it was resumed."""
         done = max(1, self._step - self._first)
-        left = self._seconds / done * (self._steps - self._step)
-        self.note(f"{epoch_line(record, self._epochs)}  left {_clock(left)}")
+        return _clock((now - self._began) / done * (self._steps - self._step))
 
 
 class Live:

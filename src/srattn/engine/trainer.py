@@ -189,7 +189,7 @@ class Trainer:
             SrattnError: the loss is no number any more; the last checkpoint is as it was.
         """
         assert self.checkpoints is not None
-        self.progress.start(self.steps_done, self.total_steps, self.config.epochs)
+        self.progress.start(self._shown(self.steps_done), self.total_steps, self.config.epochs)
         while not self.finished:
             try:
                 self._epoch(stop)
@@ -298,11 +298,14 @@ class Trainer:
         figures = self.task.summary(position.sums)
         done = position.epoch * self.loader.steps_per_epoch + step.number + 1
         speed = position.sums["count"] / position.seconds
-        shown = max(done, min(self.total_steps, round(self._elapsed * self.total_steps)))  # what ends the run first
-        self.progress.step(position.epoch + 1, shown, figures, speed, position.waiting / position.seconds)
+        self.progress.step(position.epoch + 1, self._shown(done), figures, speed, position.waiting / position.seconds)
         if self.sinks and done % _SINK_STEPS == 0:
             figures = {"loss": loss, "gradient_norm": norm, "learning_rate": self._rate(done - 1)}
             self.sinks.write(done, {f"step_{name}": value for name, value in figures.items()})
+
+    def _shown(self, done: int) -> int:
+        """How far the run is, in steps of all: by those that are done, or by the clock, whichever ends it first."""
+        return max(done, min(self.total_steps, round(self._elapsed * self.total_steps)))
 
     def _seconds(self) -> float:
         """Of this epoch so far."""
