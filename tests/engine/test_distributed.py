@@ -175,7 +175,15 @@ def test_batch_norms_are_measured_as_they_are_saved(
     options: dict[str, Any], launch: Launch, tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "run"
-    own = {"model": "cvt_13", "model_options": CVT, "size": 16, "epochs": 4, "lr": 1e-2, "ema_decay": 0.0, "batch_size": 32}
+    own = {
+        "model": "cvt_13",
+        "model_options": CVT,
+        "size": 16,
+        "epochs": 4,
+        "lr": 1e-2,
+        "ema_decay": 0.0,
+        "batch_size": 32,
+    }
     ended = launch(2, options=options | own | {"out": str(folder), "distributed": kind})
     assert [process.code for process in ended] == [0, 0], [process.text for process in ended]
     result = json.loads((folder / "result.json").read_text())

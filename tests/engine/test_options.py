@@ -21,6 +21,7 @@ from srattn.engine.compiled import compile_parts
 from srattn.engine.defaults import resolve
 from srattn.engine.learner import Learner
 from srattn.engine.progress import Silent
+from srattn.engine.start import prepare_model
 from srattn.engine.weights import save_weights
 from srattn.errors import SrattnError
 from srattn.models import build_model
@@ -269,7 +270,6 @@ def test_weights_to_start_from(tiny: dict[str, Any], plain: Any, tmp_path: Path)
 
 
 def test_weights_bring_their_model(tiny: dict[str, Any], plain: Any) -> None:
-    from srattn.engine.defaults import resolve
 
     config = resolve(TrainConfig(data="digits", init=str(plain.folder), model_options={"qkv_bias": False}))
     assert (config.model, config.size, config.channels) == ("pvt_v2_b0", tiny["size"], 1)
@@ -291,8 +291,6 @@ def test_maps_lie_channels_last(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_new_head_for_other_classes(tiny: dict[str, Any], plain: Any) -> None:
-    from srattn.engine.defaults import resolve
-    from srattn.engine.start import prepare_model
 
     config = resolve(TrainConfig(**tiny, init=str(plain.folder)))
     fresh, _ = prepare_model(config, ["a", "b"], weights=False)
@@ -301,6 +299,13 @@ def test_a_new_head_for_other_classes(tiny: dict[str, Any], plain: Any) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, (fresh.state_dict() if name.startswith("head.") else expected)[name]), name
     assert any("a new head for 2 classes" in note for note in notes)
+
+
+def test_weights_of_another_model_are_refused_with_the_way_out(tiny: dict[str, Any], plain: Any) -> None:
+    wider = {**tiny["model_options"], "embed_dims": [8, 8, 8, 16]}
+    config = resolve(TrainConfig(**{**tiny, "model_options": wider}, init=str(plain.folder)))
+    with pytest.raises(SrattnError, match=r"--init \S+ is of another model .* leave --model and --model_options out"):
+        prepare_model(config, list("0123456789"))
 
 
 def test_frozen_parts_stay(tiny: dict[str, Any], plain: Any, tmp_path: Path) -> None:

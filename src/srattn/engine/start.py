@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from torch import nn
 
 from srattn.data.keyed import seed_of
 from srattn.data.preprocess import Preprocess
@@ -16,6 +18,7 @@ from srattn.tasks.models import build_task_model, check_options
 from srattn.tasks.protocol import Task
 
 if TYPE_CHECKING:
+    from srattn.convert import LoadReport
     from srattn.engine.weights import LoadedRun
 
 _INITIAL_WEIGHTS = 4  # a key beside those of the loader and of the steps
@@ -90,7 +93,6 @@ def prepare_model(config: ResolvedConfig, classes: list[str], *, weights: bool =
 
 def _load(model: Backbone, config: ResolvedConfig, classes: list[str]) -> list[str]:
     """The weights of `config.init`; its head only if that answers in the same classes."""
-    from srattn.convert import load_checkpoint
     from srattn.engine.open_model import open_model
 
     assert config.init is not None
@@ -103,7 +105,7 @@ def _load(model: Backbone, config: ResolvedConfig, classes: list[str]) -> list[s
     if "backbone" in found.model.config:
         raise SrattnError(f"{source} is a model for {found.task}; start a classifier from one that classifies")
     same = found.classes == classes
-    report = load_checkpoint(model, found.model.state_dict(), layout="srattn", head="load" if same else "keep")
+    report = _fitted(model, found.model.state_dict(), source, "load" if same else "keep")
     apply_settings(model, settings)
     notes = [f"starts from {source}: {len(report.loaded)} tensors"]
     notes += [f"{key} resized {how}" for key, how in report.resized.items()]
@@ -117,13 +119,12 @@ def _load_backbone(
 ) -> list[str]:
     """Weights of another task's model, or of the same: the backbone's, and the head's where all of it fits and it
     answers in the same classes."""
-    from srattn.convert import load_checkpoint
     from srattn.convert.layouts.mm_heads import BESIDE
 
     body, theirs = cast(Any, model).backbone, getattr(found.model, "backbone", found.model)
     own = body.state_dict()
     state = {name: tensor for name, tensor in theirs.state_dict().items() if name in own}
-    report = load_checkpoint(body, state, layout="srattn", head="keep")
+    report = _fitted(body, state, source, "keep")
     apply_settings(model, {name: value for name, value in settings.items() if name != "extra_relu"})
     notes = [f"starts from {source}: {len(report.loaded)} tensors of the backbone"]
     notes += [f"{key} resized {how}" for key, how in report.resized.items()]
@@ -142,6 +143,23 @@ def _load_backbone(
         apply_settings(model, settings)
         return [*notes, "and those of its head"]
     return [*notes, "a new head"]
+
+
+def _fitted(model: nn.Module, state: Mapping[str, Any], source: str, head: Literal["load", "keep"]) -> LoadReport:
+    """Loads what `--init` names.
+
+    Raises:
+        SrattnError: it is of another model than the options describe.
+    """
+    from srattn.convert import load_checkpoint
+
+    try:
+        return load_checkpoint(model, state, layout="srattn", head=head)
+    except SrattnError as error:
+        raise SrattnError(
+            f"--init {source} is of another model than the options describe: {error}; leave --model and "
+            f"--model_options out to have the one that it brings"
+        ) from None
 
 
 def _another_class(ours: list[str], theirs: list[str]) -> int | None:
