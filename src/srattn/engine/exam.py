@@ -75,8 +75,8 @@ def open_exam(
     Args:
         data: as `srattn.data.reader.load_data` takes it.
         split: "val", "test", "train" or "all". "auto" takes what the run held out where it was trained on `data`;
-            else the val part, the test part, or all images of data that has no parts. A run that was measured with other
-            data held out none of its own.
+            else the val part, the test part, or all images of data that has no parts. A run that was measured with
+            other data held out none of its own.
         columns: of lists and tables; where `run` was trained on `data`, those that it was told, if none is given.
 
     Raises:
