@@ -146,8 +146,9 @@ def test_half_a_checkpoint_is_passed_over(options: dict[str, Any], whole: Path, 
         assert all(path.name.startswith("step-") for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_process_that_is_interrupted_saves_and_says_how_to_go_on(
-    options: dict[str, Any], whole: Path, tmp_path: Path
+    options: dict[str, Any], whole: Path, tmp_path: Path, number: int, code: int
 ) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     folder = tmp_path / "run"
@@ -178,10 +179,10 @@ def test_a_process_that_is_interrupted_saves_and_says_how_to_go_on(
     assert process.stdout is not None
     for line in process.stdout:
         if "waiting" in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     _, errors = process.communicate("go on\n", timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert f"stopped in epoch 2 after step 2 and saved; continue with: srattn train --resume {folder}" in errors
     assert "Traceback" not in errors
     train(TrainConfig(resume=str(folder)))

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from srattn.engine.progress import figure_text
 from srattn.explain import figures, pictures
 from srattn.explain.canvas import shorten
-from srattn.explain.words import bytes_text, count_text, seconds_text
+from srattn.explain.words import bytes_text, count_text, percent_text, seconds_text
 
 HOSTILE = '"><script>alert(1)</script>$\\frac{$'
 
@@ -130,3 +131,11 @@ def test_numbers_in_words():
     ]
     assert [bytes_text(n) for n in (0, 1000, 1500000, 3 * 2**30)] == ["0 B", "1000 B", "1.43 MiB", "3.00 GiB"]
     assert [count_text(n) for n in (306530, 25_362_856)] == ["306,530", "25.4 M"]
+
+
+def test_a_page_says_what_the_command_line_says() -> None:
+    for share in (305 / 359, 2 / 22, 1 / 13, 0.0, 1.0):
+        page, line = percent_text(share, 2), figure_text("accuracy", share)
+        assert float(page.rstrip(" %")) == float(line.rstrip("%")) == pytest.approx(100 * share, abs=0.0051)
+    assert figure_text("accuracy", 0.99996) == "99.99%" and percent_text(0.99996, 0) == "99 %"
+    assert (figure_text("accuracy", 305 / 359), percent_text(2 / 22)) == ("84.96%", "9.1 %")

@@ -178,6 +178,7 @@ def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[
     from rich.text import Text
 
     from srattn.cli.wide import console_for
+    from srattn.engine.progress import figure_text
 
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     size = "x".join(str(side) for side in found.details["size"])
@@ -193,7 +194,7 @@ def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[
     for name in ("class", "images", "accuracy"):
         classes.add_column(name, justify="left" if name == "class" else "right")
     for name, value in ordered[:_CLASSES_SHOWN]:
-        classes.add_row(Text(name), str(found.support[name]), f"{100 * value:.2f}%")
+        classes.add_row(Text(name), str(found.support[name]), figure_text("accuracy", value))
     robust = [_robustness(found, Table(box=box.SIMPLE_HEAD))] if found.corruptions else []
     console = console_for(table, classes, *robust)
     console.print(table)
@@ -209,11 +210,13 @@ def print_measurement(found: Measurement, facts: dict[str, Any], left_out: list[
 
 
 def _figures(found: Measurement) -> list[tuple[str, str]]:
-    five = [] if found.top5 is None else [("top-5", f"{100 * found.top5:.2f}%")]
+    from srattn.engine.progress import figure_text
+
+    five = [] if found.top5 is None else [("top-5", figure_text("accuracy", found.top5))]
     corrupted = [] if found.corrupted is None else [("under corruptions", f"{100 * found.corrupted:.2f}% on average")]
     speed = found.images_per_second
     return [
-        ("top-1", f"{100 * found.top1:.2f}%"),
+        ("top-1", figure_text("accuracy", found.top1)),
         *five,
         *corrupted,
         ("negative log likelihood", f"{found.nll:.4f}"),

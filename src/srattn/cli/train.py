@@ -103,13 +103,13 @@ def run(args: jsonargparse.Namespace) -> int:
         result = train(TrainConfig(**values), make_progress(), given=given)
     except Interrupted as stopped:
         if int(os.environ.get("RANK", "0")):
-            return 130
+            return 128 + stopped.number
         print(
             f"srattn: stopped in epoch {stopped.epoch} after step {stopped.step} and saved; "
             f"continue with: srattn train --resume {shlex.quote(str(stopped.folder))}",
             file=sys.stderr,
         )
-        return 130
+        return 128 + stopped.number
     except NoSpace as full:
         raise _go_on(full) from full
     if not result.first:

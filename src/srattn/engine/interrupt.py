@@ -16,11 +16,14 @@ from srattn.files import is_disk_full
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped and saved; `folder` is the run to resume."""
+    """Training was stopped and saved; `folder` is the run to resume, `number` the signal that stopped it.
 
-    def __init__(self, folder: Path, epoch: int, step: int) -> None:
+    Of several processes those that had no signal say SIGINT.
+    """
+
+    def __init__(self, folder: Path, epoch: int, step: int, number: int = signal.SIGINT) -> None:
         super().__init__(f"stopped in epoch {epoch}, step {step}")
-        self.folder, self.epoch, self.step = folder, epoch, step
+        self.folder, self.epoch, self.step, self.number = folder, epoch, step, number
 
 
 class NoSpace(OSError):
@@ -43,9 +46,10 @@ def resumable(folder: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """`requested` becomes true with the first signal; a second one acts as it would without us."""
+    """`requested` becomes true with the first signal, `number`; a second one acts as it would without us."""
 
     requested = False
+    number: int = signal.SIGINT
 
 
 @contextlib.contextmanager
@@ -58,7 +62,7 @@ def catch_signals() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handler(number: int, frame: FrameType | None) -> None:
-        request.requested = True
+        request.requested, request.number = True, number
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

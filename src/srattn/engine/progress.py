@@ -177,7 +177,13 @@ def is_share(name: str) -> bool:
 
 def figure_text(name: str, value: float) -> str:
     """A figure of a task for people."""
-    return f"{100 * value:.2f}%" if is_share(name) else f"{value:.4f}"
+    return f"{per_cent(value, 2)}%" if is_share(name) else f"{value:.4f}"
+
+
+def per_cent(share: float, digits: int) -> str:
+    """`0.84958` -> `84.96`; 100 is written only where nothing is missing."""
+    text = f"{100 * share:.{digits}f}"
+    return f"{100 - 10**-digits:.{digits}f}" if float(text) == 100 and share < 1 - 1e-12 else text
 
 
 def _clock(seconds: float) -> str:

@@ -213,11 +213,11 @@ class Trainer:
                 break
         self._look()
         if self._stopping(stop):
-            self._stop()
+            self._stop(stop)
         trained, began = position.seconds, time.perf_counter()
         evaluation = self.learner.evaluate(self.loader, lambda: stop.requested)
         if evaluation is None:
-            self._stop()
+            self._stop(stop)
             return
         self._end_epoch(evaluation, trained, trained + time.perf_counter() - began)
 
@@ -226,7 +226,7 @@ class Trainer:
         assert self.checkpoints is not None
         if self._stopping(stop):
             self._look()
-            self._stop()
+            self._stop(stop)
         if self._flags["save"]:
             self._look()
             self.save()
@@ -355,9 +355,9 @@ class Trainer:
                 self.position.lost.append(line)
                 self.progress.note(f"not readable any more, and left out: {line}")
 
-    def _stop(self) -> None:
+    def _stop(self, stop: StopRequest) -> None:
         self.save(wait=True)
-        raise Interrupted(self.folder, self.position.epoch + 1, self.position.step)
+        raise Interrupted(self.folder, self.position.epoch + 1, self.position.step, stop.number)
 
     def _roll_back(self, bad: guard.BadStep) -> None:
         """Keeps the batch; then stops the run, or takes it back to its last checkpoint without that batch."""

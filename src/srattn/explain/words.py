@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from srattn.engine.progress import per_cent
+
 
 def seconds_text(seconds: float) -> str:
     """`0.00123` -> `1.23 ms`, `75` -> `1 min 15 s`."""
@@ -38,8 +40,8 @@ def count_text(count: float) -> str:
 
 def percent_text(fraction: float, digits: int = 1) -> str:
     """`0.9944` -> `99.4 %`; 100 is written only where nothing is missing."""
-    value = math.floor(fraction * 100 * 10**digits + 1e-9) / 10**digits
-    return "100 %" if value == 100 else f"{value:.{digits}f} %"
+    text = per_cent(fraction, digits)
+    return "100 %" if float(text) == 100 else f"{text} %"
 
 
 def without_controls(text: object) -> str:
