@@ -171,6 +171,13 @@ def test_preview(photos: Path, tmp_path: Path, spec: str, capsys: pytest.Capture
     assert main(["data", "preview", str(photos), "--augment", spec, *options]) == 2
 
 
+@pytest.mark.parametrize("spec", ["affine,mixup", "none", "crop"])
+def test_preview_of_digits(spec: str, tmp_path: Path) -> None:
+    out = tmp_path / "preview.png"
+    assert main(["data", "preview", "digits", "--augment", spec, "--images", "3", "--out", str(out)]) == 0
+    assert out.is_file()
+
+
 def street(root: Path, parts: tuple[str, ...] = ("train", "val"), images: int = 3) -> Path:
     """images/ and masks/ of two classes, all different."""
     for place, part in enumerate(parts):

@@ -152,8 +152,7 @@ def _plain(pixels: Tensor | list[Tensor], augment: Augment) -> Tensor:
     from srattn.data.preprocess import to_image
 
     if augment.kind != "crop":
-        assert isinstance(pixels, Tensor)
-        return pixels.float() / 255
+        return (pixels if isinstance(pixels, Tensor) else torch.stack(pixels)).float() / 255
     return torch.stack([augment.preprocess.pixels(to_image(picture)) for picture in pixels]).float() / 255
 
 

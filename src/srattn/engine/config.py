@@ -50,7 +50,8 @@ class TrainConfig:
     channels: Literal[1, 3] | None = None
     """1 to train on grey levels, 3 on RGB."""
     augment: str | None = None
-    """Variation of training images, such as none, affine, crop, or several with their numbers; see the data page."""
+    """Variation of training images, such as none, affine, crop, or several with their numbers; see the
+    page on training."""
     cache_mb: int = 1024
     """Decoded images are held in memory up to this many megabytes; the rest is decoded again each epoch."""
     num_workers: int | None = None
