@@ -54,6 +54,21 @@ def test_the_latest_and_the_best_stay(tmp_path: Path) -> None:
     assert checkpoints.names() == [name_of(5), name_of(4)]
 
 
+def test_one_that_was_being_replaced_by_a_killed_process_is_found_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, ONE)
+    for step in (5, 6):
+        checkpoints.save(step, tensors(step), {"n": step})
+    checkpoints.wait()
+    (tmp_path / name_of(6)).rename(tmp_path / f".old-{name_of(6)}")
+    shutil.copytree(tmp_path / name_of(5), tmp_path / f".old-{name_of(5)}")  # whose place is taken
+    (tmp_path / f".old-{name_of(7)}").mkdir()  # half removed
+    assert checkpoints.names() == [name_of(5)]
+    assert [path.name for path in checkpoints.set_aside()] == [f".old-{name_of(6)}"]
+    checkpoints.recover()
+    assert checkpoints.names() == [name_of(6), name_of(5)] and checkpoints.set_aside() == []
+    assert read_facts(tmp_path / name_of(6))["n"] == 6
+
+
 def test_another_process_may_make_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove = shutil.rmtree
 

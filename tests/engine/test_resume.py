@@ -212,6 +212,16 @@ def test_where_it_computes_may_change(whole: Path, tmp_path: Path) -> None:
     assert (result.config.num_workers, result.config.cache_mb) == (2, 7)
 
 
+def test_the_only_checkpoint_survives_a_kill_while_it_is_replaced(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.rename(path.with_name(f".old-{path.name}"))
+    result = train(TrainConfig(resume=str(folder)))
+    assert result.result["epochs"] == 3 and list((folder / "checkpoints").glob("step-*"))
+    same_run(whole, folder)
+
+
 def test_what_cannot_be_resumed(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(SrattnError, match="nothing to resume"):
         train(TrainConfig(resume=str(tmp_path)))

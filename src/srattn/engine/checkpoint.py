@@ -102,6 +102,19 @@ class Checkpoints:
         found = sorted((path.name for path in self.folder.glob("step-*") if path.is_dir()), reverse=True)
         return [name for name in found if _is_complete(self.folder / name)]
 
+    def set_aside(self) -> list[Path]:
+        """Complete checkpoints whose place is empty: a process was killed that was putting others there."""
+        found = self.folder.glob(f"{_OLD}step-*")
+        return [path for path in found if not self._place_of(path).exists() and _is_complete(path)]
+
+    def recover(self) -> None:
+        """Gives those their names again; to be called by who alone writes here."""
+        for path in self.set_aside():
+            os.rename(path, self._place_of(path))
+
+    def _place_of(self, old: Path) -> Path:
+        return self.folder / old.name.removeprefix(_OLD)
+
     def _tidy(self, kept: set[str | None]) -> None:
         """Removes what is neither among the latest nor kept by name, and what a killed process left half-written."""
         kept |= set(self.names()[: self.keep])

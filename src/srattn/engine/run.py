@@ -143,9 +143,11 @@ def _resumed(
     assert config.resume is not None
     checkpoints = Checkpoints(Path(config.resume, run_folder.CHECKPOINTS), world)
     names, refused = [], ""
-    if world.first and checkpoints.names():  # nothing is written into a folder that is no run
+    # Nothing is written into a folder that is no run.
+    if world.first and (checkpoints.names() or checkpoints.set_aside()):
         try:
             lock.enter_context(locked(Path(config.resume), progress.note))
+            checkpoints.recover()
         except SrattnError as error:
             refused = str(error)
         names = checkpoints.names()
