@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from srattn.engine import TrainConfig, train
+from srattn.engine import TrainConfig, run_folder, train
 from srattn.engine.checkpoint import Checkpoints, read_tensors
 from srattn.engine.checkpoint_files import SafeReader
+from srattn.engine.config import from_dict
 from srattn.engine.distributed import World
 from srattn.errors import SrattnError
 
@@ -54,6 +55,18 @@ def test_runs_are_numbered(tiny: dict[str, Any], tmp_path: Path, monkeypatch: py
     options = tiny | {"epochs": 1}
     folders = [train(TrainConfig(**options)).folder for _ in range(2)]
     assert [str(folder) for folder in folders] == ["runs/digits-1", "runs/digits-2"]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("/a/shards/train-{0000..0099}.tar", "train-0000..0099"), ("/a/train-*.tar", "train"), ("/a/*.tar", "run"),
+     ("hf:name:config", "hf-name-config"), ("/a/my photos", "my photos")],
+)  # fmt: skip
+def test_folders_are_called_by_their_data(
+    data: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_folder.create(from_dict({"data": data})) == Path("runs", f"{name}-1")
 
 
 def test_the_callers_threads_and_random_numbers_stay(tiny: dict[str, Any], tmp_path: Path) -> None:

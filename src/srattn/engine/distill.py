@@ -182,7 +182,11 @@ def class_order(theirs: Sequence[str], wanted: Sequence[str] | None) -> Tensor |
     place = {name: index for index, name in enumerate(theirs)}
     missing = [name for name in wanted if name not in place]
     if missing:
-        raise SrattnError(f"the teacher has no class {missing[0]!r}; it knows {len(theirs)} classes")
+        known = ", ".join(theirs[:5]) + (", ..." if len(theirs) > 5 else "")
+        raise SrattnError(
+            f"the teacher has no class {missing[0]!r}; it knows {len(theirs)} classes ({known}), and must "
+            f"know all that are learnt: take one that was trained on these"
+        )
     return torch.tensor([place[name] for name in wanted])
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from srattn.errors import SrattnError
 from srattn.files import atomic_dir, atomic_path, check_writable
 
 CONFIG, WEIGHTS, RESULT, REPORT = "config.yaml", "model.safetensors", "result.json", "report.html"
+_UNFIT = re.compile(r'-*[*?\[\]{}:"<>|\\]+-*')  # of patterns and hf:NAME; shells and some systems read them otherwise
 CHECKPOINTS, ADAPTERS = "checkpoints", "lora.safetensors"
 
 
@@ -48,7 +50,7 @@ def create(config: ResolvedConfig) -> Path:
     if config.out is not None:
         check_free(config.out)
         return _fill(Path(config.out), config)
-    name = Path(config.data).stem or "run"
+    name = _UNFIT.sub("-", Path(config.data).stem).strip("-") or "run"
     for number in itertools.count(1):
         folder = Path("runs", f"{name}-{number}")
         if folder.exists():
