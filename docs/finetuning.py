@@ -173,7 +173,8 @@ srattn predict new.png --model runs/photos-1
 
 `--init` takes any run or checkpoint and brings the model and the size of its images with it; the classifier is new
 where the classes are others. `--lora_rank 4` trains adapters on the attention projections in place of all weights, and
-`--layer_decay 0.8` lets the first layers learn more slowly than the last.
+`--layer_decay 0.8` lets the first layers learn more slowly than the last. Beside the whole model a run with adapters
+has `lora.safetensors`: what it trained, which `srattn.engine.lora_file.read_lora` puts into the model it began with.
 """
 
 

@@ -81,6 +81,13 @@ def read_lora(path: str | os.PathLike[str], model: nn.Module) -> list[nn.Paramet
     return parameters
 
 
+def beside_adapters(model: nn.Module, name: str) -> bool:
+    """Whether a run with adapters trains the parameter `name` of `model` as well: the head, or, of a model of another
+    task than classes, all that is behind its backbone."""
+    config: dict[str, object] = model.config  # type: ignore[assignment]
+    return not name.startswith("backbone.") if "backbone" in config else name.startswith("head.")
+
+
 def _without_adapters(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that are no part of an adapted weight."""
     return {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}

@@ -102,13 +102,11 @@ def remove(folder: Path) -> None:
 
 
 def write_adapters(folder: Path, model: nn.Module) -> None:
-    """lora.safetensors: the adapters alone."""
-    from safetensors.torch import save
+    """lora.safetensors: the adapters, and all that is trained beside them, as `srattn.engine.lora_file` reads it."""
+    from srattn.engine.lora_file import beside_adapters, save_lora
 
-    from srattn.engine.lora import lora_state
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(model).items()}
-    write_bytes(folder / ADAPTERS, save(state))
+    beside = [name for name in model.state_dict() if beside_adapters(model, name)]
+    save_lora(folder / ADAPTERS, model, beside, overwrite=True)
 
 
 def write_text(path: Path, text: str) -> None:

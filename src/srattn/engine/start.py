@@ -173,11 +173,10 @@ def _another_class(ours: list[str], theirs: list[str]) -> int | None:
 def _adapt(model: Backbone, config: ResolvedConfig) -> str:
     from srattn.engine.freeze import hold_norms
     from srattn.engine.lora import add_lora
+    from srattn.engine.lora_file import beside_adapters
 
-    whole = "backbone" in model.config  # a model of another task: all that is behind its backbone begins anew
     for name, parameter in model.named_parameters():
-        beside = not name.startswith("backbone.") if whole else name.startswith("head.")
-        parameter.requires_grad_(parameter.requires_grad and beside)
+        parameter.requires_grad_(parameter.requires_grad and beside_adapters(model, name))
     hold_norms(model)
     added = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
