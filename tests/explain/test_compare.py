@@ -249,6 +249,14 @@ def test_runs_are_compared_by_their_headline(tmp_path: Path, headline: str, word
     assert labels[-1].endswith("a differs most, by 11 points.") and "98.0 %" not in seen.text
 
 
+def test_the_loss_is_that_of_the_weights_that_were_kept(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name) for name in ("best", "last")]
+    file = folders[0] / "result.json"  # of a run with --keep best: not that of its last epoch, 0.55
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": 0.7333}))
+    rows = sections.table(compare.read_runs(folders))
+    assert [row["loss"] for row in rows] == [0.7333, 0.55]
+
+
 def test_different_tasks_are_no_contest(tmp_path: Path) -> None:
     folders = [make_scenes(tmp_path / "x", "miou", 0.61), make_scenes(tmp_path / "y", "map50", 0.72)]
     folders.append(make_run(tmp_path / "z", 0.9, data="scenes"))  # of before there were tasks: a classifier

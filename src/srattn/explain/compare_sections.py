@@ -43,6 +43,7 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if headline is ACCURACY and value is not None and 0 <= value <= 1 and isinstance(images, int) and images > 0:
             interval = wilson_interval(round(value * images), images)
         peak, epoch = best_epoch(run)
+        loss = number(run.result.get("loss"))  # of the weights that were kept, which need not be the last
         speeds = values(run.history, "images_per_second")
         rows.append(
             {
@@ -54,7 +55,7 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "interval": interval,
                 "peak": peak,
                 "peak_epoch": epoch,
-                "loss": last(run.history, "val_loss"),
+                "loss": last(run.history, "val_loss") if loss is None else loss,
                 "epochs": len(run.history),
                 "seconds": number(run.result.get("seconds")) or sum(values(run.history, "seconds")) or None,
                 "speed": statistics.median(speeds) if speeds else None,
