@@ -50,8 +50,8 @@ class TrainConfig:
     channels: Literal[1, 3] | None = None
     """1 to train on grey levels, 3 on RGB."""
     augment: str | None = None
-    """Variation of training images, such as none, affine, crop, or several with their numbers; see the
-    page on training."""
+    """Variation of training images, such as none, affine, crop, or several with their numbers; see the page on
+    training."""
     cache_mb: int = 1024
     """Decoded images are held in memory up to this many megabytes; the rest is decoded again each epoch."""
     num_workers: int | None = None
@@ -82,7 +82,8 @@ class TrainConfig:
     freeze: list[str] = dataclasses.field(default_factory=list)
     """Parts that are not trained: names or patterns such as stages.0, or backbone for all but the head."""
     lora_rank: int = 0
-    """Above 0: the model is frozen but for its head and for adapters of this rank on the attention projections."""
+    """Above 0: the model is frozen but for its head, a detector's pyramid, and adapters of this rank on the attention
+    projections."""
     lora_alpha: float = 16.0
     """Adapters are scaled by alpha / rank."""
     lora_targets: list[str] = dataclasses.field(default_factory=lambda: ["q", "v"])
