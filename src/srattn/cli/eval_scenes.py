@@ -100,8 +100,12 @@ def eval_scenes(args: jsonargparse.Namespace) -> int:
 
 def _unsure(run: LoadedRun) -> str | None:
     """Why an exported file has no loss: it says what it found, and not how sure of all else its model was."""
+    from srattn.tasks.models import task_options
+
     graph = getattr(run.model, "facts", None)
     if graph is None or graph.options.answer not in ("classes", "boxes", "detections"):
+        return None
+    if task_options(run.model).get("stages") == 2:  # its model has none either
         return None
     other = "logits" if graph.options.answer == "classes" else "rows"
     return f"without a loss: {run.path} answers with {graph.options.answer}; one of --outputs {other} has it"

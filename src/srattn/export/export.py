@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,11 +27,15 @@ from srattn.export.formats import NAMES as FORMATS
 from srattn.export.formats import get_format
 from srattn.export.formats.torch_compiled import TRUST
 from srattn.export.graph import INPUT, Graph, backbone_of, check_model, least_dynamic, make_graph, make_program
+from srattn.export.make_stages import make_stages
 from srattn.export.options import COLOURED, SUFFIXES, WHOLE, Options
 from srattn.export.quantise.openvino_int8 import load_nncf
 from srattn.export.quantise.steps import quantise
+from srattn.export.stages import choice_of, settled
 from srattn.files import atomic_path, check_writable, flush_to_disk
+from srattn.heads.mask_rcnn import FasterRCNNHead
 from srattn.tasks.detection.decode import Choice
+from srattn.tasks.detection.stages.model import TwoStageModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,8 @@ def export_model(
     check_target(target, options, overwrite)
     get_format(options.format)
     check_model(model, options)
+    staged = isinstance(model, TwoStageModel) and options.task != "features"
+    options = settled(options) if staged else options
     body = backbone_of(model)
     if body.dimensions != 2:
         raise SrattnError(f"export is for models of images, {body.config['name']} takes volumes")
@@ -101,16 +107,19 @@ def export_model(
             torch.export.save(program, folder / "program.pt2")
             made = folder / f"model{SUFFIXES[options.format]}"
             facts = _facts(model, graph, labels, palette, kept, card or {}, absorbed)
-            text = in_child(
-                f"the export to {FORMATS[options.format]}",
-                __name__,
-                "make",
-                program=str(folder / "program.pt2"),
-                target=str(made),
-                cases=verify.write_cases(graph, options, real, folder),
-                text=facts.to_text(),
-                calibrate=_write_images(calibrate, folder) if whole else None,
-            )
+            if staged:
+                text = make_stages(graph, folder / "program.pt2", made, real, facts)
+            else:
+                text = in_child(
+                    f"the export to {FORMATS[options.format]}",
+                    __name__,
+                    "make",
+                    program=str(folder / "program.pt2"),
+                    target=str(made),
+                    cases=verify.write_cases(graph, options, real, folder),
+                    text=facts.to_text(),
+                    calibrate=_write_images(calibrate, folder) if whole else None,
+                )
             facts = Facts.from_text(text, target)
             return Exported(target, facts, _place(made, target, overwrite))
     finally:
@@ -144,10 +153,14 @@ def _facts(
         card=dict(card),
         absorbed=absorbed,
         colours=[list(colour) for colour in colours],
-        choice=dataclasses.asdict(Choice()) if options.answer == "detections" else {},
+        choice=dataclasses.asdict(_choice(model)) if options.answer == "detections" else {},
         least=least_dynamic(graph.model, options),
         weights=fingerprint(model),
     )
+
+
+def _choice(model: Any) -> Choice:
+    return choice_of(cast(FasterRCNNHead, model.head)) if isinstance(model, TwoStageModel) else Choice()
 
 
 def make(program: str, target: str, cases: list[str], text: str, calibrate: str | None = None) -> str:

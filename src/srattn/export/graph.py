@@ -16,6 +16,7 @@ from srattn.export import answers
 from srattn.export.fast import Form, absorbed_in, fast_form
 from srattn.export.options import LEAST_DYNAMIC, WHOLE, Options
 from srattn.export.pictures import Pictures
+from srattn.export.stages import outputs_of, stages_of
 from srattn.models.backbone import Backbone
 from srattn.tasks.dense import DenseModel, DepthModel, SegmentationModel
 from srattn.tasks.depth import depth_map
@@ -57,6 +58,9 @@ class Graph(nn.Module):
             height, width = images.shape[1], images.shape[2]
             images = self.pictures(images)
         answer = self.options.answer
+        staged = isinstance(model, TwoStageModel)
+        if staged and answer != "maps":
+            return self._stages(model, images, height, width)
         if answer == "maps":
             maps = self._computed(
                 lambda x: backbone_of(model).forward_intermediates(x, intermediates_only=True), images
@@ -76,6 +80,14 @@ class Graph(nn.Module):
             boxes = answers.in_picture(boxes, self.pictures.preprocess, height, width)
         return boxes, scores
 
+    def _stages(self, model: TwoStageModel, images: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
+        steps, (found, *masks) = stages_of(model, images)
+        if self.pictures is None:
+            return (*steps, found, *masks)
+        boxes = answers.in_picture(found[..., :4], self.pictures.preprocess, height, width)
+        there = found[..., 5:] >= 0
+        return (*steps, found, torch.cat([boxes * there, found[..., 4:]], 2), *masks)
+
     def _computed(self, run: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
         """What a model whose weights are bfloat16 makes of float32, as float32."""
         if next(self.model.parameters()).dtype != torch.bfloat16:
@@ -83,7 +95,9 @@ class Graph(nn.Module):
         return [each.float() for each in run(images.bfloat16())]
 
     def outputs(self) -> list[str]:
-        """Names of the outputs."""
+        """Names of the outputs; of a model of two stages of those that stay."""
+        if isinstance(self.model, TwoStageModel) and self.options.answer != "maps":
+            return outputs_of(self.model)
         if self.options.answer == "maps":
             return [f"map_{index + 1}" for index in range(len(backbone_of(self.model).stages))]
         return answers.NAMES[self.options.answer]
@@ -132,11 +146,6 @@ def check_model(model: nn.Module, options: Options) -> None:
         size = tuple(model.head.config["size"])  # type: ignore[index]
         if options.size != size:
             raise SrattnError(f"a SimCC head is made for images of {size[0]}x{size[1]}: leave out --size, or give that")
-    if isinstance(model, TwoStageModel):
-        raise SrattnError(
-            "a detector of two stages is no graph, since its sizes depend on what it finds: fcos and retinanet can be "
-            "exported, and of this one --task features"
-        )
 
 
 def make_graph(model: nn.Module, options: Options, preprocess: Preprocess | None) -> Graph:

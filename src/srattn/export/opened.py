@@ -18,6 +18,7 @@ from srattn.export.export import files_of
 from srattn.export.facts import Facts
 from srattn.export.formats import format_of, get_format
 from srattn.heads.keypoints import bins
+from srattn.heads.mask_rcnn import FasterRCNNHead, MaskRCNNHead
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,6 +91,7 @@ class ExportedModel(nn.Module):
         self.norm_eps, self.edge = facts.model.get("norm_eps"), facts.model.get("edge")
         self.num_classes = len(facts.labels)
         self.task_options = _task_options(facts)
+        self.has_masks = bool(self.task_options.get("masks", False))
         # What answers are remembered by: these bytes stand for the weights.
         digest = hashlib.sha256()
         for file in files_of(path):
@@ -147,8 +149,8 @@ class ExportedModel(nn.Module):
         """What the model itself answers.
 
         Logits (B, classes) of a classifier; logits (B, K, h, w) of pixels, of a file that says classes alone those of
-        one that is sure; rows of boxes, of a file with boxes those that have each box for a reference; depths
-        (B, H, W); of joints what they are read from.
+        one that is sure; rows of boxes, of a file with boxes those that have each box for a reference; answers of
+        two stages; depths (B, H, W); of joints what they are read from.
         """
         found, answer = self.outputs(images), self.facts.options.answer
         if answer == "classes":
@@ -157,8 +159,15 @@ class ExportedModel(nn.Module):
             return answers.rows_of_boxes(self._seen(found[0], images), found[1], self._size(images))
         if answer == "detections":
             boxes = torch.cat([self._seen(found[0][..., :4], images), found[0][..., 4:]], 2)
+            if self.task_options.get("stages") == 2:
+                return self._answers(boxes, found[1:], images)
             return answers.rows_of_detections(boxes, self.num_classes, self._size(images))
         return found[-1]
+
+    def _answers(self, detections: Tensor, masks: list[Tensor], images: Tensor) -> Tensor:
+        """As `srattn.tasks.detection.stages.answers.answer` has them."""
+        sides = detections.new_tensor(self._size(images)).expand(*detections.shape[:2], 2)
+        return torch.cat([detections, sides, *(each.flatten(2) for each in masks)], 2)
 
     def _size(self, images: Tensor) -> tuple[int, int]:
         """Of the model's input."""
@@ -184,6 +193,8 @@ def _task_options(facts: Facts) -> dict[str, Any]:
             return {"max_depth": float(head["max_depth"])}
         if facts.task == "pose":
             return {"columns": bins(int(head["size"][1]), float(head["split"])) if "split" in head else None}
+        if facts.task == "detection" and head.get("kind") in (FasterRCNNHead.kind, MaskRCNNHead.kind):
+            return {"stages": 2, "masks": head["kind"] == MaskRCNNHead.kind}
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise SrattnError(f"the file does not describe its head: {error!r}") from None
     return {}

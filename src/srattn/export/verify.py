@@ -53,17 +53,11 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
     Args:
         real: further inputs beside the random ones, as the graph takes them.
     """
-    generator = torch.random.fork_rng(devices=[])
-    with generator, torch.inference_mode():
-        torch.manual_seed(0)
-        inputs = [example_for(graph, options, size, batch) for size, batch in sizes(graph, options)]
+    with torch.inference_mode():
         graph = Graph(graph.model, _before_choice(options), graph.pictures).eval()
-        exact = copy.deepcopy(graph).double()
-        others = [(graph, False), *_less_exact(graph, options)] + [
-            (_nudged(exact, nudge), True) for nudge in (NUDGE, -NUDGE) if graph.pictures
-        ]
+        exact, others = references(graph, options)
         files = []
-        for place, images in enumerate([*inputs, *real]):
+        for place, images in enumerate(inputs_of(graph, options, real)):
             doubled = images if images.dtype == torch.uint8 else images.double()
             truth = _answers(exact, doubled)  # rows are float32 in any model
             allowed = [FLOOR] * len(truth)
@@ -78,6 +72,20 @@ def write_cases(graph: Graph, options: Options, real: Sequence[Tensor], folder: 
             save_file({"images": images.contiguous(), **tensors}, path)
             files.append(str(path))
     return files
+
+
+def inputs_of(graph: Graph, options: Options, real: Sequence[Tensor]) -> list[Tensor]:
+    """Random inputs, always the same, and the real ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [*(example_for(graph, options, size, batch) for size, batch in sizes(graph, options)), *real]
+
+
+def references(graph: Graph, options: Options) -> tuple[Graph, list[tuple[Graph, bool]]]:
+    """The truth, and graphs that may be off it, each with whether it computes in float64."""
+    exact = copy.deepcopy(graph).double()
+    nudged = [(_nudged(exact, nudge), True) for nudge in (NUDGE, -NUDGE) if graph.pictures]
+    return exact, [(graph, False), *_less_exact(graph, options), *nudged]
 
 
 def _less_exact(graph: Graph, options: Options) -> list[tuple[Graph, bool]]:
@@ -134,7 +142,7 @@ def judge(answers: Sequence[Tensor], case: dict[str, Tensor], answer: str = "log
         errors = [_regret(answers[0], truth[0], case["images"])]
     else:
         parts = parts_of(list(answers), answer)
-        _check_shapes(parts, truth)
+        check_shapes(parts, truth)
         errors = [apart(part, t) for part, t in zip(parts, truth, strict=True)]
     worst = (0.0, FLOOR)
     for error, most in zip(errors, allowed, strict=True):
@@ -149,7 +157,7 @@ def judge(answers: Sequence[Tensor], case: dict[str, Tensor], answer: str = "log
     return worst
 
 
-def _check_shapes(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+def check_shapes(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
     if [a.shape for a in found] != [t.shape for t in wanted]:
         shapes, others = ([tuple(t.shape) for t in each] for each in (found, wanted))
         raise SrattnError(f"the file answers with shapes {shapes}, eager with {others}; nothing was written")
@@ -162,7 +170,7 @@ def _regret(classes: Tensor, logits: Tensor, images: Tensor) -> float:
     make errors larger.
     """
     size = images.shape[1:3] if images.dtype == torch.uint8 else images.shape[2:]
-    _check_shapes([classes], [torch.empty(len(images), *size, device="meta")])
+    check_shapes([classes], [torch.empty(len(images), *size, device="meta")])
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
     if int(classes.max()) >= logits.shape[1]:
@@ -176,13 +184,14 @@ def _judge_joints(joints: Tensor, maps: Tensor, case: dict[str, Tensor]) -> None
     """Holds joints (B, K, 3) against what the file itself says that they were read from."""
     height, width = case["images"].shape[2:]
     wanted = joints_of(maps, int(case["columns"]) or None, height, width)
-    _check_shapes([joints], [wanted])
+    check_shapes([joints], [wanted])
     if not bool(((joints - wanted).abs() <= NEAR * max(height, width)).all()):
         raise SrattnError("the file finds joints in other places than its own maps have them; nothing was written")
 
 
 def judge_detections(detections: Tensor, boxes: Tensor, scores: Tensor, choice: Choice) -> None:
-    """Holds detections (B, M, 6) against the rule, given all boxes (B, N, 4) and scores (B, N, K).
+    """Holds detections (B, M, 6) against the rule, given all boxes, (B, N, 4) or (B, N, K, 4) of each class its own,
+    and scores (B, N, K).
 
     The greedy rule keeps exactly those boxes that no better kept one of their class overlaps. So each detection is one
     of the boxes, no two of a class overlap, and each box that is missing is overlapped by a better one, or is too bad;
@@ -192,29 +201,42 @@ def judge_detections(detections: Tensor, boxes: Tensor, scores: Tensor, choice: 
         SrattnError: one of these is not so.
     """
     if detections.shape != (len(boxes), choice.most, 6):
-        _check_shapes([detections], [torch.empty(len(boxes), choice.most, 6, device="meta")])
+        check_shapes([detections], [torch.empty(len(boxes), choice.most, 6, device="meta")])
     for found, places, values in zip(detections, boxes, scores, strict=True):
         kept = found[found[:, 5] >= 0]
         least = choice.score if len(kept) < choice.most else float(kept[:, 4].min())
         counted = values.flatten().topk(min(choice.candidates, values.numel())).values.min()
-        whole = (places[:, 2:] > places[:, :2]).all(1)
         for label in range(values.shape[1]):
-            mine = kept[kept[:, 5] == label]
-            _judge_class(mine, places[whole], values[whole, label], max(least, float(counted)), choice)
+            mine, own = kept[kept[:, 5] == label], places if places.ndim == 2 else places[:, label]
+            whole = (own[:, 2:] > own[:, :2]).all(1)
+            if bool((mine[:, 4] < choice.score - NEAR).any()):
+                raise SrattnError("the file keeps boxes that its suppression should drop; nothing was written")
+            judge_kept(mine, own[whole], values[whole, label], max(least, float(counted)), choice.overlap)
 
 
-def _judge_class(kept: Tensor, boxes: Tensor, scores: Tensor, least: float, choice: Choice) -> None:
+def judge_kept(kept: Tensor, boxes: Tensor, scores: Tensor, least: float, overlap: float, slack: float = NEAR) -> None:
+    """Holds what is left of boxes (N, 4) of one class with scores (N,) against the rule.
+
+    Args:
+        kept: (M, 5 or more): boxes and their scores.
+        least: boxes with lower scores may be missing.
+        overlap: as IoU.
+        slack: scores that are one and the same.
+
+    Raises:
+        SrattnError: it is not the rule.
+    """
     over = box_iou(kept[:, :4], kept[:, :4]).triu(1)
-    if bool((over > choice.overlap + NEAR).any()) or bool((kept[:, 4] < choice.score - NEAR).any()):
+    if bool((over > overlap + NEAR).any()):
         raise SrattnError("the file keeps boxes that its suppression should drop; nothing was written")
     reach = NEAR * float(boxes.abs().max()) if len(boxes) else 0.0
     near = (kept[:, None, :4] - boxes).abs().amax(2) <= reach  # (kept, boxes)
-    near &= (kept[:, None, 4] - scores).abs() <= NEAR
+    near &= (kept[:, None, 4] - scores).abs() <= slack
     if not bool(near.any(1).all()):
         raise SrattnError("the file keeps boxes that are none of the model's; nothing was written")
-    drops = box_iou(kept[:, :4], boxes) > choice.overlap - NEAR
-    drops &= kept[:, None, 4] >= scores - NEAR
-    needed = scores > least + NEAR
+    drops = box_iou(kept[:, :4], boxes) > overlap - NEAR
+    drops &= kept[:, None, 4] >= scores - slack
+    needed = scores > least + slack
     if bool((needed & ~(near | drops).any(0)).any()):
         raise SrattnError("the file drops boxes that its suppression should keep; nothing was written")
 

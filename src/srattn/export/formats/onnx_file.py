@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from srattn.errors import SrattnError
-from srattn.export.formats import STAMP, Runner
+from srattn.export.formats import STAMP, Runner, operators_onnx
 from srattn.tasks.detection.decode import Choice
 
 _SMALL = 16
@@ -32,7 +32,10 @@ def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[st
             opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
-            custom_translation_table={torch.ops.aten.repeat_interleave.self_int: _repeat_interleave},
+            custom_translation_table={
+                torch.ops.aten.repeat_interleave.self_int: _repeat_interleave,
+                **operators_onnx.table(),
+            },
             verbose=False,
         )
         assert found is not None
@@ -72,6 +75,30 @@ def suppress(target: str, choice: Choice, opset: int) -> None:
     model.graph.initializer.extend(constants)
     del model.graph.output[:]
     model.graph.output.append(output_of(choice))
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
+
+
+def trim(target: str, outputs: Sequence[str]) -> None:
+    """Leaves out all other outputs, and the nodes that served them alone."""
+    import onnx
+
+    model = onnx.load(target)
+    graph, kept = model.graph, list[Any]()
+    wanted = set(outputs)
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    fields: list[tuple[Any, list[Any]]] = [
+        (graph.node, kept[::-1]),
+        (graph.initializer, [each for each in graph.initializer if each.name in wanted]),
+        (graph.output, [each for each in graph.output if each.name in outputs]),
+    ]
+    for field, left in fields:
+        copies = [type(each).FromString(each.SerializeToString()) for each in left]
+        del field[:]
+        field.extend(copies)
     onnx.checker.check_model(model)
     onnx.save(model, target)
 

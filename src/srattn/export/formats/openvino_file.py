@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from srattn.errors import SrattnError
-from srattn.export.formats import STAMP, Runner
+from srattn.export.formats import STAMP, Runner, operators_openvino
 from srattn.ops.native.build import processor_flags
 from srattn.tasks.detection.decode import Choice
 
@@ -27,7 +27,7 @@ def write(program: str, target: str, inputs: Sequence[str], outputs: Sequence[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.export.load(program)
-        model: Any = ov.convert_model(traced)
+        model: Any = ov.convert_model(traced, extension=operators_openvino.extensions())
     _declare(model, traced)
     for kind, names in ((model.inputs, inputs), (model.outputs, outputs)):
         for port, name in zip(kind, names, strict=True):
@@ -63,6 +63,18 @@ def suppress(target: str, choice: Choice, opset: int) -> None:
         for reader in parameter.output(0).get_target_inputs():
             reader.replace_source_output(port.get_node().input_value(0))
     _rewrite(target, ov.Model(tail.get_results(), model.get_parameters()))
+
+
+def trim(target: str, outputs: Sequence[str]) -> None:
+    """Leaves out all other outputs, and what served them alone."""
+    import openvino
+
+    ov: Any = openvino
+    model: Any = ov.Core().read_model(target)
+    results: list[Any] = model.get_results()
+    ports = zip(model.outputs, results, strict=True)
+    left = [result for port, result in ports if port.get_names() & set(outputs)]
+    _rewrite(target, ov.Model(left, model.get_parameters()))
 
 
 def halve(target: str) -> None:
