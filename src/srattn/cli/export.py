@@ -59,7 +59,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nms",
         type=Literal["in", "out"] | None,
-        help="boxes: in leaves only the best of those that overlap (onnx, openvino); out, the default, gives all",
+        help="boxes: in leaves only the best of those that overlap (onnx, openvino); out, the default, gives all. "
+        "Detectors of two stages have in alone",
     )
     parser.add_argument(
         "--preprocess", action="store_true", help="take uint8 pictures of any size; resize and normalise in the graph"
