@@ -194,7 +194,7 @@ def _task_options(facts: Facts) -> dict[str, Any]:
         if facts.task == "pose":
             return {"columns": bins(int(head["size"][1]), float(head["split"])) if "split" in head else None}
         if facts.task == "detection" and head.get("kind") in (FasterRCNNHead.kind, MaskRCNNHead.kind):
-            return {"stages": 2, "masks": head["kind"] == MaskRCNNHead.kind}
+            return {"stages": 2, "masks": "masks" in facts.outputs}
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise SrattnError(f"the file does not describe its head: {error!r}") from None
     return {}

@@ -28,7 +28,7 @@ def unsuppressed(boxes: Tensor, labels: Tensor, able: Tensor, overlap: float, ki
         most: boxes of a label after which it may end.
     """
     kept = torch.zeros_like(able)
-    order = -torch.arange(boxes.shape[1], dtype=torch.float32)
+    order = -torch.arange(boxes.shape[1], dtype=torch.float32, device=boxes.device)
     for number, some in enumerate(able):
         places = some.nonzero().squeeze(1)
         found = nms(boxes[number, places], order[places], overlap, labels[number, places])

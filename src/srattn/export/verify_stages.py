@@ -10,7 +10,7 @@ the rule; and their masks against those that the model has for them. Numbers may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,16 +46,22 @@ class _Seen:
 
     def second(self, proposals: Tensor, there: Tensor) -> list[Tensor]:
         proposals = proposals.to(self.dtype)
-        logits, steps = self.head.classify(self.maps, proposals)
+        # One image after the other: a thousand boxes of each in float64 are a gigabyte.
+        parts = [self.head.classify(maps, boxes.unsqueeze(0)) for maps, boxes in self._by_image(proposals)]
+        logits, steps = (torch.cat(each) for each in zip(*parts, strict=True))
         boxes = boxes_of_steps(proposals.unsqueeze(2), steps.to(self.dtype))
         return [logits.softmax(2)[..., :-1] * there.unsqueeze(2), clip_boxes(boxes, *self.size)]
 
     def masks(self, detections: Tensor) -> list[Tensor]:
-        logits = self.head.masks(self.maps, detections[..., :4].to(self.dtype))
+        boxes = detections[..., :4].to(self.dtype)
+        logits = torch.cat([self.head.masks(maps, one.unsqueeze(0)) for maps, one in self._by_image(boxes)])
         there = detections[..., 5] >= 0
         label = detections[..., 5].long().clamp(min=0).view(*there.shape, 1, 1, 1)
         own = logits.gather(2, label.expand(-1, -1, 1, *logits.shape[3:])).squeeze(2)
         return [own.sigmoid() * there.unsqueeze(2).unsqueeze(3)]
+
+    def _by_image(self, boxes: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
+        return (([x[n : n + 1] for x in self.maps], one) for n, one in enumerate(boxes))
 
 
 class Judge:
