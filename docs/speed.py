@@ -34,8 +34,8 @@ multiply-adds were done at.
 In eval mode, without gradients, the blocks and patch embeddings of PVT, PVT v2, MiT, Twins, CvT and MViTv2 run in
 kernels that are compiled for the machine at first use (a C++ compiler is all they need; without one torch does the
 work, and `srattn info` says why). There is nothing to switch on, and the parameters stay where they are.
-`torch.compile` leaves these modules whole and compiles what is between them; but for bfloat16 with AMX
-and for training, the rows of `srattn compile` below are from before that was so.
+`torch.compile` leaves these modules whole and compiles what is between them; but for bfloat16 with AMX and for
+training, the rows of `srattn compile` below are from before that was so.
 
 - Attention and feed-forward are computed a few rows of the map at a time: what is hidden, queries, scores and heads
   never leave the private cache. Memory grows with the map alone.
@@ -84,8 +84,8 @@ FILES = [
     (
         "training_step.json",
         "A step of training",
-        "Forward, cross-entropy, backward and AdamW. Under `torch.compile` a step keeps the kernels and is no faster on "
-        "a CPU. "
+        "Forward, cross-entropy, backward and AdamW. Under `torch.compile` a step keeps the kernels and is no faster "
+        "on a CPU. "
         "[training_memory.json](../benchmarks/results/training_memory.json) has what autograd keeps for backward.",
     ),
 ]
