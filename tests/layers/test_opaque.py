@@ -203,7 +203,8 @@ def test_autocast(within: bool) -> None:
         expected = inside(x)
     assert graphs.whole == 1 and result.dtype == expected.dtype == torch.float32
     assert torch.allclose(result, expected, atol=1e-6)
-    assert not torch.allclose(result, exact, atol=1e-5), "it was bfloat16"
+    wide = kernels.available() and not kernels.available("bfloat16")  # products of float32, which are more exact
+    assert torch.allclose(result, exact, atol=1e-5) == wide
 
 
 def test_half_precision_and_inference_mode() -> None:

@@ -280,7 +280,7 @@ def test_a_line_of_pixels_is_refused_by_name(save_pairs: Maker) -> None:
     wide = Preprocess(size=(512, 512), fit="shorter")
     data = masks_of(root, preprocess=wide)
     (line,) = data.skipped
-    assert line.startswith(str(root / "images" / "val" / "0.png")) and "9000x1 would become 4608000x512" in line
+    assert line.startswith(str(root / "images" / "val" / "0.png")) and "9000x1 would become 288000x32" in line
 
 
 # -- read -------------------------------------------------------------------------------------------------------------
