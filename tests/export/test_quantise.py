@@ -15,12 +15,14 @@ from srattn.errors import SrattnError
 from srattn.export import Options, export_model, verify
 from srattn.export.facts import Facts
 from srattn.export.formats import get_format
+from srattn.export.formats.halves import in_half
 from srattn.export.graph import make_graph, make_program
 from srattn.export.opened import open_export
 from srattn.export.quantise import steps
 from srattn.export.quantise.measure import MOST, decibels, same
 from srattn.export.quantise.parts import matching, part_of, worst
 from srattn.models.backbone import Backbone
+from srattn.tasks.detection.model import retinanet
 
 PARTS = [f"stages.{n}.{each}" for n in (0, 1) for each in ("patch_embed", "blocks.0.attn", "blocks.0.mlp")]
 
@@ -182,6 +184,26 @@ class TestONNX:
             case = verify.read_case(file)
             error, allowed = verify.judge(run(case["images"]), case)
             assert 1e-6 < error < allowed < 1e-2
+
+
+def test_places_are_not_stored_in_half() -> None:
+    np = pytest.importorskip("numpy")
+    weights = np.linspace(-16, 16, 33, dtype=np.float32)
+    half = in_half(weights)
+    assert half.dtype == np.float16 and (half == weights).all()
+    for kept in (weights * 1.01, weights[:15], weights.astype(np.int64), np.full(16, np.nan, np.float32)):
+        assert in_half(kept) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_anchors_in_a_file_of_halves(name: str, tmp_path: Path) -> None:
+    """They lie hundreds of pixels outside of the image, where float16 has steps of half a pixel."""
+    pytest.importorskip({"onnx": "onnxscript", "openvino": "openvino"}[name])
+    model = retinanet("pvt_v2_b0", 2, width=16, convs=1, depths=(1, 1, 1, 1)).eval()
+    options = Options(name, (96, 64), 1, task="detect", outputs="boxes", precision="float16")
+    done = export_model(model, tmp_path / f"boxes.{'onnx' if name == 'onnx' else 'xml'}", options)
+    assert done.path.exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.export.formats import STAMP, Runner, operators_onnx
+from srattn.export.formats.halves import in_half
 from srattn.tasks.detection.decode import Choice
 
-_SMALL = 16
-"""Tensors with fewer values stay what they are: constants of the graph among them."""
 NEEDS = ("onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -105,19 +104,15 @@ def trim(target: str, outputs: Sequence[str]) -> None:
 
 def halve(target: str) -> None:
     """Stores weights in float16, each with a step that makes float32 of it; what is computed is float32."""
-    import numpy as np
     import onnx
     from onnx import numpy_helper
 
     model = onnx.load(target)
     graph, casts = model.graph, []
     for weight in graph.initializer:
-        values = numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < _SMALL:
+        half = in_half(numpy_helper.to_array(weight))
+        if half is None:
             continue
-        half = values.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise SrattnError(f"{weight.name} holds values beyond the largest of float16: leave out --precision")
         name = f"{weight.name}_float16"
         casts.append(
             onnx.helper.make_node("Cast", [name], [weight.name], name=f"cast_{name}", to=onnx.TensorProto.FLOAT)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from srattn.errors import SrattnError
 from srattn.export.formats import STAMP, Runner, operators_openvino
+from srattn.export.formats.halves import in_half
 from srattn.ops.native.build import processor_flags
 from srattn.tasks.detection.decode import Choice
 
@@ -80,8 +81,15 @@ def trim(target: str, outputs: Sequence[str]) -> None:
 def halve(target: str) -> None:
     """Stores weights in float16; what is computed is float32."""
     import openvino as ov
+    from openvino import opset13 as op
 
-    _rewrite(target, ov.Core().read_model(target), halves=True)
+    model: Any = ov.Core().read_model(target)
+    for node in model.get_ops():
+        half = in_half(node.data) if node.get_type_name() == "Constant" else None
+        if half is not None:
+            stored = op.convert(op.constant(half, name=f"{node.get_friendly_name()}_float16"), "f32")
+            node.output(0).replace(stored.output(0))
+    _rewrite(target, model)
 
 
 def compute_in_bfloat16(target: str) -> None:
@@ -101,13 +109,13 @@ def stamp(target: str, text: str) -> None:
     _rewrite(target, model)
 
 
-def _rewrite(target: str, model: Any, halves: bool = False) -> None:
+def _rewrite(target: str, model: Any) -> None:
     """Replaces the file by what a model that was read from it has become."""
     import openvino as ov
 
     # Its weights are mapped from the file that is to be replaced.
     aside = Path(target).with_name("rewritten.xml")
-    ov.save_model(model, aside, compress_to_fp16=halves)
+    ov.save_model(model, aside, compress_to_fp16=False)
     for suffix in (".xml", ".bin"):
         aside.with_suffix(suffix).replace(Path(target).with_suffix(suffix))
 
