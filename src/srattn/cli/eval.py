@@ -213,7 +213,7 @@ def _figures(found: Measurement) -> list[tuple[str, str]]:
     from srattn.engine.progress import figure_text
 
     five = [] if found.top5 is None else [("top-5", figure_text("accuracy", found.top5))]
-    corrupted = [] if found.corrupted is None else [("under corruptions", f"{100 * found.corrupted:.2f}% on average")]
+    corrupted = [] if found.corrupted is None else [("under corruptions", f"{figure_text('accuracy', found.corrupted)} on average")]
     speed = found.images_per_second
     return [
         ("top-1", figure_text("accuracy", found.top1)),
@@ -226,12 +226,14 @@ def _figures(found: Measurement) -> list[tuple[str, str]]:
 
 
 def _robustness(found: Measurement, table: Any) -> Any:
+    from srattn.engine.progress import figure_text
+
     severities = sorted({s for row in found.corruptions.values() for s in row})
     table.add_column("corruption")
     for severity in severities:
         table.add_column(f"severity {severity}", justify="right")
     for kind, row in found.corruptions.items():
-        table.add_row(kind.replace("_", " "), *(f"{100 * row[s]:.2f}%" for s in severities))
+        table.add_row(kind.replace("_", " "), *(figure_text("accuracy", row[s]) for s in severities))
     return table
 
 
