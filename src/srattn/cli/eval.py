@@ -213,7 +213,9 @@ def _figures(found: Measurement) -> list[tuple[str, str]]:
     from srattn.engine.progress import figure_text
 
     five = [] if found.top5 is None else [("top-5", figure_text("accuracy", found.top5))]
-    corrupted = [] if found.corrupted is None else [("under corruptions", f"{figure_text('accuracy', found.corrupted)} on average")]
+    corrupted = []
+    if found.corrupted is not None:
+        corrupted = [("under corruptions", f"{figure_text('accuracy', found.corrupted)} on average")]
     speed = found.images_per_second
     return [
         ("top-1", figure_text("accuracy", found.top1)),
